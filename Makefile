@@ -1,0 +1,40 @@
+# `make help` lists the targets. PYTHON picks the interpreter that .venv is made with: `make test PYTHON=python3.12`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The one place that names the version of torch is constraints.txt.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow quality bench
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# Nothing of the demo or the tests needs the internet, and this makes a download an error.
+demo test test-slow: export HF_HUB_OFFLINE := 1
+
+demo: $(STAMP)  ## train and evaluate a tiny model on generated clips, on a CPU
+	$(BIN)/python scripts/demo.py --output_dir outputs/demo
+
+test: $(STAMP)  ## fast tests, with coverage
+	$(BIN)/python -m pytest -m "not slow" --cov=modeling_scada --cov=processing --cov-report=term-missing
+
+test-slow: $(STAMP)  ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+quality: $(STAMP)  ## linter, formatter, type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## memory and speed, into outputs/bench
+	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench
+
+# torch comes first and on its own, at its pinned version: the second call then finds it there and pulls no other.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
