@@ -1,0 +1,1 @@
+"""Everything between a user's files and the model's tensors; users import from `modeling_scada` alone."""

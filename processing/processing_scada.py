@@ -1,0 +1,285 @@
+"""Processor: videos, sentences and segments in, the model's batch out; the model's outputs in, segments out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from .metrics import soft_nms
+from .timeline import Timeline
+from .video_processing_scada import ScadaVideoProcessor
+
+
+# What an annotation may exceed its file by and still be clipped to it: files are often a little shorter than their
+# annotation says (Charades-STA: up to 1.54 s).
+SEGMENT_TOLERANCE_SECONDS = 2.0
+LABEL_PADDING = -100.0
+
+
+class ScadaProcessor(ProcessorMixin):
+    r"""
+    Joins a [`ScadaVideoProcessor`] and a tokenizer.
+
+    Args:
+        video_processor ([`ScadaVideoProcessor`]): Reads and normalises frames.
+        tokenizer (`PreTrainedTokenizerBase`): The sentence encoder's tokenizer.
+
+    Example:
+
+    ```python
+    >>> inputs = processor(videos="video.mp4", text=["a person sits down", "the door opens"])  # doctest: +SKIP
+    >>> {name: tuple(tensor.shape) for name, tensor in inputs.items()}  # doctest: +SKIP
+    {'pixel_values_videos': (1, 512, 3, 160, 160), 'input_ids': (1, 2, 6), 'attention_mask': (1, 2, 6),
+     'sentence_mask': (1, 2)}
+
+    ```"""
+
+    def __init__(self, video_processor: ScadaVideoProcessor, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(video_processor, tokenizer)
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
+        """As in transformers, whose own check needs torchvision for video processors."""
+        expected = {"video_processor": ScadaVideoProcessor, "tokenizer": PreTrainedTokenizerBase}[argument_name]
+        # By name as well: code loaded from a repository brings its own copy of the class.
+        names = {base.__name__ for base in type(argument).__mro__}
+        if expected.__name__ not in names:
+            raise TypeError(
+                f"Received a {type(argument).__name__} as `{argument_name}`; expected a {expected.__name__}."
+            )
+        return expected
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # AutoVideoProcessor refuses to work without torchvision, so the video processor is loaded by its class.
+        return [
+            ScadaVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values_videos", "input_ids", "attention_mask", "sentence_mask"]
+
+    def __call__(
+        self,
+        videos: Any = None,
+        text: str | list[str] | list[list[str]] | None = None,
+        segments: list | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
+                One video or a list of videos, as [`ScadaVideoProcessor`] takes them.
+            text (`str`, `list[str]` or `list[list[str]]`):
+                For one video a sentence or a list of sentences; for a list of videos one such entry per video.
+            segments (`list`, *optional*):
+                Target segments in seconds from the first frame, in the nesting of `text`: for each sentence
+                `[start, end]`, or a list of these. They become `labels`.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+            **kwargs:
+                Passed to [`ScadaVideoProcessor`]: `num_frames`, `size`, `video_metadata`, `return_timelines`.
+
+        Returns:
+            `BatchFeature`: `pixel_values_videos` `(B, T, 3, H, W)`; `input_ids` and `attention_mask` `(B, M, L)`;
+            `sentence_mask` `(B, M)`, 0 for padding; with `segments` also `labels` `(B, M, K, 2)` in `[0, 1]` of the
+            video, padded with -100; with `return_timelines=True` also `timelines`, a list of [`Timeline`].
+
+        Raises:
+            ValueError: If there is no video, no sentence or an empty one, a number of sentences or segments that does
+                not fit, or a segment that ends before it starts or lies outside its video.
+            FileNotFoundError, VideoReadError: If a video cannot be read.
+        """
+        if videos is None:
+            raise ValueError("Received no `videos`; pass a video or a list of videos.")
+        is_batch = isinstance(videos, (list, tuple))
+        sentences = _nest_text(text, len(videos) if is_batch else None)
+        targets = None
+        if segments is not None:
+            targets = _nest_segments(segments if is_batch else [segments], text if is_batch else [text], sentences)
+        keep_timelines = kwargs.pop("return_timelines", False)
+        features = self.video_processor(videos, return_timelines=True, return_tensors=return_tensors, **kwargs)
+        timelines = features.pop("timelines")
+        data = {**features, **self._tokenize(sentences)}
+        if targets is not None:
+            data["labels"] = _labels(targets, timelines)
+        batch = BatchFeature(data, tensor_type=return_tensors)
+        if keep_timelines:
+            batch["timelines"] = timelines
+        return batch
+
+    def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
+        """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
+        flat = [sentence for of_video in sentences for sentence in of_video]
+        tokens = self.tokenizer(flat, padding=True, truncation=True, return_attention_mask=True, return_tensors="np")
+        sentence_mask = np.zeros((len(sentences), max(map(len, sentences))), dtype=np.int64)
+        for row, of_video in zip(sentence_mask, sentences, strict=True):
+            row[: len(of_video)] = 1
+        length = tokens["input_ids"].shape[1]
+        pad_token_id = self.tokenizer.pad_token_id or 0
+        input_ids = np.full((*sentence_mask.shape, length), pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        input_ids[sentence_mask == 1] = tokens["input_ids"]
+        attention_mask[sentence_mask == 1] = tokens["attention_mask"]
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_mask": sentence_mask}
+
+    def post_process_temporal_grounding(
+        self,
+        outputs: Any,
+        timelines: Sequence[Timeline],
+        sentence_mask: torch.Tensor | np.ndarray | None = None,
+        top_k: int = 5,
+        threshold: float = 0.0,
+    ) -> list[list[dict[str, np.ndarray]]]:
+        """
+        Proposals to segments in seconds: soft non-maximum suppression, best first.
+
+        Args:
+            outputs ([`ScadaTemporalGroundingOutput`]): Of the model.
+            timelines (`Sequence[Timeline]`): Of each video, as the processor returns them.
+            sentence_mask (`torch.Tensor` of shape `(B, M)`, *optional*): Which sentences there are; all if not given.
+            top_k (`int`, *optional*, defaults to 5): At most so many segments a sentence.
+            threshold (`float`, *optional*, defaults to 0.0):
+                Drops segments whose score is lower. The best segment of a sentence always comes back.
+
+        Returns:
+            `list[list[dict]]`: For each video and each of its sentences `{"scores": (k,), "segments": (k, 2)}`, float64,
+            scores in `[0, 1]`, segments in seconds from the first frame.
+
+        Raises:
+            ValueError: If the number of timelines or the mask does not fit, `top_k` is not positive, or a score or a
+                segment is NaN.
+        """
+        logits = outputs["logits"].detach().double().cpu()
+        pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
+        if len(timelines) != len(logits):
+            raise ValueError(
+                f"Received {len(timelines)} timelines for the outputs of {len(logits)} videos; pass one per video."
+            )
+        if top_k < 1:
+            raise ValueError(f"Received top_k={top_k}; expected a positive number of segments.")
+        if torch.isnan(logits).any() or np.isnan(pred_segments).any():
+            raise ValueError(
+                "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
+                "bfloat16 or float32 rather than float16."
+            )
+        scores = logits.sigmoid().numpy()
+        mask = np.ones(scores.shape[:2]) if sentence_mask is None else np.asarray(torch.as_tensor(sentence_mask).cpu())
+        if mask.shape != scores.shape[:2]:
+            raise ValueError(
+                f"Received a `sentence_mask` of shape {mask.shape} for outputs of {scores.shape[0]} videos with "
+                f"{scores.shape[1]} sentences; pass the one that went into the model."
+            )
+        results = []
+        for video_index, timeline in enumerate(timelines):
+            window = Timeline(timeline.start_seconds, timeline.end_seconds)
+            of_video = []
+            for sentence_index in np.flatnonzero(mask[video_index]):
+                kept_scores, kept_segments = soft_nms(
+                    scores[video_index, sentence_index], pred_segments[video_index, sentence_index], top_k
+                )
+                count = max(1, int((kept_scores >= threshold).sum()))
+                segments_seconds = window.grid_to_seconds(kept_segments[:count])
+                of_video.append({"scores": kept_scores[:count], "segments": segments_seconds})
+            results.append(of_video)
+        return results
+
+
+def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
+    """Sentences of each video, as `list[list[str]]`; `num_videos` is `None` for a single video."""
+    if text is None:
+        raise ValueError("Received no `text`; pass a sentence, or a list of sentences, per video.")
+    per_video = [text] if num_videos is None else text
+    if isinstance(per_video, str) or not isinstance(per_video, (list, tuple)):
+        raise ValueError(
+            f"Received `text` of type {type(text).__name__} for a list of {num_videos} videos; pass a list with one "
+            "sentence, or one list of sentences, per video."
+        )
+    if num_videos is not None and len(per_video) != num_videos:
+        raise ValueError(
+            f"Received {num_videos} videos but sentences for {len(per_video)}; pass one sentence, or one list of "
+            "sentences, per video."
+        )
+    sentences = []
+    for video_index, entry in enumerate(per_video):
+        if not isinstance(entry, (str, list, tuple)):
+            raise ValueError(
+                f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list of "
+                "sentences."
+            )
+        of_video = [entry] if isinstance(entry, str) else list(entry)
+        sentences.append(of_video)
+        if not of_video:
+            raise ValueError(f"Received no sentence for video {video_index}; pass at least one.")
+        for sentence in of_video:
+            if not isinstance(sentence, str) or not sentence.strip():
+                raise ValueError(f"Received the sentence {sentence!r} for video {video_index}; expected a text.")
+    return sentences
+
+
+def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list[list[np.ndarray]]:
+    """Target segments of each sentence of each video, each `(K, 2)` in seconds; `text` is what `sentences` came as."""
+    if len(segments) != len(sentences):
+        raise ValueError(f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry each.")
+    nested = []
+    for video_index, (of_video, entry, own_sentences) in enumerate(zip(segments, text, sentences, strict=True)):
+        # A video with one sentence may come with that sentence's segment itself, and where the sentence is in no list,
+        # neither are its several segments.
+        if len(own_sentences) == 1 and len(of_video):
+            if np.ndim(of_video[0]) == 0 or (isinstance(entry, str) and np.ndim(of_video[0]) == 1):
+                of_video = [of_video]
+        if len(of_video) != len(own_sentences):
+            raise ValueError(
+                f"Received {len(own_sentences)} sentences but segments of {len(of_video)} for video {video_index}; pass "
+                "[start, end], or a list of these, per sentence."
+            )
+        arrays = [np.asarray(of_sentence, dtype=np.float64) for of_sentence in of_video]
+        arrays = [array[None] if array.ndim == 1 else array for array in arrays]
+        for array, sentence in zip(arrays, own_sentences, strict=True):
+            if array.ndim != 2 or array.shape[1] != 2 or not len(array):
+                raise ValueError(
+                    f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end] or a list of these."
+                )
+        nested.append(arrays)
+    return nested
+
+
+def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.ndarray:
+    """Target segments in seconds -> `(B, M, K, 2)` float32 in `[0, 1]` of each video, padded with -100."""
+    num_sentences = max(map(len, targets))
+    num_segments = max(len(array) for of_video in targets for array in of_video)
+    labels = np.full((len(targets), num_sentences, num_segments, 2), LABEL_PADDING, dtype=np.float32)
+    for video_index, (of_video, timeline) in enumerate(zip(targets, timelines, strict=True)):
+        window = Timeline(timeline.start_seconds, timeline.end_seconds)
+        for sentence_index, segments_seconds in enumerate(of_video):
+            _check_segments(segments_seconds, window)
+            unit = np.clip(window.seconds_to_grid(segments_seconds), 0.0, 1.0)
+            labels[video_index, sentence_index, : len(unit)] = unit
+    return labels
+
+
+def _check_segments(segments_seconds: np.ndarray, window: Timeline) -> None:
+    """
+    Raises:
+        ValueError: If a segment is not finite, ends before it starts, or lies outside the window (an end that exceeds
+            it by up to `SEGMENT_TOLERANCE_SECONDS` is clipped by the caller).
+    """
+    for start_seconds, end_seconds in segments_seconds:
+        where = f"segment [{start_seconds:g}, {end_seconds:g}] s"
+        if not np.isfinite([start_seconds, end_seconds]).all():
+            raise ValueError(f"Received the {where}; expected finite times.")
+        if end_seconds <= start_seconds:
+            raise ValueError(f"Received the {where}: it does not end after it starts. Swap or drop it.")
+        inside = window.start_seconds <= start_seconds < window.end_seconds
+        if not inside or end_seconds > window.end_seconds + SEGMENT_TOLERANCE_SECONDS:
+            raise ValueError(
+                f"Received the {where}: it lies outside its video, which lasts from {window.start_seconds:g} to "
+                f"{window.end_seconds:g} s. Times are in seconds from the first frame; clip or drop the segment."
+            )
+
+
+__all__ = ["ScadaProcessor"]

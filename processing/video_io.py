@@ -1,0 +1,360 @@
+"""
+Reading videos: the only place of the package that imports PyAV.
+
+Design choices:
+- Time is what the frames carry. A frame's timestamp is its own `pts * time_base`, minus the first frame's; neither the
+  number of frames nor the average rate that a container reports is used: both are missing or wrong in real files.
+- A frame is on display from its timestamp until the next frame's.
+- Nothing is made up: damage, a cut file and an instant after the end are errors, never a repeated or a skipped frame.
+- Frames are decoded from the start of the file, and scaled and converted only where an instant asks for them.
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+try:
+    import av
+    import av.error
+    from av.stream import Disposition
+    from av.video.reformatter import Interpolation, VideoReformatter
+except ImportError as error:
+    raise ImportError("Reading videos needs PyAV, which is not installed; run `pip install av`.") from error
+
+SMALL_FRAME_PIXELS = 256 * 256
+
+# A path, an http(s) URL, the bytes of a file, or a binary file object (read from its beginning).
+VideoSource = str | os.PathLike | bytes | BinaryIO
+
+
+class VideoReadError(RuntimeError):
+    """A video that cannot be read as asked. The message names the source, the reason, and how far reading got."""
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """
+    What is known of a video without decoding it as a whole.
+
+    Args:
+        duration_seconds (`float`): Seconds from the first frame's timestamp to the end of the last frame's display.
+        start_seconds (`float`): The first frame's timestamp on the container's own clock, in seconds.
+        time_base (`Fraction`): Length of one tick of the stream's timestamps, in seconds.
+        height (`int`): Height of the frames as displayed, that is after rotation, in stored pixels.
+        width (`int`): Width of the frames as displayed, that is after rotation, in stored pixels.
+        rotation_degrees (`int`): Angle by which stored frames are turned counter-clockwise for display.
+    """
+
+    duration_seconds: float
+    start_seconds: float
+    time_base: Fraction
+    height: int
+    width: int
+    rotation_degrees: int
+
+
+def probe(source: VideoSource) -> VideoFacts:
+    """
+    Find out how long and how large a video is.
+
+    The file is read once, with one frame decoded: only its packets tell until when the last frame is shown.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
+            a file, or a file opened for reading bytes.
+
+    Returns:
+        [`VideoFacts`]: Times in seconds, sizes as displayed.
+
+    Raises:
+        `TypeError`: If `source` is none of these.
+        `FileNotFoundError`: If there is no such file.
+        `VideoReadError`: If the source holds no video stream or no frame, or cannot be read.
+    """
+    with _open_video(source) as video:
+        first_frame = None
+        # (time, duration) of the packets, in ticks, on the clock of display and on that of decoding.
+        shown: list[tuple[int, int]] = []
+        decoded: list[tuple[int, int]] = []
+        for packet in video.container.demux(video.stream):
+            if first_frame is None:
+                first_frame = next((frame for frame in packet.decode() if frame.pts is not None), None)
+            if packet.dts is not None:
+                decoded.append((packet.dts, packet.duration or 0))
+            # Discarded packets are those that an edit list hides.
+            if packet.pts is not None and not packet.is_discard:
+                shown.append((packet.pts, packet.duration or 0))
+                video.reached_seconds = video.seconds_between(shown[0][0], packet.pts)
+        if first_frame is None or not shown:
+            raise video.error("it has no frame with a timestamp")
+
+        duration_ticks = _end_ticks(shown) - first_frame.pts
+        # What the container states is a duration of decoding, which with B-frames at a variable rate can be off by
+        # whole steps. It is kept where packets are missing: a cut file must show as one that ends before it should.
+        stated_ticks = video.stream.duration or 0
+        if decoded and _end_ticks(decoded) - min(decoded)[0] < stated_ticks:
+            duration_ticks = stated_ticks
+        if duration_ticks <= 0:
+            raise video.error("its only frame does not say how long it is shown, so the video has no duration")
+        height, width = _displayed_size(video, first_frame)
+        return VideoFacts(
+            duration_seconds=float(duration_ticks * video.time_base),
+            start_seconds=float(first_frame.pts * video.time_base),
+            time_base=video.time_base,
+            height=height,
+            width=width,
+            rotation_degrees=first_frame.rotation,
+        )
+
+
+def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] | None = None) -> np.ndarray:
+    """
+    Read the frames on display at given instants.
+
+    The frame on display is the last one whose timestamp is not after the instant. Decoding starts at the beginning of
+    the file and stops once all instants are served; each frame asked for is converted once.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
+            a file, or a file opened for reading bytes.
+        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, in any order; an instant may
+            occur more than once.
+        size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
+            frame's.
+
+    Returns:
+        `np.ndarray` of shape `(T, H, W, 3)`, uint8: RGB frames, upright, in the order of `seconds`.
+
+    Raises:
+        `ValueError`: If `seconds` is not a non-empty list of finite, non-negative times, or `size` not two positive
+            integers.
+        `TypeError`: If `source` is none of these.
+        `FileNotFoundError`: If there is no such file.
+        `VideoReadError`: If the source cannot be read, or is damaged or ends before the last instant asked for.
+    """
+    instant_seconds = _check_instants(seconds)
+    if size is not None:
+        size = _check_size(size)
+    order = np.argsort(instant_seconds, kind="stable")
+    sorted_seconds = instant_seconds[order]
+    num_served = 0
+    frames = None
+    # One reformatter for all frames keeps libswscale's tables from one frame to the next.
+    reformatter = VideoReformatter()
+
+    with _open_video(source) as video:
+        # Several frames are decoded at once where the codec allows; they still come out in presentation order. On small
+        # frames, starting the threads takes longer than they save.
+        is_large = video.stream.codec_context.width * video.stream.codec_context.height > SMALL_FRAME_PIXELS
+        video.stream.thread_type = "AUTO" if is_large else "NONE"
+        for frame, until_seconds in video.displayed_frames():
+            if frames is None:
+                frames = np.empty((len(order), *(size or _displayed_size(video, frame)), 3), dtype=np.uint8)
+            # Instants before the next frame's timestamp fall on this frame; at that very moment the next one is shown.
+            num_due = int(np.searchsorted(sorted_seconds, until_seconds, side="left"))
+            if num_due > num_served:
+                height, width = frames.shape[1:3]
+                frames[order[num_served:num_due]] = _upright_rgb(video, frame, height, width, reformatter)
+                num_served = num_due
+            if num_served == len(order):
+                return frames
+        if frames is None:
+            raise video.error("it has no frame with a timestamp")
+        raise video.error(
+            f"no frame is shown any more at {sorted_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
+            "or the times belong to a longer version of it"
+        )
+
+
+def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Scale frames that are already in memory, with the filter of [`read_frames`].
+
+    Args:
+        frames (`np.ndarray` of shape `(T, H, W, 3)`, uint8): RGB frames.
+        size (`tuple[int, int]`): Height and width to scale to.
+
+    Returns:
+        `np.ndarray` of shape `(T, size[0], size[1], 3)`, uint8: The scaled frames.
+
+    Raises:
+        `ValueError`: If the frames have another shape or dtype, or `size` is not two positive integers.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(
+            f"Received frames of shape {frames.shape} and dtype {frames.dtype}, expected (T, H, W, 3) and uint8; move "
+            "the channels last, and scale values to 0..255."
+        )
+    height, width = _check_size(size)
+    resized = np.empty((len(frames), height, width, 3), dtype=np.uint8)
+    reformatter = VideoReformatter()
+    for index, frame in enumerate(frames):
+        source_frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        resized[index] = _reformat(reformatter, source_frame, height, width)
+    return resized
+
+
+@dataclass
+class _OpenVideo:
+    """An opened file, its video stream, and how far reading has got, in seconds from the first frame."""
+
+    name: str
+    container: Any
+    stream: Any
+    time_base: Fraction
+    reached_seconds: float | None = None
+
+    def error(self, reason: str) -> VideoReadError:
+        return _read_error(self.name, reason, self.reached_seconds)
+
+    def displayed_frames(self) -> Iterator[tuple[Any, float]]:
+        """Yield each frame with the end of its display, in seconds from the first frame, in presentation order."""
+        shown = None
+        first_pts = 0
+        step_ticks = 1
+        for frame in self.container.decode(self.stream):
+            # A frame patched up by the decoder is damage as much as one that it refuses; so are those that follow.
+            if frame.is_corrupt:
+                raise self.error("a frame is damaged")
+            # A frame that is late, or carries no time at all, has no moment of its own on display; players drop it.
+            # That hides nothing: should all later times go back, the video ends where they did.
+            if frame.pts is None or (shown is not None and frame.pts < shown.pts):
+                continue
+            if shown is None:
+                first_pts = frame.pts
+            else:
+                yield shown, self.seconds_between(first_pts, frame.pts)
+                step_ticks = frame.pts - shown.pts or step_ticks
+            shown = frame
+            self.reached_seconds = self.seconds_between(first_pts, frame.pts)
+        if shown is not None:
+            # The last frame is shown for its own duration, or as long as the one before it. One such step more is
+            # allowed, since containers round their durations.
+            step_ticks = shown.duration or step_ticks
+            yield shown, self.seconds_between(first_pts, shown.pts + 2 * step_ticks)
+
+    def seconds_between(self, first_pts: int, pts: int) -> float:
+        return float((pts - first_pts) * self.time_base)
+
+
+@contextmanager
+def _open_video(source: VideoSource) -> Iterator[_OpenVideo]:
+    """Open the first video stream that is not a cover picture; turn PyAV's errors into [`VideoReadError`]."""
+    file, name = _file_and_name(source)
+    video = None
+    try:
+        with av.open(file, mode="r") as container:
+            stream = next(
+                (s for s in container.streams.video if not s.disposition & Disposition.attached_pic),
+                None,
+            )
+            if stream is None:
+                kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+                raise _read_error(name, f"it has no video stream (found: {', '.join(kinds)})")
+            if stream.codec_context is None:
+                raise _read_error(name, "there is no decoder for its video stream")
+            ticks = stream.time_base
+            video = _OpenVideo(name, container, stream, Fraction(ticks.numerator, ticks.denominator))
+            yield video
+    except av.error.FFmpegError as error:
+        reached_seconds = None if video is None else video.reached_seconds
+        raise _read_error(name, str(error), reached_seconds) from error
+
+
+def _file_and_name(source: VideoSource) -> tuple[Any, str]:
+    if isinstance(source, bytes):
+        if not source:
+            raise _read_error("<0 bytes>", "it is empty")
+        return io.BytesIO(source), f"<{len(source)} bytes>"
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return source, source
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no video file at {path}; check the folder and the extension.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise _read_error(str(path), "it is empty")
+        # With the protocol spelled out, FFmpeg takes no part of a file's name for a protocol or a pattern.
+        return f"file:{path}", str(path)
+    if not callable(getattr(source, "read", None)):
+        raise TypeError(
+            f"Received a video of type {type(source).__name__}, expected a path, an http(s) URL, bytes or a file "
+            "opened for reading bytes; pass videos that are arrays to the video processor instead."
+        )
+    # The same file object is first probed and then read.
+    if source.seekable():
+        source.seek(0)
+    return source, str(getattr(source, "name", f"<{type(source).__name__}>"))
+
+
+def _read_error(name: str, reason: str, reached_seconds: float | None = None) -> VideoReadError:
+    reached = "no frame was read" if reached_seconds is None else f"reading got to {reached_seconds:.3f} s"
+    return VideoReadError(f"Could not read the video {name}: {reason} ({reached}).")
+
+
+def _end_ticks(packets: list[tuple[int, int]]) -> int:
+    """End of the last packet's time, in ticks, from the `(time, duration)` of all packets in any order."""
+    packets = sorted(packets)
+    last_pts, last_duration = packets[-1]
+    if not last_duration and len(packets) > 1:
+        last_duration = last_pts - packets[-2][0]
+    return last_pts + last_duration
+
+
+def _displayed_size(video: _OpenVideo, frame: Any) -> tuple[int, int]:
+    return (frame.width, frame.height) if _quarter_turns(video, frame) % 2 else (frame.height, frame.width)
+
+
+def _quarter_turns(video: _OpenVideo, frame: Any) -> int:
+    """Counter-clockwise quarter turns from the stored to the displayed frame, which is also what `np.rot90` takes."""
+    turns, rest = divmod(frame.rotation, 90)
+    if rest:
+        raise video.error(f"it is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
+    return turns
+
+
+def _upright_rgb(video: _OpenVideo, frame: Any, height: int, width: int, reformatter: VideoReformatter) -> np.ndarray:
+    """A decoded frame as `(height, width, 3)` RGB, upright. Scaled first, since that leaves less to turn."""
+    turns = _quarter_turns(video, frame)
+    if turns % 2:
+        height, width = width, height
+    return np.rot90(_reformat(reformatter, frame, height, width), turns)
+
+
+def _reformat(reformatter: VideoReformatter, frame: Any, height: int, width: int) -> np.ndarray:
+    # By default libswscale hands every frame to a pool of threads, which takes longer than scaling it.
+    scaled = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+    )
+    return scaled.to_ndarray()
+
+
+def _check_instants(seconds: ArrayLike) -> np.ndarray:
+    instant_seconds = np.asarray(seconds, dtype=np.float64)
+    if instant_seconds.ndim != 1 or instant_seconds.size == 0:
+        raise ValueError(
+            f"Received instants of shape {instant_seconds.shape}, expected a non-empty list of seconds of shape (T,)."
+        )
+    bad_seconds = instant_seconds[~np.isfinite(instant_seconds) | (instant_seconds < 0)]
+    if bad_seconds.size:
+        raise ValueError(
+            f"Received the instant {bad_seconds[0]} s, expected finite times from 0 on; count seconds from the "
+            "video's first frame, whatever its timestamp in the file."
+        )
+    return instant_seconds
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or any(not math.isfinite(side) or side != int(side) or side < 1 for side in size):
+        raise ValueError(f"Received the size {size}, expected (height, width) in pixels, two positive integers.")
+    return int(size[0]), int(size[1])

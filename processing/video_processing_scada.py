@@ -1,0 +1,190 @@
+"""Video processor: which instants of a video the model sees, and how frames become pixels."""
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from .timeline import Timeline
+from .video_io import probe, read_frames, resize_frames
+
+
+class ScadaVideosKwargs(TypedDict, total=False):
+    """Arguments of [`ScadaVideoProcessor`]; see there."""
+
+    num_frames: int
+    size: dict[str, int]
+    image_mean: list[float] | tuple[float, ...]
+    image_std: list[float] | tuple[float, ...]
+
+
+class ScadaVideoProcessor(BaseVideoProcessor):
+    r"""
+    Samples frames uniformly in time, scales them and normalises them. Needs neither torchvision nor Pillow.
+
+    Frame `k` of `T` is the one on display at `start + (k + 0.5) * (end - start) / T` seconds. Frames are scaled to
+    `size` as a whole, without a crop: what happens at the side of the picture counts too ([D]; AdaTAD crops the centre).
+
+    Args:
+        num_frames (`int`, *optional*, defaults to 512):
+            Frames a video, `T`; a multiple of the backbone's clip length.
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 160, "width": 160}`):
+            Size of the frames in pixels; multiples of the backbone's patch size.
+        image_mean (`list[float]`, *optional*, defaults to ImageNet's):
+            Mean of the channels, for pixels in `[0, 1]`.
+        image_std (`list[float]`, *optional*, defaults to ImageNet's):
+            Standard deviation of the channels.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    num_frames = 512
+    size = {"height": 160, "width": 160}
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    valid_kwargs = ScadaVideosKwargs
+    model_input_names = ["pixel_values_videos"]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._check(self.num_frames, dict(self.size))
+
+    def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
+        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
+            raise ValueError(f"Received num_frames={num_frames!r}; expected a positive number of frames.")
+        height, width = size.get("height"), size.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+            raise ValueError(f"Received size={size}; expected {{'height': pixels, 'width': pixels}}, both positive.")
+        return num_frames, (height, width)
+
+    def preprocess(
+        self,
+        videos: Any,
+        video_metadata: Any = None,
+        num_frames: int | None = None,
+        size: dict[str, int] | None = None,
+        return_timelines: bool = False,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
+                Each a path, an http(s) URL, a file's content, or the frames themselves: `(T, H, W, 3)` or
+                `(T, 3, H, W)`, `uint8` or floats in `[0, 1]`.
+            video_metadata (`dict` or `list[dict]`, *optional*):
+                For frames given as arrays: `{"fps": ...}` or `{"duration": ...}` (seconds) of each video.
+            num_frames (`int`, *optional*):
+                Overrides the processor's.
+            size (`dict[str, int]`, *optional*):
+                Overrides the processor's, in pixels.
+            return_timelines (`bool`, *optional*, defaults to `False`):
+                Whether to return the [`Timeline`] of each video, which `post_process_temporal_grounding` needs.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)` float32, and `timelines` if asked for.
+
+        Raises:
+            FileNotFoundError: If a path does not exist.
+            VideoReadError: If a file cannot be read as video.
+            ValueError: If frames given as arrays have no frames, NaN, another shape or type, or no length in seconds.
+        """
+        checked_num_frames, checked_size = self._check(
+            self.num_frames if num_frames is None else num_frames, dict(self.size) if size is None else dict(size)
+        )
+        videos = list(videos) if isinstance(videos, (list, tuple)) else [videos]
+        if not videos:
+            raise ValueError("Received no video; pass at least one.")
+        metadata = video_metadata if isinstance(video_metadata, Sequence) else [video_metadata] * len(videos)
+        if len(metadata) != len(videos):
+            raise ValueError(
+                f"Received {len(videos)} videos but {len(metadata)} `video_metadata` entries; pass one entry per video."
+            )
+        frames, timelines = [], []
+        for video, facts in zip(videos, metadata, strict=True):
+            sampled, timeline = self._sample(video, facts, checked_num_frames, checked_size)
+            frames.append(self._normalize(sampled))
+            timelines.append(timeline)
+        data: dict[str, Any] = {"pixel_values_videos": torch.stack(frames)}
+        features = BatchFeature(data, tensor_type=return_tensors)
+        if return_timelines:
+            features["timelines"] = timelines
+        return features
+
+    def _sample(
+        self, video: Any, metadata: dict | None, num_frames: int, size: tuple[int, int]
+    ) -> tuple[np.ndarray, Timeline]:
+        """One video in any form -> frames `(T, height, width, 3)` uint8, and the window they were sampled from."""
+        if isinstance(video, (np.ndarray, torch.Tensor)):
+            frames = _as_uint8_frames(video)
+            timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
+            sampling = Timeline(0.0, float(len(frames)), num_frames)
+            return resize_frames(frames[sampling.center_seconds().astype(np.int64)], size), timeline
+        if not isinstance(video, (str, PathLike, bytes)):
+            raise ValueError(
+                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames as "
+                "an array or tensor of shape (frames, height, width, 3)."
+            )
+        timeline = Timeline(0.0, probe(video).duration_seconds)
+        sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
+        return read_frames(video, sampling.center_seconds(), size=size), timeline
+
+    def _normalize(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 `(T, H, W, 3)` -> float32 `(T, 3, H, W)`, normalised."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(torch.float32)
+        mean = 255 * torch.tensor(self.image_mean).view(-1, 1, 1)
+        std = 255 * torch.tensor(self.image_std).view(-1, 1, 1)
+        return ((pixels - mean) / std).contiguous()
+
+
+def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Frames `(T, H, W, 3)` or `(T, 3, H, W)`, uint8 or floats in `[0, 1]` -> uint8 `(T, H, W, 3)`."""
+    if isinstance(video, torch.Tensor):
+        # NumPy has no bfloat16.
+        video = (video.float() if video.dtype == torch.bfloat16 else video).detach().cpu().numpy()
+    frames = video
+    if frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
+        raise ValueError(
+            f"Received a video of shape {frames.shape}; expected (frames, height, width, 3) or (frames, 3, height, width)."
+        )
+    if 0 in frames.shape:
+        raise ValueError(f"Received a video of shape {frames.shape}: it has no frames or no pixels. Pass at least one.")
+    if frames.shape[-1] != 3:
+        frames = frames.transpose(0, 2, 3, 1)
+    if frames.dtype == np.uint8:
+        return frames
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise ValueError(f"Received a video of dtype {frames.dtype}; expected uint8, or floats in [0, 1].")
+    if not np.isfinite(frames).all():
+        raise ValueError("Received a video with NaN or infinite pixels; expected uint8, or floats in [0, 1].")
+    if frames.min() < 0 or frames.max() > 1:
+        raise ValueError(
+            f"Received a video of floats in [{frames.min():.3g}, {frames.max():.3g}]; expected [0, 1]. Divide pixels of "
+            "0 to 255 by 255, and pass frames that are not normalised."
+        )
+    return (frames * 255).round().astype(np.uint8)
+
+
+def _array_duration_seconds(num_frames: int, metadata: dict | None) -> float:
+    """Length of a video that came as an array, from its frame rate or duration."""
+    metadata = {} if metadata is None else dict(metadata)
+    duration_seconds = metadata.get("duration")
+    if duration_seconds is None and metadata.get("fps"):
+        duration_seconds = num_frames / metadata["fps"]
+    if duration_seconds is None or not math.isfinite(duration_seconds) or duration_seconds <= 0:
+        raise ValueError(
+            f"Received {num_frames} frames as an array with video_metadata={metadata or None}: how long they last is "
+            "not known. Pass video_metadata={'fps': ...} or {'duration': seconds}."
+        )
+    return float(duration_seconds)
+
+
+__all__ = ["ScadaVideoProcessor"]

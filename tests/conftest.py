@@ -1,0 +1,218 @@
+"""Settings and clips for all tests. Clips are made here, so that the tests download nothing."""
+
+import os
+
+
+# Before transformers and its like are imported anywhere: they read it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable, Sequence  # noqa: E402
+from fractions import Fraction  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+MAX_CODE = 255
+
+
+def code_image(code: int, height: int, width: int) -> np.ndarray:
+    """An `(height, width, 3)` image that says its number: low digit on the left, high digit on the right, as greys."""
+    image = np.empty((height, width, 3), dtype=np.uint8)
+    image[:, : width // 2] = 20 + 14 * (code % 16)
+    image[:, width // 2 :] = 20 + 14 * (code // 16)
+    return image
+
+
+def write_clip(
+    path: Path,
+    num_frames: int = 20,
+    fps: int = 10,
+    times_seconds: Sequence[float] | None = None,
+    start_seconds: float = 0.0,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    codec_options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    rotation_degrees: int = 0,
+    height: int = 48,
+    width: int = 64,
+    first_code: int = 0,
+) -> Path:
+    """
+    Write a clip whose frame `k` carries the number `first_code + k` (see `read_codes`); the extension picks the
+    container.
+
+    `times_seconds` gives each frame's timestamp (variable frame rate) in place of `fps`; `start_seconds` is added to
+    all of them.
+    """
+    if times_seconds is None:
+        times_seconds = [k / fps for k in range(num_frames)]
+    if first_code + len(times_seconds) > MAX_CODE + 1:
+        raise ValueError(
+            f"Received {len(times_seconds)} frames, but a frame can only carry a number up to {MAX_CODE}."
+        )
+    with av.open(str(path), mode="w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps, options=codec_options or {})
+        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation_degrees:
+            stream.set_display_rotation(rotation_degrees)
+        for k, time_seconds in enumerate(times_seconds):
+            frame = av.VideoFrame.from_ndarray(code_image(first_code + k, height, width), format="rgb24")
+            frame.pts = round((start_seconds + time_seconds) * 1000)
+            frame.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """`make_clip(name="clip.mp4", **kwargs) -> Path`: writes a clip, see `write_clip`, into the test's own folder."""
+
+    def make(name: str = "clip.mp4", **kwargs) -> Path:
+        return write_clip(tmp_path / name, **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_codes() -> Callable[[np.ndarray], list[int]]:
+    """`read_codes(frames) -> list[int]`: the numbers that `(T, H, W, 3)` frames of `make_clip` carry, at any scale."""
+
+    def read(frames: np.ndarray) -> list[int]:
+        width = frames.shape[2]
+        # Away from the middle, where scaling and compression blend the two halves.
+        low = frames[:, :, : width // 4].mean(axis=(1, 2, 3))
+        high = frames[:, :, -(width // 4) :].mean(axis=(1, 2, 3))
+        digits = [np.rint((level - 20) / 14).astype(int) for level in (low, high)]
+        return (digits[0] + 16 * digits[1]).tolist()
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """The shared folder of real videos and annotations, which is no part of the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+    if not folder.is_dir():
+        pytest.skip("the shared fixtures are not on this machine")
+    return folder
+
+
+# The tiny model and what goes with it. Heavy imports are inside, so that tests of files and times stay quick to start.
+
+
+@pytest.fixture
+def tiny_config():
+    """A tiny VideoMAE (32 x 32 pixels, clips of 16 frames), a tiny DistilBERT (100 tokens), and a head of 16 steps."""
+    from modeling_scada import ScadaConfig
+
+    video_config = {
+        "model_type": "videomae",
+        "image_size": 32,
+        "patch_size": 16,
+        "num_frames": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "use_mean_pooling": False,  # as in the checkpoints without a classifier: with a final norm
+    }
+    text_config = {
+        "model_type": "distilbert",
+        "vocab_size": 100,
+        "max_position_embeddings": 64,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 64,
+    }
+    return ScadaConfig(
+        video_config=video_config, text_config=text_config, hidden_size=16, grid_size=16, num_train_proposals=32
+    )
+
+
+@pytest.fixture(scope="session")
+def randomize_weights() -> Callable:
+    """
+    `randomize_weights(model, seed=0)` adds noise to every parameter and returns the model. Models built from one seed
+    are equal whether or not their weights were saved and loaded, and a new layer's zeros hide what it does.
+    """
+    import torch
+
+    def randomize(model, seed: int = 0, std: float = 0.1):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+        return model
+
+    return randomize
+
+
+@pytest.fixture
+def tiny_model(tiny_config, randomize_weights):
+    """A `ScadaForTemporalGrounding` of `tiny_config` in evaluation mode, with random weights everywhere."""
+    from modeling_scada import ScadaForTemporalGrounding
+
+    return randomize_weights(ScadaForTemporalGrounding(tiny_config)).eval()
+
+
+@pytest.fixture
+def tiny_batch() -> dict:
+    """
+    Two videos of two clips; the first has two sentences, one with padding tokens and one with two target segments, the
+    second has one sentence.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    attention_mask = torch.tensor([[[1] * 6, [1] * 4 + [0] * 2], [[1] * 5 + [0], [0] * 6]])
+    targets = [[[[0.1, 0.4], [0.6, 0.9]], [[0.2, 0.8], [-100, -100]]], [[[0.0, 0.3], [-100, -100]], [[-100] * 2] * 2]]
+    return {
+        "pixel_values_videos": torch.randn(2, 32, 3, 32, 32, generator=generator),
+        "input_ids": torch.randint(5, 100, (2, 2, 6), generator=generator) * attention_mask,
+        "attention_mask": attention_mask,
+        "sentence_mask": torch.tensor([[1, 1], [1, 0]]),
+        "labels": torch.tensor(targets, dtype=torch.float32),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A fast tokenizer that spells: any text of letters and digits becomes their tokens, all below 100."""
+    from string import ascii_lowercase, digits
+
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = [*ascii_lowercase, *digits]
+    tokens = [*special, *characters, *(f"##{character}" for character in characters), *".,!?'-"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture
+def tiny_processor(tiny_tokenizer):
+    """A `ScadaProcessor` that fits `tiny_model`: 16 frames of 32 x 32 pixels."""
+    from modeling_scada import ScadaProcessor, ScadaVideoProcessor
+
+    return ScadaProcessor(ScadaVideoProcessor(num_frames=16, size={"height": 32, "width": 32}), tiny_tokenizer)

@@ -1,0 +1,531 @@
+import functools
+import http.server
+import io
+import threading
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import code_image
+
+from processing.video_io import VideoReadError, _end_ticks, probe, read_frames, resize_frames
+
+
+VP9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime"}}
+UNEVEN_SECONDS = [0, 0.04, 0.5, 0.51, 0.9, 1.7, 1.74, 1.78, 2.5, 3.0]
+
+# What each clip is meant to hit, and how it is made.
+CLIPS = {
+    "constant_rate": ("clip.mp4", {}),
+    "b_frames": ("clip.mp4", {"num_frames": 40, "codec_options": {"bf": "3", "g": "12"}}),
+    "variable_rate": ("clip.mp4", {"times_seconds": UNEVEN_SECONDS, "codec_options": {"bf": "2"}}),
+    "variable_rate_slow_start": (
+        "clip.mp4",
+        {"times_seconds": [0, 1, 2, 2.04, 2.08, 2.12, 2.16], "codec_options": {"bf": "2"}},
+    ),
+    "variable_rate_mkv": ("clip.mkv", {"times_seconds": UNEVEN_SECONDS}),
+    "start_offset": ("clip.mp4", {"start_seconds": 5.0}),
+    "start_offset_mkv": ("clip.mkv", {"start_seconds": 5.0, "times_seconds": UNEVEN_SECONDS}),
+    "transport_stream": ("clip.ts", {"start_seconds": 5.0, "codec_options": {"g": "5"}}),
+    "fragmented": ("clip.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "live_webm": ("clip.webm", {"container_options": {"live": "1"}, **VP9}),
+    "vp9_with_alpha": ("clip.webm", {"pix_fmt": "yuva420p", **VP9}),
+    "ten_bit_hevc": ("clip.mp4", {"codec": "libx265", "pix_fmt": "yuv420p10le"}),
+    "flash": ("clip.flv", {}),
+    "avi": ("clip.avi", {"codec": "mpeg4"}),
+    "odd_size": ("clip.mp4", {"height": 51, "width": 63, "pix_fmt": "yuv444p"}),
+}
+
+
+@pytest.fixture(params=CLIPS)
+def clip(request, make_clip):
+    name, kwargs = CLIPS[request.param]
+    return make_clip(name, **kwargs)
+
+
+def decode_all(path, size):
+    """All frames of the first video stream and their seconds from the first frame, by PyAV alone."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames, times_seconds, durations = [], [], []
+        for frame in container.decode(stream):
+            times_seconds.append(frame.pts * stream.time_base)
+            durations.append((frame.duration or 0) * stream.time_base)
+            height, width = size if frame.rotation % 180 == 0 else size[::-1]
+            scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR")
+            frames.append(np.rot90(scaled.to_ndarray(), frame.rotation // 90))
+    end_seconds = times_seconds[-1] + (durations[-1] or times_seconds[-1] - times_seconds[-2])
+    return frames, [float(t - times_seconds[0]) for t in times_seconds], float(end_seconds - times_seconds[0])
+
+
+def shown_index(times_seconds, instant_seconds):
+    """Number of the last frame whose timestamp is not after the instant, by a plain loop."""
+    found_index = None
+    for frame_index, time_seconds in enumerate(times_seconds):
+        if time_seconds <= instant_seconds:
+            found_index = frame_index
+    return found_index
+
+
+def check_against_brute_force(path, size, num_instants=20):
+    frames, times_seconds, end_seconds = decode_all(path, size)
+    assert probe(path).duration_seconds == pytest.approx(end_seconds, abs=1e-9)
+    # Random instants in random order, plus the very timestamps, where the choice of frame changes.
+    instants_seconds = np.random.default_rng(0).uniform(0, end_seconds, num_instants).tolist() + times_seconds[:10]
+    read = read_frames(path, instants_seconds, size=size)
+    assert read.shape == (len(instants_seconds), *size, 3) and read.dtype == np.uint8
+    for instant_seconds, frame in zip(instants_seconds, read, strict=True):
+        np.testing.assert_array_equal(frame, frames[shown_index(times_seconds, instant_seconds)])
+
+
+# --- which frame comes ---
+
+
+def test_frames_are_those_on_display(clip):
+    check_against_brute_force(clip, size=(24, 32))
+
+
+@pytest.mark.parametrize(
+    "name", ["constant_rate", "variable_rate", "variable_rate_mkv", "start_offset_mkv", "live_webm"]
+)
+def test_frames_carry_the_expected_numbers(name, make_clip, read_codes):
+    """Against the times that the clip was written with, so that PyAV is not compared with itself."""
+    file_name, kwargs = CLIPS[name]
+    path = make_clip(file_name, **kwargs)
+    times_seconds = kwargs.get("times_seconds", [k / 10 for k in range(20)])
+    instants_seconds = [time + 0.005 for time in times_seconds][::-1]
+    assert read_codes(read_frames(path, instants_seconds)) == list(range(len(times_seconds)))[::-1]
+    # Just before a frame, the one before it is still on display.
+    instants_seconds = [time - 0.005 for time in times_seconds[1:]]
+    assert read_codes(read_frames(path, instants_seconds)) == list(range(len(times_seconds) - 1))
+
+
+def test_order_and_duplicates(make_clip, read_codes):
+    frames = read_frames(make_clip(), [1.95, 0.0, 0.31, 0.31, 1.95, 0.39])
+    assert read_codes(frames) == [19, 0, 3, 3, 19, 3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "one-by-one-person-detection.mp4",
+        "nasa_13013.mp4",
+        "bikes.mp4",
+        "h265_video.mp4",
+        "av1_video.mkv",
+        "no_duration.webm",
+        "video_90.mov",
+    ],
+)
+def test_real_files(name, fixtures_dir):
+    check_against_brute_force(fixtures_dir / "videos" / name, size=(48, 64))
+
+
+def test_no_duration_webm(fixtures_dir):
+    """74 frames with uneven steps and no duration anywhere: each instant gets its frame, up to the last."""
+    path = fixtures_dir / "videos" / "no_duration.webm"
+    facts = probe(path)
+    assert facts.duration_seconds == pytest.approx(4.872 + 0.066)
+    frames, times_seconds, _ = decode_all(path, (90, 160))
+    assert len(frames) == 74
+    centers_seconds = (np.arange(64) + 0.5) * facts.duration_seconds / 64
+    for instant_seconds, frame in zip(centers_seconds, read_frames(path, centers_seconds, (90, 160)), strict=True):
+        np.testing.assert_array_equal(frame, frames[shown_index(times_seconds, instant_seconds)])
+
+
+def test_first_of_two_video_streams(tmp_path, read_codes):
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), mode="w") as container:
+        streams = []
+        for height, width in ((48, 64), (96, 128)):
+            stream = container.add_stream("libx264", rate=10)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            streams.append(stream)
+        for k in range(10):
+            for offset, stream in enumerate(streams):
+                image = code_image(k + 100 * offset, stream.height, stream.width)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = k, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert (probe(path).height, probe(path).width) == (48, 64)
+    assert read_codes(read_frames(path, [0.0, 0.55])) == [0, 5]
+
+
+def test_edit_list(make_clip, tmp_path, read_codes):
+    """A file cut on copy starts at a key frame before the cut; its edit list hides the frames up to the cut."""
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(make_clip(num_frames=30))) as source, av.open(str(cut), mode="w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        shift = round(0.5 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    assert probe(cut).duration_seconds == pytest.approx(2.5)
+    assert read_codes(read_frames(cut, [0.0, 0.15, 2.45])) == [5, 6, 29]
+
+
+def test_edit_list_that_ends_early(make_clip, read_codes):
+    """The edit list's own length, shortened: the frames after it are in the file, but not shown."""
+    data = bytearray(make_clip(num_frames=30, codec_options={"bf": "0"}).read_bytes())
+    length_start = data.index(b"elst") + 12  # after the name, version, flags and number of entries
+    assert int.from_bytes(data[length_start : length_start + 4], "big") == 3000
+    data[length_start : length_start + 4] = (1200).to_bytes(4, "big")
+    assert probe(bytes(data)).duration_seconds == pytest.approx(1.2)
+    assert read_codes(read_frames(bytes(data), [0.0, 1.15])) == [0, 11]
+    with pytest.raises(VideoReadError, match="at 1.500 s"):
+        read_frames(bytes(data), [1.5])
+
+
+def test_recording_that_starts_between_key_frames(make_clip, tmp_path, read_codes):
+    """Frames before the first key frame cannot be shown: the video starts at that key frame, and is shorter for it."""
+    whole = make_clip("whole.ts", num_frames=30, codec_options={"g": "10", "bf": "0", "sc_threshold": "0"})
+    cut = tmp_path / "cut.ts"
+    with av.open(str(whole)) as source, av.open(str(cut), mode="w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for number, packet in enumerate(source.demux(stream)):
+            if packet.dts is not None and number >= 4:
+                packet.stream = copy
+                target.mux(packet)
+    facts = probe(cut)
+    assert facts.duration_seconds == pytest.approx(2.0)
+    assert read_codes(read_frames(cut, [0.0, facts.duration_seconds - 0.01])) == [10, 29]
+
+
+def test_times_that_go_back_end_the_video(make_clip, read_codes):
+    """Two recordings in one file, each counting from 0: the second is not shown, and asking for it is an error."""
+    first = make_clip("first.ts", num_frames=10, codec_options={"bf": "0"})
+    second = make_clip("second.ts", num_frames=8, first_code=100, codec_options={"bf": "0"})
+    joined = first.read_bytes() + second.read_bytes()
+    assert read_codes(read_frames(joined, [0.05, 0.55, 0.95])) == [0, 5, 9]
+    with pytest.raises(VideoReadError, match="at 1.500 s"):
+        read_frames(joined, [0.05, 1.5])
+
+
+# --- facts ---
+
+
+def test_probe(make_clip):
+    facts = probe(make_clip(fps=25, num_frames=50, start_seconds=3.0, height=48, width=80))
+    assert facts.duration_seconds == pytest.approx(2.0)
+    assert facts.start_seconds == pytest.approx(3.0)
+    assert isinstance(facts.time_base, Fraction) and facts.time_base > 0
+    assert (facts.height, facts.width, facts.rotation_degrees) == (48, 80, 0)
+
+
+def test_last_frame_without_a_duration_is_shown_as_long_as_the_one_before():
+    assert _end_ticks([(0, 0), (120, 0), (40, 0)]) == 200
+    assert _end_ticks([(0, 40), (120, 10), (40, 40)]) == 130
+    assert _end_ticks([(7, 0)]) == 7
+
+
+def without_default_duration(path):
+    """Overwrite Matroska's DefaultDuration by a void element, as in files that give no duration anywhere."""
+    data = path.read_bytes()
+    start = data.index(b"\x23\xe3\x83\x84")
+    return data[:start] + b"\xec\x86" + bytes(6) + data[start + 8 :]
+
+
+def test_no_duration_anywhere(make_clip, read_codes):
+    data = without_default_duration(
+        make_clip("live.webm", times_seconds=UNEVEN_SECONDS, container_options={"live": "1"}, **VP9)
+    )
+    assert probe(data).duration_seconds == pytest.approx(3.5)  # the last step is from 2.5 to 3.0
+    assert read_codes(read_frames(data, [2.99, 3.49])) == [8, 9]
+    with pytest.raises(VideoReadError, match="at 4.010 s"):
+        read_frames(data, [4.01])
+
+
+def test_single_frame_without_a_duration(make_clip):
+    data = without_default_duration(make_clip("one.webm", num_frames=1, container_options={"live": "1"}, **VP9))
+    with pytest.raises(VideoReadError, match="no duration"):
+        probe(data)
+    assert read_frames(data, [0.0]).shape == (1, 48, 64, 3)
+
+
+# --- size and rotation ---
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation(degrees, make_clip):
+    path = make_clip(rotation_degrees=degrees, num_frames=3)
+    stored = code_image(1, 48, 64)
+    upright = np.rot90(stored, degrees // 90)  # counter-clockwise, as PyAV's `rotation` is
+    facts = probe(path)
+    assert facts.rotation_degrees % 360 == degrees
+    assert (facts.height, facts.width) == upright.shape[:2]
+    frame = read_frames(path, [0.15])[0]
+    assert frame.shape == upright.shape
+    assert np.abs(frame.astype(int) - upright).mean() < 4
+    # The size asked for is the displayed one.
+    scaled = read_frames(path, [0.15], size=(20, 40))[0]
+    assert scaled.shape == (20, 40, 3)
+    assert np.abs(scaled.astype(int) - resize_frames(upright[None], (20, 40))[0]).mean() < 6
+
+
+def test_rotation_of_a_phone_video(fixtures_dir):
+    """A keyboard that lies on its side in the stored frames. Looked at: upright, the dark space bar is bottom left."""
+    path = fixtures_dir / "videos" / "video_90.mov"
+    facts = probe(path)
+    assert (facts.height, facts.width, facts.rotation_degrees) == (568, 320, -90)
+    frame = read_frames(path, [0.0])[0]
+    assert frame.shape == (568, 320, 3)
+    corners = [frame[490:540, 10:130], frame[490:540, 190:310], frame[20:70, 10:130], frame[20:70, 190:310]]
+    assert np.argmin([corner.std() for corner in corners]) == 0
+
+
+def test_odd_rotation_is_refused(make_clip):
+    path = make_clip(rotation_degrees=45, num_frames=3)
+    with pytest.raises(VideoReadError, match="rotated by 45"):
+        probe(path)
+
+
+def test_size_defaults_to_the_stored_one(make_clip):
+    assert read_frames(make_clip(height=50, width=70), [0.0, 1.0]).shape == (2, 50, 70, 3)
+
+
+def test_colours_are_rgb(tmp_path):
+    path = tmp_path / "red.mp4"
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        image = np.zeros((48, 64, 3), np.uint8)
+        image[..., 0], image[..., 1] = 200, 60
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    np.testing.assert_allclose(read_frames(path, [0.0]).mean(axis=(0, 1, 2)), [200, 60, 0], atol=6)
+
+
+def test_resize_frames(make_clip):
+    path = make_clip(height=96, width=128)
+    instants_seconds = [0.05, 1.05]
+    resized = resize_frames(read_frames(path, instants_seconds), (24, 32))
+    assert resized.shape == (2, 24, 32, 3) and resized.dtype == np.uint8
+    assert np.abs(resized.astype(int) - read_frames(path, instants_seconds, (24, 32))).max() <= 6
+    # Views that are not contiguous are read as they look.
+    frames = np.ascontiguousarray(read_frames(path, instants_seconds)[:, ::2, ::-1])
+    np.testing.assert_array_equal(
+        resize_frames(read_frames(path, instants_seconds)[:, ::2, ::-1], (24, 32)), resize_frames(frames, (24, 32))
+    )
+
+
+def test_resize_averages_when_it_scales_down():
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert np.abs(resize_frames(stripes, (8, 8))[:, 1:-1].astype(int) - 100).max() < 12
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 4, 4, 3), np.float32)]
+)
+def test_resize_frames_refuses(frames):
+    with pytest.raises(ValueError, match="expected \\(T, H, W, 3\\) and uint8"):
+        resize_frames(frames, (2, 2))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, -1), (4,), (4, 4, 3), (4.5, 4), (float("nan"), 4)])
+def test_size_errors(size, make_clip):
+    with pytest.raises(ValueError, match="two positive integers"):
+        read_frames(make_clip(), [0.0], size=size)
+    with pytest.raises(ValueError, match="two positive integers"):
+        resize_frames(np.zeros((1, 4, 4, 3), np.uint8), size)
+
+
+# --- sources ---
+
+
+def test_all_kinds_of_source(make_clip, tmp_path, monkeypatch):
+    path = make_clip()
+    expected = read_frames(path, [0.25, 1.05])
+    facts = probe(path)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, open(path, "rb") as file:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for source in (str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), file, f"{url}/{path.name}"):
+            assert probe(source) == facts
+            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05]), expected)
+            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05]), expected)
+        with pytest.raises(VideoReadError, match="nowhere.mp4"):
+            probe(f"{url}/nowhere.mp4")
+        server.shutdown()
+
+
+def test_file_names_are_no_protocols(make_clip, monkeypatch):
+    path = make_clip("clip:10% of it.mp4")
+    monkeypatch.chdir(path.parent)
+    assert probe(path.name).duration_seconds == pytest.approx(2.0)
+
+
+def test_unknown_kind_of_source():
+    with pytest.raises(TypeError, match="type ndarray"):
+        probe(np.zeros(3))
+
+
+# --- bad input ---
+
+
+def test_missing_file(tmp_path):
+    for function in (probe, lambda source: read_frames(source, [0.0])):
+        with pytest.raises(FileNotFoundError, match="gone.mp4"):
+            function(tmp_path / "gone.mp4")
+
+
+def write_audio(path, codec):
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream(codec, rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_cover_picture_only(path):
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        stream.disposition = av.stream.Disposition.attached_pic
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(code_image(0, 48, 64), format="rgb24")))
+    return path
+
+
+def write_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: write_audio(folder / "bad.wav", "pcm_s16le"), "no video stream .found: audio"),
+        (lambda folder: write_audio(folder / "bad.mp4", "aac"), "no video stream .found: audio"),
+        (lambda folder: write_cover_picture_only(folder / "bad.mp4"), "no video stream"),
+        (lambda folder: write_bytes(folder / "bad.mp4", b""), "it is empty"),
+        (lambda folder: write_bytes(folder / "bad.mp4", b"This is no video.\n" * 40), "Invalid data"),
+        (lambda folder: folder, "directory"),
+    ],
+    ids=["wav", "audio_mp4", "cover_picture", "empty", "text", "folder"],
+)
+def test_no_video_in_it(make, message, tmp_path):
+    path = make(tmp_path)
+    for function in (probe, lambda source: read_frames(source, [0.0])):
+        with pytest.raises(VideoReadError, match=message) as caught:
+            function(path)
+        assert path.name in str(caught.value)
+        assert "no frame was read" in str(caught.value)
+
+
+def test_empty_bytes():
+    with pytest.raises(VideoReadError, match="empty"):
+        probe(b"")
+
+
+def test_raw_stream_without_timestamps(make_clip):
+    with pytest.raises(VideoReadError, match="no frame with a timestamp"):
+        probe(make_clip("clip.h264"))
+    with pytest.raises(VideoReadError, match="no frame with a timestamp"):
+        read_frames(make_clip("clip.h264"), [0.0])
+
+
+def test_stream_without_frames(make_clip):
+    data = make_clip("clip.mkv", codec="ffv1", pix_fmt="yuv444p").read_bytes()
+    headers_only = data[: data.index(b"\x1f\x43\xb6\x75")]  # up to Matroska's first cluster
+    for function in (probe, lambda source: read_frames(source, [0.0])):
+        with pytest.raises(VideoReadError, match="no frame"):
+            function(headers_only)
+
+
+def test_codec_without_decoder(make_clip):
+    data = make_clip("clip.mkv", codec="ffv1", pix_fmt="yuv444p").read_bytes().replace(b"V_FFV1", b"V_XXXX")
+    with pytest.raises(VideoReadError, match="decoder"):
+        probe(data)
+
+
+def test_cut_before_the_index(make_clip):
+    """mp4 with its index at the end: nothing can be read of the cut file."""
+    data = make_clip(num_frames=100).read_bytes()
+    with pytest.raises(VideoReadError, match="no frame was read"):
+        probe(data[: len(data) * 9 // 10])
+
+
+def test_cut_after_the_index(make_clip, read_codes):
+    """mp4 with its index in front: the facts are those of the whole, and reading past the cut says where it ended."""
+    whole = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    cut = whole.with_name("cut.mp4")
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 9 // 10])
+    facts = probe(cut)
+    assert facts.duration_seconds == pytest.approx(10.0)
+    centers_seconds = (np.arange(20) + 0.5) * facts.duration_seconds / 20
+    assert read_codes(read_frames(cut, centers_seconds[:6])) == [2, 7, 12, 17, 22, 27]
+    with pytest.raises(VideoReadError, match="cut.mp4.*reading got to [5-9]\\.\\d+ s"):
+        read_frames(cut, centers_seconds)
+
+
+def test_cut_matroska_ends_early(make_clip, read_codes):
+    whole = make_clip("clip.mkv", num_frames=100, codec_options={"g": "10"})
+    data = whole.read_bytes()[: whole.stat().st_size // 2]
+    assert 0 < probe(data).duration_seconds < 9
+    with pytest.raises(VideoReadError, match="at 9.500 s"):
+        read_frames(data, [0.0, 9.5])
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_damage_is_not_skipped(name, make_clip, read_codes):
+    """A damaged packet in the middle: frames before it can be read, those after it cannot, nor does it pass unseen."""
+    path = make_clip(name, codec="libx264", num_frames=30, codec_options={"g": "5", "bf": "0"})
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][15]
+        content, length = bytes(packet), packet.size
+    data = bytearray(path.read_bytes())
+    start = data.index(content)
+    data[start + 5 : start + length] = b"\xff" * (length - 5)
+    assert read_codes(read_frames(bytes(data), [0.0, 0.55])) == [0, 5]
+    with pytest.raises(VideoReadError, match="reading got to"):
+        read_frames(bytes(data), [0.0, 2.55])
+
+
+def test_damage_patched_up_by_the_decoder_is_not_shown(fixtures_dir):
+    """PyAV reports no error here, and all 250 frames come; frame 124 is marked as damaged."""
+    data = bytearray((fixtures_dir / "videos" / "bikes.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+    assert read_frames(bytes(data), [4.0], size=(8, 8)).shape == (1, 8, 8, 3)
+    with pytest.raises(VideoReadError, match="a frame is damaged"):
+        read_frames(bytes(data), [5.5], size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("instants_seconds", "message"),
+    [
+        ([-0.001], "instant -0.001 s"),
+        ([0.0, float("nan")], "instant nan s"),
+        ([float("inf")], "instant inf s"),
+        ([], "shape \\(0,\\)"),
+        ([[0.0]], "shape \\(1, 1\\)"),
+        (0.0, "shape \\(\\)"),
+    ],
+)
+def test_instants_that_are_none(instants_seconds, message, make_clip):
+    with pytest.raises(ValueError, match=message):
+        read_frames(make_clip(), instants_seconds)
+
+
+def test_instants_after_the_end(make_clip, read_codes):
+    path = make_clip()  # 2.0 s in steps of 0.1 s
+    assert read_codes(read_frames(path, [1.999, 2.05])) == [19, 19]  # within a step, as containers round
+    with pytest.raises(VideoReadError, match=r"at 2\.150 s, which was asked for.*reading got to 1\.900 s"):
+        read_frames(path, [0.0, 2.15])
+
+
+def test_errors_survive_pickling(tmp_path):
+    """`DataLoader` rebuilds a worker's error from its message alone."""
+    with pytest.raises(VideoReadError) as caught:
+        probe(b"")
+    assert str(type(caught.value)(str(caught.value))) == str(caught.value)
