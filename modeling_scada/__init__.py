@@ -1,0 +1,60 @@
+"""
+Temporal sentence grounding in videos with SCADA, in the manner of transformers.
+
+All public names are imported from here. Importing the package registers its classes with transformers' Auto classes and
+the task "temporal-grounding" with its pipelines.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
+from processing.processing_scada import ScadaProcessor
+from processing.timeline import Timeline
+from processing.video_io import VideoReadError
+from processing.video_processing_scada import ScadaVideoProcessor
+
+from .configuration_scada import ScadaConfig
+from .modeling_scada import (
+    AutoModelForTemporalGrounding,
+    ScadaForTemporalGrounding,
+    ScadaModel,
+    ScadaPreTrainedModel,
+)
+
+
+def _register() -> None:
+    """Makes transformers know the classes; may run any number of times."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+    from transformers.utils import is_torchvision_available
+
+    AutoConfig.register("scada", ScadaConfig, exist_ok=True)
+    AutoModel.register(ScadaConfig, ScadaModel, exist_ok=True)
+    AutoModelForTemporalGrounding.register(ScadaConfig, ScadaForTemporalGrounding, exist_ok=True)
+    if is_torchvision_available():  # without it transformers has only a placeholder that raises
+        from transformers import AutoVideoProcessor
+
+        AutoVideoProcessor.register(ScadaConfig, ScadaVideoProcessor, exist_ok=True)
+    AutoProcessor.register(ScadaConfig, ScadaProcessor, exist_ok=True)
+    if "temporal-grounding" not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            "temporal-grounding",
+            pipeline_class=TemporalGroundingPipeline,
+            pt_model=AutoModelForTemporalGrounding,
+            type="multimodal",
+        )
+
+
+_register()
+
+__all__ = [
+    "AutoModelForTemporalGrounding",
+    "ScadaConfig",
+    "ScadaForTemporalGrounding",
+    "ScadaModel",
+    "ScadaPreTrainedModel",
+    "ScadaProcessor",
+    "ScadaVideoProcessor",
+    "TemporalGroundingPipeline",
+    "Timeline",
+    "VideoReadError",
+]

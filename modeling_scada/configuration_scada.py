@@ -1,0 +1,97 @@
+"""Configuration of the SCADA models."""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, DistilBertConfig, PreTrainedConfig, VideoMAEConfig
+
+
+@strict
+class ScadaConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`ScadaModel`] and [`ScadaForTemporalGrounding`]: a video backbone, a sentence encoder and the
+    localization head. It knows no frame rate and no seconds: those belong to [`ScadaProcessor`].
+
+    Args:
+        video_config (`dict` or `PreTrainedConfig`, *optional*, defaults to `VideoMAEConfig()`):
+            Configuration of the video backbone.
+        text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to `DistilBertConfig()`):
+            Configuration of the sentence encoder, any that `AutoModel` knows.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Width `D` of the localization head.
+        grid_size (`int`, *optional*, defaults to 128):
+            Number `S` of time steps that the head works on; it considers all `S (S + 1) / 2` proposals between their
+            edges.
+        num_sample_points (`int`, *optional*, defaults to 16):
+            Points at which the sequence is sampled over a proposal widened by half its length on both sides.
+        num_train_proposals (`int`, *optional*, defaults to 1024):
+            Proposals drawn at random for each training step; at inference all of them are scored.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the conditioning layers' initial weights.
+
+    Raises:
+        ValueError: If a size is not positive, or an argument is not one of the above.
+
+    Example:
+
+    ```python
+    >>> from modeling_scada import ScadaConfig, ScadaForTemporalGrounding
+
+    >>> config = ScadaConfig(
+    ...     video_config={"model_type": "videomae", "image_size": 32, "num_hidden_layers": 2, "hidden_size": 32,
+    ...                   "num_attention_heads": 2, "intermediate_size": 64},
+    ...     text_config={"model_type": "distilbert", "n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64},
+    ... )
+    >>> model = ScadaForTemporalGrounding(config)
+
+    ```"""
+
+    model_type = "scada"
+    sub_configs = {"video_config": AutoConfig, "text_config": AutoConfig}
+    keys_to_ignore_at_inference = ["loss_dict", "hidden_states"]
+
+    video_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 256
+    grid_size: int = 128
+    num_sample_points: int = 16
+    num_train_proposals: int = 1024
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
+        self.text_config = self._resolve(self.text_config, DistilBertConfig, "text_config")
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _resolve(config: dict | PreTrainedConfig | None, default: type[PreTrainedConfig], name: str):
+        if config is None:
+            return default()
+        if isinstance(config, PreTrainedConfig):
+            return config
+        config = dict(config)
+        model_type = config.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"Received `{name}` with model_type {model_type!r}, which transformers does not know. Pass the "
+                f"configuration itself, or a dict whose 'model_type' is one of transformers' (such as "
+                f"{default.model_type!r})."
+            )
+        return CONFIG_MAPPING[model_type](**config)
+
+    def validate_sizes(self):
+        """Part of `@strict` validation: the head's sizes."""
+        minima = {"hidden_size": 2, "grid_size": 2, "num_sample_points": 2, "num_train_proposals": 1}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"Received {name}={getattr(self, name)}; it has to be at least {minimum}.")
+        if self.hidden_size % 2:
+            raise ValueError(f"Received hidden_size={self.hidden_size}; it has to be even.")
+
+    @classmethod
+    def own_fields(cls) -> set[str]:
+        """Names of the arguments that this class adds to `PreTrainedConfig`."""
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+__all__ = ["ScadaConfig"]

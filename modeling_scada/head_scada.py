@@ -1,0 +1,228 @@
+"""
+Localization head (METHOD section 7, details [D] after ETAD).
+
+Snippet features and the sentence vector go in; scores and refined segments of all proposals between `S + 1` grid edges
+come out. A proposal is read at 16 points. The linear layer over these points equals 16 linear maps of the sequence
+followed by a sparse weighted sum over two steps a point, so the `(proposals, 16, D)` tensor is never built.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_scada import ScadaConfig
+
+
+@dataclass
+class HeadOutput:
+    """
+    Raw outputs of [`LocalizationHead`] for `Q` sentences and `P` proposals.
+
+    Attributes:
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` of each proposal, in `0..S`.
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Offsets of start, end, centre and width, in units of the
+            proposal's length.
+    """
+
+    boundary_logits: torch.Tensor
+    proposals_grid: torch.Tensor
+    iou_logits: torch.Tensor
+    offsets: torch.Tensor
+
+
+def all_proposals(grid_size: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    All pairs of edges `0 <= i < j <= S`.
+
+    Returns:
+        `torch.Tensor` of shape `(S (S + 1) / 2, 2)`: Edges, as integers.
+    """
+    return torch.triu_indices(grid_size, grid_size + 1, offset=1, device=device).T
+
+
+def sample_points(
+    proposals_grid: torch.Tensor, num_points: int, grid_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Where each proposal reads the sequence, and how much of each step it takes.
+
+    The proposal is widened by half its length on both sides; `num_points` points lie evenly on it, ends included. A
+    point at grid coordinate `g` reads the sequence linearly between the centres of its two neighbouring steps, and zero
+    outside the video.
+
+    Args:
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        num_points (`int`): Points a proposal.
+        grid_size (`int`): Number of steps `S`, at least 2.
+
+    Returns:
+        `tuple`: steps (`torch.LongTensor` of shape `(P, num_points, 2)`) and their weights (`torch.FloatTensor` of the
+        same shape).
+    """
+    start_grid, end_grid = proposals_grid.float().unbind(-1)
+    half_length = (end_grid - start_grid) / 2
+    fraction = torch.linspace(0, 1, num_points, device=proposals_grid.device)
+    points_grid = (start_grid - half_length)[:, None] + 4 * half_length[:, None] * fraction  # (P, points)
+    position = points_grid - 0.5  # step i has its centre at grid coordinate i + 0.5
+    first_step = position.floor().clamp(0, grid_size - 2)
+    steps = torch.stack([first_step, first_step + 1], dim=-1)
+    weights = (1 - (position[..., None] - steps).abs()).clamp_min(0)
+    return steps.long(), weights
+
+
+def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """
+    Refined segments: the mean of the two decodings, (start, end) and (centre, width).
+
+    Args:
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        offsets (`torch.Tensor` of shape `(..., P, 4)`): Of start, end, centre, width, in units of the length.
+        grid_size (`int`): Number of steps `S`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., P, 2)`: Start and end in `[0, 1]` of the window, start <= end.
+    """
+    proposals = proposals_grid.float()
+    length = proposals[:, 1] - proposals[:, 0]
+    offset_start, offset_end, offset_center, offset_width = (offsets.float() * length[:, None]).unbind(-1)
+    center = proposals.mean(-1) + offset_center
+    half_width = (length + offset_width) / 2
+    start = (proposals[:, 0] + offset_start + center - half_width) / 2
+    end = (proposals[:, 1] + offset_end + center + half_width) / 2
+    segments = torch.stack([torch.minimum(start, end), torch.maximum(start, end)], dim=-1)
+    return (segments / grid_size).clamp(0, 1)
+
+
+class SentenceScale(nn.Module):
+    """`f <- f * (1 + W q)`: the sentence multiplies the channels."""
+
+    def __init__(self, text_dim: int, dim: int):
+        super().__init__()
+        self.projection = nn.Linear(text_dim, dim)
+
+    def forward(self, features: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
+        # features: (Q, S, D), sentence: (Q, C_text)
+        return features * (1 + self.projection(sentence))[:, None]
+
+
+class ProposalFeatures(nn.Module):
+    """
+    One linear layer over the 16 sampled points of each proposal, without building the sampled points.
+
+    `W [f(p_1); ...; f(p_16)] = sum_k sum_s a_k(p, s) W_k f(s)`: 16 linear maps of the sequence, then a weighted sum of
+    two rows a point, which `embedding_bag` does in one pass.
+    """
+
+    def __init__(self, dim: int, num_points: int):
+        super().__init__()
+        self.num_points = num_points
+        self.linear = nn.Linear(num_points * dim, dim)
+
+    def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(Q, S, D)`): The sequence, per sentence.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, P, D)`.
+        """
+        num_sentences, grid_size, dim = features.shape
+        weight = self.linear.weight.view(-1, self.num_points, dim)  # (out, points, D)
+        # Rows ordered (point, step); all sentences side by side in the columns.
+        table = torch.einsum("qsd,okd->ksqo", features, weight).reshape(self.num_points * grid_size, -1)
+        steps, weights = sample_points(proposals_grid, self.num_points, grid_size)
+        rows = steps + grid_size * torch.arange(self.num_points, device=steps.device)[:, None]
+        sums = F.embedding_bag(rows.flatten(1), table, per_sample_weights=weights.flatten(1).to(table), mode="sum")
+        return sums.view(len(rows), num_sentences, -1).transpose(0, 1) + self.linear.bias
+
+
+class LocalizationHead(nn.Module):
+    """
+    BiLSTM neck with a convolution beside it, multiplied by the sentence three times, a boundary branch and a proposal
+    branch.
+
+    Args:
+        config ([`ScadaConfig`]): Sizes of the head.
+        video_dim (`int`): Width `C` of the snippet features.
+        text_dim (`int`): Width `C_text` of the sentence vector.
+    """
+
+    def __init__(self, config: ScadaConfig, video_dim: int, text_dim: int):
+        super().__init__()
+        dim = config.hidden_size
+        self.config = config
+        self.norm = nn.LayerNorm(video_dim)
+        self.projection = nn.Linear(video_dim, dim)
+        self.projection_scale = SentenceScale(text_dim, dim)
+        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.neck_conv = nn.Conv1d(dim, dim, kernel_size=3, padding=1)
+        self.neck_out = nn.Linear(2 * dim, dim)
+        self.neck_scale = SentenceScale(text_dim, dim)
+        self.boundary = nn.Sequential(
+            nn.Conv1d(dim, dim, kernel_size=3, padding=1), nn.ReLU(), nn.Conv1d(dim, 2, kernel_size=3, padding=1)
+        )
+        self.proposal_projection = nn.Conv1d(dim, dim, kernel_size=3, padding=1)
+        self.proposal_scale = SentenceScale(text_dim, dim)
+        self.proposal_features = ProposalFeatures(dim, config.num_sample_points)
+        self.iou_classifier = _mlp(dim, 1)
+        self.iou_regressor = _mlp(dim, 1)
+        self.offset_regressor = _mlp(dim, 4)
+
+    def output_layers(self) -> list[nn.Module]:
+        """The last layer of each branch."""
+        branches = (self.boundary, self.iou_classifier, self.iou_regressor, self.offset_regressor)
+        return [branch[-1] for branch in branches]
+
+    def resample(self, features: torch.Tensor) -> torch.Tensor:
+        """(Q, N, C) -> (Q, S, C): averages over areas where `N > S`, linear where `N < S`."""
+        grid_size = self.config.grid_size
+        if features.shape[1] == grid_size:
+            return features
+        features = features.transpose(1, 2)
+        if features.shape[2] > grid_size:
+            features = F.interpolate(features, size=grid_size, mode="area")
+        else:
+            features = F.interpolate(features, size=grid_size, mode="linear", align_corners=False)
+        return features.transpose(1, 2)
+
+    def draw_proposals(self, device: torch.device) -> torch.Tensor:
+        """All proposals at inference; at most `num_train_proposals`, drawn at random, in training. Shape `(P, 2)`."""
+        proposals = all_proposals(self.config.grid_size, device)
+        if self.training and self.config.num_train_proposals < len(proposals):
+            drawn = torch.randperm(len(proposals), device=device)[: self.config.num_train_proposals]
+            proposals = proposals[drawn.sort().values]
+        return proposals
+
+    def forward(self, features: torch.Tensor, sentence: torch.Tensor) -> HeadOutput:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(Q, N, C)`): Snippet features of each sentence's video.
+            sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
+
+        Returns:
+            [`HeadOutput`].
+        """
+        features = self.projection(self.resample(self.norm(features)))
+        features = self.projection_scale(features, sentence)
+        recurrent, _ = self.lstm(features)
+        direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)
+        features = F.relu(self.neck_out(torch.cat([recurrent, direct], dim=-1)))
+        features = self.neck_scale(features, sentence)
+
+        boundary_logits = self.boundary(features.transpose(1, 2)).transpose(1, 2)
+
+        proposals_grid = self.draw_proposals(features.device)
+        sequence = F.relu(self.proposal_projection(features.transpose(1, 2))).transpose(1, 2)
+        sequence = self.proposal_scale(sequence, sentence)
+        proposal_features = F.relu(self.proposal_features(sequence, proposals_grid))
+        iou_logits = torch.cat([self.iou_classifier(proposal_features), self.iou_regressor(proposal_features)], dim=-1)
+        return HeadOutput(boundary_logits, proposals_grid, iou_logits, self.offset_regressor(proposal_features))
+
+
+def _mlp(dim: int, num_outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_outputs))

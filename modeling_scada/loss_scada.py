@@ -1,0 +1,187 @@
+"""
+Losses of temporal grounding as pure tensor functions (METHOD section 8; terms [S], weights and thresholds [D]).
+
+All work on `Q` sentences at once and return the mean over the sentences. Times are grid coordinates in `0..S`.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+IOU_CLASSIFICATION_WEIGHT = 1.0
+IOU_REGRESSION_WEIGHT = 5.0
+OFFSET_WEIGHT = 10.0
+# A proposal is a positive of the classification above this IoU, and takes part in the offset loss above the other.
+POSITIVE_IOU = 0.9
+OFFSET_IOU = 0.5
+# Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
+BOUNDARY_RADIUS = 0.1
+
+
+def temporal_iou(proposals_grid: torch.Tensor, targets_grid: torch.Tensor) -> torch.Tensor:
+    """
+    Args:
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Start and end.
+        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Start and end.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, P, K)`: Intersection over union, 0 where both have no length.
+    """
+    proposals = proposals_grid[None, :, None]
+    targets = targets_grid[:, None]
+    intersection = torch.minimum(proposals[..., 1], targets[..., 1]) - torch.maximum(proposals[..., 0], targets[..., 0])
+    intersection = intersection.clamp_min(0)
+    lengths = (proposals[..., 1] - proposals[..., 0]) + (targets[..., 1] - targets[..., 0])
+    return intersection / (lengths - intersection).clamp_min(torch.finfo(intersection.dtype).tiny)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` over the last dimension where `mask` holds; 0 where it holds nowhere."""
+    mask = mask.to(values.dtype)
+    return (values * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+def above_or_best(iou: torch.Tensor, threshold: float) -> torch.Tensor:
+    """
+    The proposals above `threshold`; in rows without one the best, if it overlaps its target at all.
+
+    Args:
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU of each proposal.
+        threshold (`float`): Bound.
+
+    Returns:
+        `torch.BoolTensor` of shape `(Q, P)`.
+    """
+    best = iou.max(-1, keepdim=True).values
+    return (iou > threshold) | ((best <= threshold) & (iou == best) & (best > 0))
+
+
+def balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross-entropy in which positives and negatives of a row weigh the same.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., n)`): Scores.
+        positive (`torch.BoolTensor` of shape `(..., n)`): Targets.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`: Half the mean over the positives plus half the mean over the negatives.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
+    return (masked_mean(loss, positive) + masked_mean(loss, ~positive)) / 2
+
+
+def boundary_loss(boundary_logits: torch.Tensor, targets_grid: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Start and end of the targets, per step.
+
+    Args:
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end logits.
+        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
+
+    Returns:
+        `torch.Tensor`: Scalar.
+    """
+    centers_grid = torch.arange(boundary_logits.shape[1], device=targets_grid.device) + 0.5
+    lengths_grid = targets_grid[..., 1] - targets_grid[..., 0]
+    radius_grid = (BOUNDARY_RADIUS * lengths_grid).clamp_min(1)[..., None, None]
+    near = (centers_grid[:, None] - targets_grid[:, :, None]).abs() <= radius_grid  # (Q, K, S, 2)
+    positive = (near & target_mask[..., None, None]).any(1)
+    return balanced_bce(boundary_logits.transpose(1, 2), positive.transpose(1, 2)).mean()
+
+
+def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
+    """
+    Balanced classification of the proposals: positive above 0.9 IoU, falling to the best proposal where none is.
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
+
+    Returns:
+        `torch.Tensor`: Scalar.
+    """
+    return balanced_bce(logits, above_or_best(iou, POSITIVE_IOU)).mean()
+
+
+def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
+    """
+    Squared error of the predicted IoU, in which the bins > 0.7, 0.3 to 0.7 and < 0.3 weigh the same.
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, P)`): IoU before the sigmoid.
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
+
+    Returns:
+        `torch.Tensor`: Scalar.
+    """
+    error = (logits.sigmoid() - iou) ** 2
+    high, low = iou > 0.7, iou < 0.3
+    bins = [high, ~high & ~low, low]
+    present = sum(rows.any(-1).to(error.dtype) for rows in bins)
+    return (sum(masked_mean(error, rows) for rows in bins) / present).mean()
+
+
+def offset_loss(
+    offsets: torch.Tensor, proposals_grid: torch.Tensor, targets_grid: torch.Tensor, iou: torch.Tensor
+) -> torch.Tensor:
+    """
+    Smooth-L1 on the offsets of start, end, centre and width, for proposals that overlap their target by more than half
+    (the best proposal where none does).
+
+    Args:
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted, in units of the proposal's length.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges.
+        targets_grid (`torch.Tensor` of shape `(Q, P, 2)`): The target of each proposal.
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU with it.
+
+    Returns:
+        `torch.Tensor`: Scalar.
+    """
+    length = (proposals_grid[:, 1] - proposals_grid[:, 0])[:, None]
+    expected = torch.cat(
+        [
+            targets_grid - proposals_grid,
+            targets_grid.mean(-1, keepdim=True) - proposals_grid.mean(-1, keepdim=True),
+            (targets_grid[..., 1:] - targets_grid[..., :1]) - length,
+        ],
+        dim=-1,
+    )
+    error = F.smooth_l1_loss(offsets, expected / length, reduction="none").mean(-1)
+    return masked_mean(error, above_or_best(iou, OFFSET_IOU)).mean()
+
+
+def temporal_grounding_loss(
+    boundary_logits: torch.Tensor,
+    iou_logits: torch.Tensor,
+    offsets: torch.Tensor,
+    proposals_grid: torch.Tensor,
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """
+    `L = L_boundary + L_iou + L_offset`.
+
+    Args:
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted offsets.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `loss_boundary`, `loss_iou_classification`, `loss_iou_regression` and `loss_offset`,
+        each times its weight; their sum is the loss.
+    """
+    target_mask = labels[..., 0] >= 0
+    targets_grid = labels.float().clamp_min(0) * boundary_logits.shape[1]
+    proposals = proposals_grid.float()
+    iou, target_index = (temporal_iou(proposals, targets_grid) * target_mask[:, None]).max(-1)  # (Q, P)
+    own_target = targets_grid.gather(1, target_index[..., None].expand(-1, -1, 2))  # (Q, P, 2)
+    classification, regression = iou_logits.float().unbind(-1)
+    return {
+        "loss_boundary": boundary_loss(boundary_logits.float(), targets_grid, target_mask),
+        "loss_iou_classification": IOU_CLASSIFICATION_WEIGHT * iou_classification_loss(classification, iou),
+        "loss_iou_regression": IOU_REGRESSION_WEIGHT * iou_regression_loss(regression, iou),
+        "loss_offset": OFFSET_WEIGHT * offset_loss(offsets.float(), proposals, own_target, iou),
+    }

@@ -1,0 +1,362 @@
+"""
+PyTorch models for temporal sentence grounding in videos.
+
+[`ScadaModel`] turns pixels and tokens into snippet features and sentence vectors; [`ScadaForTemporalGrounding`] adds the
+localization head. All sentences of a batch are flattened to `Q`, with `video_index` naming the video of each, so a video
+goes through the backbone once however many sentences ask about it.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .backbone_scada import VideoBackbone
+from .configuration_scada import ScadaConfig
+from .head_scada import LocalizationHead, SentenceScale, decode_offsets
+from .loss_scada import temporal_grounding_loss
+
+
+@dataclass
+class ScadaModelOutput(ModelOutput):
+    """
+    Output of [`ScadaModel`] for `Q` sentences over `B` videos.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(Q, N, C)`):
+            Snippet features of each sentence's video, averaged over space.
+        sentence_embeds (`torch.FloatTensor` of shape `(Q, C_text)`):
+            Sentence vectors.
+        video_index (`torch.LongTensor` of shape `(Q,)`):
+            The video of each sentence.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    sentence_embeds: torch.FloatTensor | None = None
+    video_index: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ScadaTemporalGroundingOutput(ModelOutput):
+    """
+    Output of [`ScadaForTemporalGrounding`] for `B` videos with up to `M` sentences and `P` proposals.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Sum of `loss_dict`.
+        logits (`torch.FloatTensor` of shape `(B, M, P)`):
+            Log-odds of each proposal's score, so that `logits.sigmoid()` is the score; the dtype's lowest value for
+            sentences that are padding. `P` is all proposals at inference and a random sample of them in training.
+        pred_segments (`torch.FloatTensor` of shape `(B, M, P, 2)`):
+            Refined start and end of each proposal, in `[0, 1]` of the window.
+        loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
+            The loss's terms, weighted.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            As in [`ScadaModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    pred_segments: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class ScadaPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, common to the SCADA models."""
+
+    config_class = ScadaConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Trainer divides the loss by the accumulation steps unless a model takes `num_items_in_batch`.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Backbone and sentence encoder initialise themselves, with their own classes' rules.
+        if isinstance(module, SentenceScale):
+            init.normal_(module.projection.weight, std=module.projection.in_features**-0.5)
+            init.zeros_(module.projection.bias)
+        elif isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                if "weight" in name:
+                    init.xavier_uniform_(parameter)
+                else:
+                    init.zeros_(parameter)
+        elif isinstance(module, (nn.Linear, nn.Conv1d)):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LocalizationHead):
+            # Scores start near one half and segments near the unrefined proposals.
+            for output_layer in module.output_layers():
+                init.normal_(output_layer.weight, std=self.config.initializer_range)
+
+
+class ScadaModel(ScadaPreTrainedModel):
+    """
+    Video backbone and sentence encoder: pixels and tokens to snippet features and sentence vectors.
+
+    Args:
+        config ([`ScadaConfig`]): Its `video_config` and `text_config` name the two encoders.
+    """
+
+    def __init__(self, config: ScadaConfig):
+        super().__init__(config)
+        self.video_backbone = VideoBackbone(AutoModel.from_config(config.video_config))
+        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.video_backbone.encoder.get_input_embeddings()
+
+    def train(self, mode: bool = True) -> "ScadaModel":
+        """As `nn.Module.train`, but an encoder without trainable parameters stays in evaluation mode (no dropout)."""
+        super().train(mode)
+        for encoder in (self.video_backbone, self.text_encoder):
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def encode_sentences(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> torch.Tensor:
+        """
+        Sentence vectors: the mean over the unmasked tokens, then a LayerNorm without weights (METHOD section 4).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(Q, L)`): Tokens.
+            attention_mask (`torch.LongTensor` of shape `(Q, L)`): 1 for tokens, 0 for padding.
+
+        Returns:
+            `torch.FloatTensor` of shape `(Q, C_text)`.
+        """
+        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask[..., None].to(states.dtype)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return F.layer_norm(mean, mean.shape[-1:])
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        sentence_mask: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ScadaModelOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+                Normalised frames; `T` a multiple of the backbone's clip length.
+            input_ids (`torch.LongTensor` of shape `(B, M, L)`):
+                Tokens of up to `M` sentences a video.
+            attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
+                1 for tokens, 0 for padding. All tokens, if not given.
+            sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
+                1 for sentences, 0 for padding. All sentences, if not given.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the video backbone's states too.
+
+        Raises:
+            ValueError: If the shapes do not fit each other or the backbone.
+        """
+        attention_mask, sentence_mask = _check_sentences(pixel_values_videos, input_ids, attention_mask, sentence_mask)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        keep = sentence_mask.bool()
+        video_index = keep.nonzero()[:, 0]  # (Q,)
+        sentence_embeds = self.encode_sentences(input_ids[keep], attention_mask[keep])
+        features, hidden_states = self.video_backbone(pixel_values_videos, output_hidden_states=output_hidden_states)
+        pooled = features.mean(dim=(2, 3))  # (B, N, C)
+        return ScadaModelOutput(
+            last_hidden_state=pooled.index_select(0, video_index),
+            sentence_embeds=sentence_embeds,
+            video_index=video_index,
+            hidden_states=hidden_states,
+        )
+
+
+class ScadaForTemporalGrounding(ScadaPreTrainedModel):
+    """
+    Temporal sentence grounding: scores and segments of all proposals, for each sentence about a video.
+
+    Args:
+        config ([`ScadaConfig`]): Backbone, sentence encoder and head.
+    """
+
+    def __init__(self, config: ScadaConfig):
+        super().__init__(config)
+        self.model = ScadaModel(config)
+        text_dim = self.model.text_encoder.config.hidden_size
+        self.head = LocalizationHead(config, config.video_config.hidden_size, text_dim)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls, video_model: str | PreTrainedModel, text_model: str | PreTrainedModel, **config
+    ) -> "ScadaForTemporalGrounding":
+        """
+        A model with pretrained encoders and a new head.
+
+        Args:
+            video_model (`str` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or the encoder itself.
+            text_model (`str` or `PreTrainedModel`): Hub id or folder of a text encoder, or the encoder itself.
+            **config: Arguments of [`ScadaConfig`] other than the encoders' configurations.
+
+        Raises:
+            TypeError: If an argument is none of [`ScadaConfig`]'s.
+
+        Example:
+
+        ```python
+        >>> from modeling_scada import ScadaForTemporalGrounding
+
+        >>> model = ScadaForTemporalGrounding.from_backbones(
+        ...     "MCG-NJU/videomae-base", "distilbert-base-uncased", grid_size=128
+        ... )  # doctest: +SKIP
+
+        ```
+        """
+        allowed = ScadaConfig.own_fields() - {"video_config", "text_config"}
+        if unknown := sorted(set(config) - allowed):
+            raise TypeError(f"Received unknown arguments {unknown}; ScadaConfig's are {sorted(allowed)}.")
+        encoders = [
+            AutoModel.from_pretrained(model) if isinstance(model, str) else model
+            for model in (video_model, text_model)
+        ]
+        video_encoder, text_encoder = (getattr(encoder, encoder.base_model_prefix, encoder) for encoder in encoders)
+        model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
+        model.model.video_backbone = VideoBackbone(video_encoder)
+        model.model.text_encoder = text_encoder
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        sentence_mask: torch.LongTensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ScadaTemporalGroundingOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+                Normalised frames; `T` a multiple of the backbone's clip length.
+            input_ids (`torch.LongTensor` of shape `(B, M, L)`):
+                Tokens of up to `M` sentences a video.
+            attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
+                1 for tokens, 0 for padding.
+            sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
+                1 for sentences, 0 for padding.
+            labels (`torch.FloatTensor` of shape `(B, M, K, 2)` or `(B, M, 2)`, *optional*):
+                Start and end of up to `K` target segments a sentence, in `[0, 1]` of the window, padded with -100.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the video backbone's states too.
+
+        Raises:
+            ValueError: If the shapes do not fit each other or the backbone.
+        """
+        outputs: ScadaModelOutput = self.model(
+            pixel_values_videos,
+            input_ids,
+            attention_mask=attention_mask,
+            sentence_mask=sentence_mask,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds)
+        scores = _score_logits(head.iou_logits.float())  # (Q, P)
+        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+
+        batch_shape = input_ids.shape[:2]
+        if sentence_mask is None:
+            sentence_mask = torch.ones(batch_shape, dtype=torch.bool, device=input_ids.device)
+        keep = sentence_mask.bool()
+        logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
+        pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))
+        logits[keep] = scores
+        pred_segments[keep] = segments
+
+        loss, loss_dict = None, None
+        if labels is not None:
+            labels = labels[:, :, None] if labels.dim() == 3 else labels
+            if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
+                raise ValueError(
+                    f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) with "
+                    f"{batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
+                    "`segments`."
+                )
+            loss_dict = temporal_grounding_loss(
+                head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, labels[keep]
+            )
+            loss = torch.stack(list(loss_dict.values())).sum()
+        return ScadaTemporalGroundingOutput(
+            loss=loss,
+            logits=logits,
+            pred_segments=pred_segments,
+            loss_dict=loss_dict,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class AutoModelForTemporalGrounding(_BaseAutoModelClass):
+    """Auto class of the task: `AutoModelForTemporalGrounding.from_pretrained(...)`."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+def _score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
+    """(Q, P, 2) -> (Q, P): log-odds of the score classification x regression (METHOD section 9)."""
+    log_score = F.logsigmoid(iou_logits).sum(-1)
+    return log_score - torch.log(-torch.expm1(log_score)).clamp_min(torch.finfo(log_score.dtype).min)
+
+
+def _check_sentences(
+    pixel_values_videos: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sentence_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fills in the masks that were not given and checks that the shapes fit each other."""
+    if input_ids.dim() != 3 or len(input_ids) != len(pixel_values_videos):
+        raise ValueError(
+            f"Received `input_ids` of shape {tuple(input_ids.shape)} for {len(pixel_values_videos)} videos; expected "
+            "(videos, sentences, tokens), as ScadaProcessor makes it."
+        )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if sentence_mask is None:
+        sentence_mask = torch.ones(input_ids.shape[:2], dtype=torch.long, device=input_ids.device)
+    if attention_mask.shape != input_ids.shape or sentence_mask.shape != input_ids.shape[:2]:
+        raise ValueError(
+            f"Received `attention_mask` of shape {tuple(attention_mask.shape)} and `sentence_mask` of shape "
+            f"{tuple(sentence_mask.shape)}; expected {tuple(input_ids.shape)} and {tuple(input_ids.shape[:2])}."
+        )
+    return attention_mask, sentence_mask
+
+
+__all__ = ["AutoModelForTemporalGrounding", "ScadaForTemporalGrounding", "ScadaModel", "ScadaPreTrainedModel"]

@@ -1,0 +1,264 @@
+"""The loss against plain Python, one sentence and one proposal at a time, written from METHOD section 8."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_scada import loss_scada
+from modeling_scada.head_scada import all_proposals, decode_offsets
+from modeling_scada.loss_scada import temporal_grounding_loss, temporal_iou
+
+
+GRID_SIZE = 20
+TERMS = ["loss_boundary", "loss_iou_classification", "loss_iou_regression", "loss_offset"]
+
+# Targets in [0, 1], per sentence. The odd numbers keep IoUs off the thresholds, where rounding would decide.
+TARGETS = {
+    "long": [(0.213, 0.871)],
+    "short": [(0.512, 0.533)],
+    "whole_video": [(0.0, 1.0)],
+    "at_the_end": [(0.93, 1.0)],
+    "two": [(0.0517, 0.3129), (0.6213, 0.7728)],
+    "three": [(0.0113, 0.1217), (0.4031, 0.8123), (0.4611, 0.5237)],
+}
+# A sample of proposals, in which no two have the same IoU with a target's segment by accident of symmetry.
+SAMPLE = [(0, 3), (1, 6), (4, 17), (4, 18), (12, 16), (9, 12), (0, 20), (10, 11), (18, 20), (8, 15), (5, 19)]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def iou_of(a: tuple[float, float], b: tuple[float, float]) -> float:
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = (a[1] - a[0]) + (b[1] - b[0]) - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def balanced(logits: list[float], positive: list[bool]) -> float:
+    of_positives = [-math.log(sigmoid(x)) for x, is_positive in zip(logits, positive, strict=True) if is_positive]
+    of_negatives = [-math.log(sigmoid(-x)) for x, is_positive in zip(logits, positive, strict=True) if not is_positive]
+    return (mean(of_positives) + mean(of_negatives)) / 2
+
+
+def above_or_best(ious: list[float], threshold: float) -> list[bool]:
+    if any(iou > threshold for iou in ious):
+        return [iou > threshold for iou in ious]
+    best = max(ious)
+    return [best > 0 and iou == best for iou in ious]
+
+
+def slow_boundary(logits: list[list[float]], targets: list[tuple[float, float]]) -> float:
+    """Steps whose centre lies within a tenth of the segment's length of its boundary, but at least one step."""
+    sides = []
+    for side in (0, 1):
+        positive = [
+            any(abs(step + 0.5 - target[side]) <= max(1.0, 0.1 * (target[1] - target[0])) for target in targets)
+            for step in range(len(logits))
+        ]
+        sides.append(balanced([row[side] for row in logits], positive))
+    return mean(sides)
+
+
+def slow_regression(logits: list[float], ious: list[float]) -> float:
+    bins = {"high": [], "middle": [], "low": []}
+    for logit, iou in zip(logits, ious, strict=True):
+        name = "high" if iou > 0.7 else "low" if iou < 0.3 else "middle"
+        bins[name].append((sigmoid(logit) - iou) ** 2)
+    return mean([mean(errors) for errors in bins.values() if errors])
+
+
+def smooth_l1(difference: float) -> float:
+    return difference**2 / 2 if abs(difference) < 1 else abs(difference) - 0.5
+
+
+def slow_offset(offsets, proposals, own_targets, ious) -> float:
+    """Only proposals that overlap their target by more than half, or the best one."""
+    errors = []
+    for row, (start, end), target, used in zip(offsets, proposals, own_targets, above_or_best(ious, 0.5), strict=True):
+        if not used:
+            continue
+        length = end - start
+        center_shift = (target[0] + target[1]) / 2 - (start + end) / 2
+        moves = (target[0] - start, target[1] - end, center_shift, (target[1] - target[0]) - length)
+        errors.append(mean([smooth_l1(x - move / length) for x, move in zip(row, moves, strict=True)]))
+    return mean(errors)
+
+
+def slow_loss(boundary_logits, iou_logits, offsets, proposals, targets) -> dict[str, float]:
+    """`targets`: for each sentence a list of (start, end) in [0, 1], without padding. Weights of METHOD section 8."""
+    rows = {name: [] for name in TERMS}
+    for sentence, in_unit in enumerate(targets):
+        segments = [(start * GRID_SIZE, end * GRID_SIZE) for start, end in in_unit]
+        all_ious = [[iou_of(proposal, segment) for segment in segments] for proposal in proposals]
+        ious = [max(of_proposal, default=0.0) for of_proposal in all_ious]
+        own = [segments[of_proposal.index(max(of_proposal))] if segments else (0.0, 0.0) for of_proposal in all_ious]
+        classification, regression = ([row[k] for row in iou_logits[sentence]] for k in (0, 1))
+        rows["loss_boundary"].append(slow_boundary(boundary_logits[sentence], segments))
+        rows["loss_iou_classification"].append(balanced(classification, above_or_best(ious, 0.9)))
+        rows["loss_iou_regression"].append(5 * slow_regression(regression, ious))
+        rows["loss_offset"].append(10 * slow_offset(offsets[sentence], proposals, own, ious))
+    return {name: mean(values) for name, values in rows.items()}
+
+
+def padded(targets: list[list[tuple[float, float]]], num_segments: int | None = None) -> torch.Tensor:
+    num_segments = num_segments or max(map(len, targets))
+    rows = [[*segments, *[(-100.0, -100.0)] * (num_segments - len(segments))] for segments in targets]
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def random_outputs(num_sentences: int, num_proposals: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(GRID_SIZE, 2), (num_proposals, 2), (num_proposals, 4)]
+    return [2 * torch.randn(num_sentences, *shape, generator=generator) for shape in shapes]
+
+
+def assert_equal_to_reference(targets, proposals, labels, seed: int = 0):
+    outputs = random_outputs(len(targets), len(proposals), seed)
+    fast = temporal_grounding_loss(*outputs, torch.tensor(proposals), labels)
+    slow = slow_loss(*(output.tolist() for output in outputs), proposals, targets)
+    assert list(fast) == TERMS
+    for name in TERMS:
+        assert fast[name].item() == pytest.approx(slow[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("proposals", [SAMPLE, all_proposals(GRID_SIZE).tolist()], ids=["sample", "all"])
+def test_each_term_of_one_sentence(name, proposals):
+    assert_equal_to_reference([TARGETS[name]], [tuple(pair) for pair in proposals], padded([TARGETS[name]]))
+
+
+@pytest.mark.parametrize("num_segments", [3, 5])
+def test_each_term_of_several_sentences_with_padding(num_segments):
+    targets = list(TARGETS.values())
+    assert_equal_to_reference(targets, SAMPLE, padded(targets, num_segments), seed=1)
+
+
+def test_padding_may_stand_anywhere():
+    labels = torch.tensor([[[-100.0, -100.0], [0.0517, 0.3129], [-100.0, -100.0], [0.6213, 0.7728]]])
+    assert_equal_to_reference([TARGETS["two"]], SAMPLE, labels)
+
+
+def test_a_target_that_no_proposal_overlaps():
+    """Neither classification nor offsets find a positive; the boundaries still do."""
+    proposals = [(0, 3), (1, 4), (5, 8)]
+    targets = [[(0.71, 0.93)], [(0.02, 0.13)]]
+    assert_equal_to_reference(targets, proposals, padded(targets))
+    alone = temporal_grounding_loss(*random_outputs(1, 3), torch.tensor(proposals), padded(targets[:1]))
+    assert alone["loss_offset"].item() == 0
+    assert all(torch.isfinite(term) for term in alone.values())
+
+
+def test_a_sentence_without_any_target():
+    targets = [[], TARGETS["long"]]
+    assert_equal_to_reference(targets, SAMPLE, padded(targets))
+
+
+def test_a_target_without_length_is_finite():
+    outputs = random_outputs(1, len(SAMPLE))
+    loss = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), torch.tensor([[[0.5, 0.5]]]))
+    assert all(torch.isfinite(term) for term in loss.values())
+
+
+def test_thresholds_and_weights_are_those_of_the_method():
+    constants = (
+        loss_scada.IOU_CLASSIFICATION_WEIGHT,
+        loss_scada.IOU_REGRESSION_WEIGHT,
+        loss_scada.OFFSET_WEIGHT,
+        loss_scada.POSITIVE_IOU,
+        loss_scada.BOUNDARY_RADIUS,
+    )
+    assert constants == (1, 5, 10, 0.9, 0.1)
+
+
+def test_temporal_iou():
+    generator = torch.Generator().manual_seed(0)
+    proposals = torch.rand(30, 2, generator=generator).sort(-1).values * 10
+    targets = torch.rand(4, 3, 2, generator=generator).sort(-1).values * 10
+    proposals[0] = targets[0, 0]  # equal
+    proposals[1] = torch.tensor([4.0, 4.0])  # without length
+    targets[1, 1] = torch.tensor([4.0, 4.0])
+    iou = temporal_iou(proposals, targets)
+    expected = [
+        [[iou_of(proposal, target) for target in of_sentence] for proposal in proposals.tolist()]
+        for of_sentence in targets.tolist()
+    ]
+    torch.testing.assert_close(iou, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    assert iou[0, 0, 0] == 1 and iou[1, 1, 1] == 0
+
+
+def test_temporal_iou_by_hand():
+    iou = temporal_iou(torch.tensor([[0.0, 4.0], [2.0, 3.0], [6.0, 8.0]]), torch.tensor([[[2.0, 6.0]]]))
+    torch.testing.assert_close(iou[0, :, 0], torch.tensor([2 / 6, 1 / 4, 0.0]))
+
+
+def test_boundary_of_a_short_segment_reaches_one_step():
+    """A segment within step 10: the centres 9.5 to 11.5 are within one step of 10.2 and 10.8, but not all of them."""
+    logits = torch.zeros(1, GRID_SIZE, 2)
+    near = []
+    for step in range(GRID_SIZE):
+        for side in (0, 1):
+            shifted = logits.clone()
+            shifted[0, step, side] = 1.0
+            if loss_scada.boundary_loss(
+                shifted, torch.tensor([[[10.2, 10.8]]]), torch.ones(1, 1, dtype=torch.bool)
+            ) < (loss_scada.boundary_loss(logits, torch.tensor([[[10.2, 10.8]]]), torch.ones(1, 1, dtype=torch.bool))):
+                near.append((step, side))
+    assert near == [(9, 0), (10, 0), (10, 1), (11, 1)]
+
+
+def test_perfect_outputs_are_best():
+    """What the loss asks for is what decoding turns into the target."""
+    proposals = all_proposals(GRID_SIZE)
+    target = TARGETS["long"][0]
+    ious = [iou_of(pair, (target[0] * GRID_SIZE, target[1] * GRID_SIZE)) for pair in proposals.tolist()]
+    perfect_offsets = []
+    for start, end in proposals.tolist():
+        length, wanted = end - start, (target[0] * GRID_SIZE, target[1] * GRID_SIZE)
+        moves = (
+            wanted[0] - start,
+            wanted[1] - end,
+            sum(wanted) / 2 - (start + end) / 2,
+            wanted[1] - wanted[0] - length,
+        )
+        perfect_offsets.append([move / length for move in moves])
+    regression = torch.tensor(ious).logit(eps=1e-7)
+    classification = 40.0 * (2 * (torch.tensor(ious) > 0.9).float() - 1)
+    loss = temporal_grounding_loss(
+        random_outputs(1, 1)[0],
+        torch.stack([classification, regression], dim=-1)[None],
+        torch.tensor([perfect_offsets]),
+        proposals,
+        torch.tensor([[target]]),
+    )
+    assert loss["loss_offset"].item() < 1e-8
+    assert loss["loss_iou_regression"].item() < 1e-8
+    assert loss["loss_iou_classification"].item() < 1e-8
+    segments = decode_offsets(proposals, torch.tensor(perfect_offsets), GRID_SIZE)
+    torch.testing.assert_close(segments, torch.tensor(target).expand_as(segments))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_gradients_are_finite(scale):
+    targets = [*TARGETS.values(), []]
+    outputs = [(scale * output).requires_grad_() for output in random_outputs(len(targets), len(SAMPLE))]
+    loss = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), padded(targets))
+    gradients = torch.autograd.grad(sum(loss.values()), outputs)
+    for gradient in gradients:
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().sum() > 0
+
+
+def test_low_precision_outputs_are_computed_in_float32():
+    targets = list(TARGETS.values())
+    outputs = [output.bfloat16() for output in random_outputs(len(targets), len(SAMPLE))]
+    low = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), padded(targets))
+    high = temporal_grounding_loss(*(output.float() for output in outputs), torch.tensor(SAMPLE), padded(targets))
+    for name in TERMS:
+        assert low[name].dtype == torch.float32
+        torch.testing.assert_close(low[name], high[name])
