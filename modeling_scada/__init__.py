@@ -1,8 +1,8 @@
 """
 Temporal sentence grounding in videos with SCADA, in the manner of transformers.
 
-All public names are imported from here. Importing the package registers its classes with transformers' Auto classes and
-the task "temporal-grounding" with its pipelines.
+All public names are imported from here. Importing the package registers its classes with transformers' Auto classes
+and the task "temporal-grounding" with its pipelines.
 """
 
 from transformers import AutoConfig, AutoModel, AutoProcessor

@@ -5,6 +5,8 @@ This is the one place that knows model types: what an encoder wants as input, ho
 position embeddings follow another image size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,7 +24,7 @@ class ResizableVideoMAEEmbeddings(nn.Module):
         embeddings (`VideoMAEEmbeddings`): The pretrained embeddings; parameter names stay as they are.
     """
 
-    def __init__(self, embeddings: nn.Module):
+    def __init__(self, embeddings: Any):
         super().__init__()
         self.patch_embeddings = embeddings.patch_embeddings
         config = embeddings.config
@@ -96,8 +98,8 @@ class VideoBackbone(nn.Module):
         config = self.config
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != config.num_channels:
             raise ValueError(
-                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, frames, "
-                f"{config.num_channels}, height, width), as ScadaProcessor makes it."
+                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
+                f"frames, {config.num_channels}, height, width), as ScadaProcessor makes it."
             )
         num_frames, _, height, width = pixel_values_videos.shape[1:]
         if num_frames == 0 or num_frames % config.num_frames:

@@ -27,7 +27,7 @@ class ScadaConfig(PreTrainedConfig):
         num_train_proposals (`int`, *optional*, defaults to 1024):
             Proposals drawn at random for each training step; at inference all of them are scored.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the conditioning layers' initial weights.
+            Standard deviation of the initial weights of the head's output layers.
 
     Raises:
         ValueError: If a size is not positive, or an argument is not one of the above.

@@ -44,15 +44,13 @@ def all_proposals(grid_size: int, device: torch.device | None = None) -> torch.T
     return torch.triu_indices(grid_size, grid_size + 1, offset=1, device=device).T
 
 
-def sample_points(
-    proposals_grid: torch.Tensor, num_points: int, grid_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_points(proposals_grid: torch.Tensor, num_points: int, grid_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Where each proposal reads the sequence, and how much of each step it takes.
 
     The proposal is widened by half its length on both sides; `num_points` points lie evenly on it, ends included. A
-    point at grid coordinate `g` reads the sequence linearly between the centres of its two neighbouring steps, and zero
-    outside the video.
+    point at grid coordinate `g` reads the sequence linearly between the centres of its two neighbouring steps, and
+    zero outside the video.
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
@@ -103,6 +101,7 @@ class SentenceScale(nn.Module):
     def __init__(self, text_dim: int, dim: int):
         super().__init__()
         self.projection = nn.Linear(text_dim, dim)
+        self.projection.initial_std = text_dim**-0.5  # read by `_init_weights`
 
     def forward(self, features: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
         # features: (Q, S, D), sentence: (Q, C_text)
@@ -172,6 +171,9 @@ class LocalizationHead(nn.Module):
         self.iou_classifier = _mlp(dim, 1)
         self.iou_regressor = _mlp(dim, 1)
         self.offset_regressor = _mlp(dim, 4)
+        # Scores start near one half and segments near the unrefined proposals.
+        for output_layer in self.output_layers():
+            output_layer.initial_std = config.initializer_range  # type: ignore[assignment]
 
     def output_layers(self) -> list[nn.Module]:
         """The last layer of each branch."""
@@ -207,6 +209,8 @@ class LocalizationHead(nn.Module):
         Returns:
             [`HeadOutput`].
         """
+        # The encoders may be of another precision, such as a checkpoint in bfloat16 under a new head.
+        features, sentence = features.to(self.norm.weight.dtype), sentence.to(self.norm.weight.dtype)
         features = self.projection(self.resample(self.norm(features)))
         features = self.projection_scale(features, sentence)
         recurrent, _ = self.lstm(features)

@@ -29,8 +29,9 @@ def temporal_iou(proposals_grid: torch.Tensor, targets_grid: torch.Tensor) -> to
     """
     proposals = proposals_grid[None, :, None]
     targets = targets_grid[:, None]
-    intersection = torch.minimum(proposals[..., 1], targets[..., 1]) - torch.maximum(proposals[..., 0], targets[..., 0])
-    intersection = intersection.clamp_min(0)
+    start = torch.maximum(proposals[..., 0], targets[..., 0])
+    end = torch.minimum(proposals[..., 1], targets[..., 1])
+    intersection = (end - start).clamp_min(0)
     lengths = (proposals[..., 1] - proposals[..., 0]) + (targets[..., 1] - targets[..., 0])
     return intersection / (lengths - intersection).clamp_min(torch.finfo(intersection.dtype).tiny)
 
@@ -71,7 +72,9 @@ def balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     return (masked_mean(loss, positive) + masked_mean(loss, ~positive)) / 2
 
 
-def boundary_loss(boundary_logits: torch.Tensor, targets_grid: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+def boundary_loss(
+    boundary_logits: torch.Tensor, targets_grid: torch.Tensor, target_mask: torch.Tensor
+) -> torch.Tensor:
     """
     Start and end of the targets, per step.
 
@@ -119,8 +122,8 @@ def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor
     error = (logits.sigmoid() - iou) ** 2
     high, low = iou > 0.7, iou < 0.3
     bins = [high, ~high & ~low, low]
-    present = sum(rows.any(-1).to(error.dtype) for rows in bins)
-    return (sum(masked_mean(error, rows) for rows in bins) / present).mean()
+    present = torch.stack([rows.any(-1) for rows in bins]).sum(0)
+    return (torch.stack([masked_mean(error, rows) for rows in bins]).sum(0) / present).mean()
 
 
 def offset_loss(

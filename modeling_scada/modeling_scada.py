@@ -1,9 +1,9 @@
 """
 PyTorch models for temporal sentence grounding in videos.
 
-[`ScadaModel`] turns pixels and tokens into snippet features and sentence vectors; [`ScadaForTemporalGrounding`] adds the
-localization head. All sentences of a batch are flattened to `Q`, with `video_index` naming the video of each, so a video
-goes through the backbone once however many sentences ask about it.
+[`ScadaModel`] turns pixels and tokens into snippet features and sentence vectors; [`ScadaForTemporalGrounding`] adds
+the localization head. All sentences of a batch are flattened to `Q`, with `video_index` naming the video of each, so a
+video goes through the backbone once however many sentences ask about it.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, SentenceScale, decode_offsets
+from .head_scada import LocalizationHead, decode_offsets
 from .loss_scada import temporal_grounding_loss
 
 
@@ -41,10 +41,10 @@ class ScadaModelOutput(ModelOutput):
             States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    sentence_embeds: torch.FloatTensor | None = None
-    video_index: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    sentence_embeds: torch.Tensor | None = None
+    video_index: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -66,11 +66,11 @@ class ScadaTemporalGroundingOutput(ModelOutput):
             As in [`ScadaModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    pred_segments: torch.FloatTensor | None = None
-    loss_dict: dict[str, torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pred_segments: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class ScadaPreTrainedModel(PreTrainedModel):
@@ -79,7 +79,7 @@ class ScadaPreTrainedModel(PreTrainedModel):
     config_class = ScadaConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video", "text")
+    input_modalities = ("video", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -88,27 +88,25 @@ class ScadaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Backbone and sentence encoder initialise themselves, with their own classes' rules.
-        if isinstance(module, SentenceScale):
-            init.normal_(module.projection.weight, std=module.projection.in_features**-0.5)
-            init.zeros_(module.projection.bias)
-        elif isinstance(module, nn.LSTM):
+        # Backbone and sentence encoder initialise themselves, with their own classes' rules. Only modules that hold
+        # weights themselves can be handled here: in code outside transformers, all others are skipped without a word.
+        if isinstance(module, nn.LSTM):
             for name, parameter in module.named_parameters():
                 if "weight" in name:
                     init.xavier_uniform_(parameter)
                 else:
                     init.zeros_(parameter)
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            std = getattr(module, "initial_std", None)
+            if std is None:
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, LocalizationHead):
-            # Scores start near one half and segments near the unrefined proposals.
-            for output_layer in module.output_layers():
-                init.normal_(output_layer.weight, std=self.config.initializer_range)
 
 
 class ScadaModel(ScadaPreTrainedModel):
@@ -136,7 +134,7 @@ class ScadaModel(ScadaPreTrainedModel):
                 encoder.eval()
         return self
 
-    def encode_sentences(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> torch.Tensor:
+    def encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """
         Sentence vectors: the mean over the unmasked tokens, then a LayerNorm without weights (METHOD section 4).
 
@@ -155,10 +153,10 @@ class ScadaModel(ScadaPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.LongTensor | None = None,
-        sentence_mask: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ScadaModelOutput:
@@ -206,7 +204,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        self.head = LocalizationHead(config, config.video_config.hidden_size, text_dim)
+        video_dim = self.model.video_backbone.config.hidden_size
+        self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
     @classmethod
@@ -254,11 +253,11 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.LongTensor | None = None,
-        sentence_mask: torch.LongTensor | None = None,
-        labels: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ScadaTemporalGroundingOutput:
@@ -306,8 +305,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             labels = labels[:, :, None] if labels.dim() == 3 else labels
             if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
                 raise ValueError(
-                    f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) with "
-                    f"{batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
+                    f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) "
+                    f"with {batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
                     "`segments`."
                 )
             loss_dict = temporal_grounding_loss(
@@ -326,7 +325,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 class AutoModelForTemporalGrounding(_BaseAutoModelClass):
     """Auto class of the task: `AutoModelForTemporalGrounding.from_pretrained(...)`."""
 
-    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())  # type: ignore[assignment]
 
 
 def _score_logits(iou_logits: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Video, load_dataset, load_from_disk
 
 
-_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 REQUIRED_COLUMNS = ("video", "sentences", "segments")
 
 
@@ -21,7 +21,7 @@ def load_annotations(name_or_path: str, split: str) -> Dataset:
 
     Args:
         name_or_path (`str`):
-            A folder that `save_to_disk` wrote, a `.json`, `.jsonl`, `.csv` or `.parquet` file (which is one split,
+            A folder that `save_to_disk` wrote, a `.json`, `.jsonl` or `.parquet` file (which is one split,
             "train"), a folder of such files, or a Hub id.
         split (`str`):
             Name of the split.

@@ -1,4 +1,4 @@
-"""Video-centric batches: a sample is a video with its sentences, so a video is read and encoded once for all of them."""
+"""Video-centric batches: a sample is a video with its sentences, so it is read and encoded once for all of them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,6 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
+from os import PathLike
 from typing import Any
 
 from transformers import Pipeline
@@ -21,13 +22,16 @@ class TemporalGroundingPipeline(Pipeline):
 
     ```"""
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    processor: Any  # a `ScadaProcessor`; `None` is allowed in the base class
 
-    def __call__(self, video: Any, sentence: str | list[str] | None = None, **kwargs) -> Any:
+    def __call__(  # type: ignore[override]
+        self, video: Any, sentence: str | list[str] | None = None, **kwargs
+    ) -> Any:
         """
         Args:
             video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`):
@@ -53,7 +57,7 @@ class TemporalGroundingPipeline(Pipeline):
         """
         return super().__call__({"video": video, "sentence": sentence}, **kwargs)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, threshold=None, num_frames=None, video_metadata=None
     ) -> tuple[dict, dict, dict]:
         preprocess = {"num_frames": num_frames, "video_metadata": video_metadata}
@@ -64,13 +68,13 @@ class TemporalGroundingPipeline(Pipeline):
             {name: value for name, value in postprocess.items() if value is not None},
         )
 
-    def preprocess(self, inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
+    def preprocess(self, inputs: dict[str, Any], **kwargs) -> dict[str, Any]:  # type: ignore[override]
         if isinstance(inputs["video"], (list, tuple)):
             raise ValueError(f"Received a list of {len(inputs['video'])} videos; call the pipeline once per video.")
         batch = self.processor(videos=inputs["video"], text=inputs["sentence"], return_timelines=True, **kwargs)
         return {**batch, "single": isinstance(inputs["sentence"], str)}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         timelines, single = model_inputs.pop("timelines"), model_inputs.pop("single")
         outputs = self.model(**model_inputs)
         return {
@@ -93,7 +97,7 @@ class TemporalGroundingPipeline(Pipeline):
         ]
         return results[0] if model_outputs["single"] else results
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """
         Saves the model and the processor.
 

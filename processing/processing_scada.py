@@ -147,8 +147,8 @@ class ScadaProcessor(ProcessorMixin):
                 Drops segments whose score is lower. The best segment of a sentence always comes back.
 
         Returns:
-            `list[list[dict]]`: For each video and each of its sentences `{"scores": (k,), "segments": (k, 2)}`, float64,
-            scores in `[0, 1]`, segments in seconds from the first frame.
+            `list[list[dict]]`: For each video and each of its sentences `{"scores": (k,), "segments": (k, 2)}`,
+            float64, scores in `[0, 1]`, segments in seconds from the first frame.
 
         Raises:
             ValueError: If the number of timelines or the mask does not fit, `top_k` is not positive, or a score or a
@@ -208,8 +208,8 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
     for video_index, entry in enumerate(per_video):
         if not isinstance(entry, (str, list, tuple)):
             raise ValueError(
-                f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list of "
-                "sentences."
+                f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list "
+                "of sentences."
             )
         of_video = [entry] if isinstance(entry, str) else list(entry)
         sentences.append(of_video)
@@ -224,7 +224,9 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
 def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list[list[np.ndarray]]:
     """Target segments of each sentence of each video, each `(K, 2)` in seconds; `text` is what `sentences` came as."""
     if len(segments) != len(sentences):
-        raise ValueError(f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry each.")
+        raise ValueError(
+            f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry each."
+        )
     nested = []
     for video_index, (of_video, entry, own_sentences) in enumerate(zip(segments, text, sentences, strict=True)):
         # A video with one sentence may come with that sentence's segment itself, and where the sentence is in no list,
@@ -234,15 +236,16 @@ def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list
                 of_video = [of_video]
         if len(of_video) != len(own_sentences):
             raise ValueError(
-                f"Received {len(own_sentences)} sentences but segments of {len(of_video)} for video {video_index}; pass "
-                "[start, end], or a list of these, per sentence."
+                f"Received {len(own_sentences)} sentences but segments of {len(of_video)} for video {video_index}; "
+                "pass [start, end], or a list of these, per sentence."
             )
         arrays = [np.asarray(of_sentence, dtype=np.float64) for of_sentence in of_video]
         arrays = [array[None] if array.ndim == 1 else array for array in arrays]
         for array, sentence in zip(arrays, own_sentences, strict=True):
             if array.ndim != 2 or array.shape[1] != 2 or not len(array):
                 raise ValueError(
-                    f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end] or a list of these."
+                    f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end] or a list of "
+                    "these."
                 )
         nested.append(arrays)
     return nested

@@ -29,7 +29,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     Samples frames uniformly in time, scales them and normalises them. Needs neither torchvision nor Pillow.
 
     Frame `k` of `T` is the one on display at `start + (k + 0.5) * (end - start) / T` seconds. Frames are scaled to
-    `size` as a whole, without a crop: what happens at the side of the picture counts too ([D]; AdaTAD crops the centre).
+    `size` as a whole, without a crop: what happens at the side of the picture counts too ([D]; AdaTAD crops the
+    centre).
 
     Args:
         num_frames (`int`, *optional*, defaults to 512):
@@ -49,7 +50,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     size = {"height": 160, "width": 160}
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    valid_kwargs = ScadaVideosKwargs
+    valid_kwargs = ScadaVideosKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values_videos"]
 
     def __init__(self, **kwargs):
@@ -90,7 +91,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
                 `"pt"` or `"np"`.
 
         Returns:
-            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)` float32, and `timelines` if asked for.
+            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)` float32, and `timelines` if asked
+            for.
 
         Raises:
             FileNotFoundError: If a path does not exist.
@@ -106,7 +108,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         metadata = video_metadata if isinstance(video_metadata, Sequence) else [video_metadata] * len(videos)
         if len(metadata) != len(videos):
             raise ValueError(
-                f"Received {len(videos)} videos but {len(metadata)} `video_metadata` entries; pass one entry per video."
+                f"Received {len(videos)} videos but {len(metadata)} `video_metadata` entries; pass one entry per "
+                "video."
             )
         frames, timelines = [], []
         for video, facts in zip(videos, metadata, strict=True):
@@ -130,8 +133,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             return resize_frames(frames[sampling.center_seconds().astype(np.int64)], size), timeline
         if not isinstance(video, (str, PathLike, bytes)):
             raise ValueError(
-                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames as "
-                "an array or tensor of shape (frames, height, width, 3)."
+                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
+                "as an array or tensor of shape (frames, height, width, 3)."
             )
         timeline = Timeline(0.0, probe(video).duration_seconds)
         sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
@@ -153,10 +156,13 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
     frames = video
     if frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
         raise ValueError(
-            f"Received a video of shape {frames.shape}; expected (frames, height, width, 3) or (frames, 3, height, width)."
+            f"Received a video of shape {frames.shape}; expected (frames, height, width, 3) or (frames, 3, height, "
+            "width)."
         )
     if 0 in frames.shape:
-        raise ValueError(f"Received a video of shape {frames.shape}: it has no frames or no pixels. Pass at least one.")
+        raise ValueError(
+            f"Received a video of shape {frames.shape}: it has no frames or no pixels. Pass at least one."
+        )
     if frames.shape[-1] != 3:
         frames = frames.transpose(0, 2, 3, 1)
     if frames.dtype == np.uint8:
@@ -167,8 +173,8 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
         raise ValueError("Received a video with NaN or infinite pixels; expected uint8, or floats in [0, 1].")
     if frames.min() < 0 or frames.max() > 1:
         raise ValueError(
-            f"Received a video of floats in [{frames.min():.3g}, {frames.max():.3g}]; expected [0, 1]. Divide pixels of "
-            "0 to 255 by 255, and pass frames that are not normalised."
+            f"Received a video of floats in [{frames.min():.3g}, {frames.max():.3g}]; expected [0, 1]. Divide pixels "
+            "of 0 to 255 by 255, and pass frames that are not normalised."
         )
     return (frames * 255).round().astype(np.uint8)
 

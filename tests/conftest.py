@@ -156,9 +156,12 @@ def randomize_weights() -> Callable:
 
 @pytest.fixture
 def tiny_model(tiny_config, randomize_weights):
-    """A `ScadaForTemporalGrounding` of `tiny_config` in evaluation mode, with random weights everywhere."""
+    """`ScadaForTemporalGrounding(tiny_config)` in evaluation mode, with random weights everywhere. Seeds torch."""
+    import torch
+
     from modeling_scada import ScadaForTemporalGrounding
 
+    torch.manual_seed(0)
     return randomize_weights(ScadaForTemporalGrounding(tiny_config)).eval()
 
 

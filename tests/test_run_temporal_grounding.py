@@ -1,0 +1,193 @@
+"""The training script: what trains, at which rate, what is measured, and a real video learnt by heart (slow)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import EvalPrediction, HfArgumentParser, pipeline
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+import run_temporal_grounding as script  # noqa: E402
+
+from modeling_scada import ScadaForTemporalGrounding  # noqa: E402
+
+
+@pytest.fixture
+def recipe(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights):
+    """Arguments for a run of two steps on three clips with one to three sentences; encoders lie in folders."""
+    from transformers import AutoModel
+
+    for name, config in (("video", tiny_config.video_config), ("text", tiny_config.text_config)):
+        randomize_weights(AutoModel.from_config(config), std=0.02).save_pretrained(tmp_path / name)
+    tiny_tokenizer.save_pretrained(tmp_path / "text")
+    rows = []
+    for index in range(3):
+        make_clip(name=f"{index}.mp4", num_frames=20, fps=10)
+        rows.append(
+            {
+                "video": f"{index}.mp4",
+                "sentences": ["it begins", "it goes on", "it ends"][: index + 1],
+                "segments": [[0.0, 0.5], [0.5, 1.5], [1.5, 2.0]][: index + 1],
+            }
+        )
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {
+        "video_model": str(tmp_path / "video"),
+        "text_model": str(tmp_path / "text"),
+        "dataset": str(tmp_path / "rows.jsonl"),
+        "eval_split": "train",
+        "num_frames": 16,
+        "image_size": 32,
+        "head_hidden_size": 16,
+        "grid_size": 16,
+        "max_sentences": 2,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "learning_rate": 1e-3,
+        "backbone_learning_rate": 1e-4,
+        "text_learning_rate": 1e-5,
+        "warmup_steps": 0,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def parse(recipe: dict):
+    parser = HfArgumentParser(
+        (script.ModelArguments, script.DataArguments, script.GroundingTrainingArguments)
+    )
+    return parser.parse_dict(recipe)
+
+
+def changed_parts(recipe: dict) -> dict[str, bool]:
+    """Runs the script; for each part of the model, whether training moved its weights."""
+    model_args, data_args, training_args = parse(recipe)
+    script.set_seed(training_args.seed)
+    before, _ = script.build_model(model_args)
+    script.run(model_args, data_args, training_args)
+    after = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"])
+    parts = {"head": "head.", "backbone": "model.video_backbone.", "text": "model.text_encoder."}
+    old = before.state_dict()
+    return {
+        part: any(not torch.equal(old[name], value) for name, value in after.state_dict().items() if prefix in name)
+        for part, prefix in parts.items()
+    }
+
+
+def test_full_tuning_trains_backbone_and_head_but_not_the_text(recipe):
+    assert changed_parts(recipe) == {"head": True, "backbone": True, "text": False}
+    metrics = json.loads((Path(recipe["output_dir"]) / "eval_results.json").read_text())
+    expected = {f"eval_R{n}@{m}" for n in (1, 5) for m in (0.3, 0.5, 0.7)} | {"eval_mIoU"}
+    assert expected <= set(metrics)
+    assert all(0 <= metrics[name] <= 100 for name in expected)
+
+
+def test_frozen_tuning_trains_the_head_alone(recipe):
+    assert changed_parts(recipe | {"tuning": "frozen"}) == {"head": True, "backbone": False, "text": False}
+
+
+def test_train_text_trains_the_sentence_encoder(recipe):
+    changed = changed_parts(recipe | {"tuning": "frozen", "train_text": True})
+    assert changed == {"head": True, "backbone": False, "text": True}
+
+
+def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe):
+    model_args, data_args, training_args = parse(recipe | {"train_text": True})
+    model, processor = script.build_model(model_args)
+    trainer = script.GroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
+    optimizer = trainer.create_optimizer()
+    rates = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    expected = {"head.": 1e-3, "model.video_backbone.": 1e-4, "model.text_encoder.": 1e-5}
+    for name, parameter in model.named_parameters():
+        group = rates.pop(id(parameter))
+        assert group["lr"] == next(rate for prefix, rate in expected.items() if name.startswith(prefix))
+        assert (group["weight_decay"] == 0) == (name.endswith("bias") or "norm" in name.lower()), name
+    assert not rates
+
+
+def test_a_json_recipe_as_the_single_argument_in_a_process_of_its_own(recipe, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(tmp_path / "recipe.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pipe = pipeline("temporal-grounding", model=recipe["output_dir"], device="cpu")
+    assert pipe(str(tmp_path / "0.mp4"), "it begins", top_k=1)[0].keys() == {"score", "start", "end"}
+
+
+def test_ranked_ious_against_segments_known_by_construction():
+    # Two videos; the second sentence of the second one is padding. Scores rank proposal 1 before proposal 0.
+    logits = torch.tensor([[[0.0, 2.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 2.0]]])
+    segments = torch.tensor([[0.0, 0.5], [0.5, 1.0]]).expand(2, 2, 2, 2)
+    labels = torch.tensor([[[[0.5, 1.0]], [[0.0, 0.5]]], [[[0.25, 0.75]], [[-100.0, -100.0]]]])
+    ious = script.ranked_ious((logits, segments), labels)
+    assert ious.shape == (2, 2, 5)
+    np.testing.assert_allclose(ious[0, 0], [1, 0, 0, 0, 0])
+    np.testing.assert_allclose(ious[0, 1], [0, 1, 0, 0, 0])
+    np.testing.assert_allclose(ious[1, 0], [1 / 3, 1 / 3, 0, 0, 0])
+    assert (ious[1, 1] == -100).all()
+    metrics = script.compute_metrics(EvalPrediction(predictions=ious.numpy(), label_ids=labels.numpy()))
+    assert metrics["R1@0.5"] == pytest.approx(100 / 3)
+    assert metrics["R5@0.5"] == pytest.approx(200 / 3)
+    assert metrics["mIoU"] == pytest.approx(100 * (1 + 0 + 1 / 3) / 3)
+
+
+def test_removing_unused_columns_is_refused(recipe):
+    with pytest.raises(ValueError, match="remove_unused_columns"):
+        parse(recipe | {"remove_unused_columns": True})
+
+
+@pytest.mark.slow
+def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fixtures_dir, tmp_path):
+    """139 s, six sentences: IoU of at least 0.7 on five of them, and the same segments in a fresh process."""
+    annotations = fixtures_dir / "videos" / "annotations.jsonl"
+    recipe = json.loads((REPOSITORY / "hub_configs" / "moving_shapes.json").read_text()) | {
+        "dataset": str(annotations),
+        "eval_split": "train",
+        "max_steps": 150,
+        "num_frames": 128,
+        "image_size": 64,
+        "grid_size": 64,
+        "per_device_train_batch_size": 1,
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(tmp_path / "recipe.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    row = json.loads(annotations.read_text().splitlines()[0])
+    video = str(annotations.parent / row["video"])
+    pipe = pipeline("temporal-grounding", model=recipe["output_dir"], device="cpu")
+    found = pipe(video, row["sentences"])
+    reached = 0
+    for segments, (start_seconds, end_seconds) in zip(found, row["segments"], strict=True):
+        best = segments[0]
+        shared = max(0.0, min(best["end"], end_seconds) - max(best["start"], start_seconds))
+        union = (best["end"] - best["start"]) + (end_seconds - start_seconds) - shared
+        reached += shared / union >= 0.7
+    assert reached >= 5
+
+    code = (
+        "import json, sys, modeling_scada; from transformers import pipeline; "
+        "folder, video, sentences = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]); "
+        "pipe = pipeline('temporal-grounding', model=folder, device='cpu'); print(json.dumps(pipe(video, sentences)))"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-c", code, recipe["output_dir"], video, json.dumps(row["sentences"])],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(fresh.stdout.splitlines()[-1]) == found
