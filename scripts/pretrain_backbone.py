@@ -1,0 +1,114 @@
+r"""
+Pretrains the tiny VideoMAE of the demo on what is visible in a clip: colours and shapes, no motion.
+
+    python scripts/pretrain_backbone.py --output_dir hub_configs/moving_shapes_backbone
+
+The task knows nothing of what happens in time: a backbone that is frozen afterwards does not either, which is the
+discrepancy between pretraining and grounding that end-to-end training is about. Clips are rendered in memory from
+seeds that no split of MovingShapes uses.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from make_moving_shapes import COLOURS, SHAPES, make_video
+from tqdm import tqdm
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, set_seed
+
+from modeling_scada import ScadaVideoProcessor
+
+
+CLASSES = [*COLOURS, *SHAPES]
+SEED_STREAM = 7919
+CLIPS_PER_VIDEO = 4
+FPS = 10
+# An object counts as visible in a clip if it is there in this share of the frames.
+MIN_VISIBLE = 0.25
+
+
+def make_clips(num_videos: int, seed: int, config: VideoMAEConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Clips of consecutive frames around random events, and which colours and shapes are visible in them.
+
+    Returns:
+        `tuple`: pixels `(clips, 16, 3, H, W)`, normalised, and targets `(clips, classes)`.
+    """
+    size = {"height": config.image_size, "width": config.image_size}
+    processor = ScadaVideoProcessor(num_frames=config.num_frames, size=size)
+    pixels, targets = [], []
+    for index in tqdm(range(num_videos), desc="rendering"):
+        rng = np.random.default_rng([SEED_STREAM, seed, index])
+        video = make_video(rng, fps=FPS)
+        for event in rng.choice(video.events, CLIPS_PER_VIDEO):  # type: ignore[arg-type]
+            middle_frame = int(rng.uniform(event.appears_seconds, event.vanishes_seconds) * FPS)
+            first_frame = min(max(middle_frame - config.num_frames // 2, 0), video.num_frames - config.num_frames)
+            times_seconds = np.arange(first_frame, first_frame + config.num_frames) / FPS
+            visible = set()
+            for other in video.events:
+                is_there = (times_seconds >= other.appears_seconds) & (times_seconds < other.vanishes_seconds)
+                if is_there.mean() >= MIN_VISIBLE:
+                    visible |= {other.colour, other.shape}
+            frames = video.frames[first_frame : first_frame + config.num_frames]
+            pixels.append(processor(frames, video_metadata={"fps": FPS})["pixel_values_videos"][0])
+            targets.append(torch.tensor([float(name in visible) for name in CLASSES]))
+    return torch.stack(pixels), torch.stack(targets)
+
+
+def main() -> None:
+    """Renders clips, trains for the given number of steps, prints held-out accuracy and saves the backbone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--num_videos", type=int, default=3000)
+    parser.add_argument("--num_steps", type=int, default=2500)
+    parser.add_argument("--batch_size", type=int, default=48)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--patch_size", type=int, default=16)
+    parser.add_argument("--hidden_size", type=int, default=96)
+    parser.add_argument("--num_hidden_layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    set_seed(args.seed)
+    config = VideoMAEConfig(
+        image_size=args.image_size,
+        patch_size=args.patch_size,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.hidden_size // 32,
+        intermediate_size=4 * args.hidden_size,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+        problem_type="multi_label_classification",
+    )
+    model = VideoMAEForVideoClassification(config)
+    pixels, targets = make_clips(args.num_videos, args.seed, config)
+    held_out = len(pixels) // 10
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.num_steps)
+    started_seconds = time.perf_counter()
+    progress = tqdm(range(args.num_steps), desc="pretraining")
+    for _ in progress:
+        batch = torch.randint(held_out, len(pixels), (args.batch_size,))
+        loss = model(pixels[batch], labels=targets[batch]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval()
+    with torch.no_grad():
+        correct = (model(pixels[:held_out]).logits > 0) == targets[:held_out].bool()
+    for name, classes in (("colours", slice(0, len(COLOURS))), ("shapes", slice(len(COLOURS), None))):
+        right = correct[:, classes].all(1).float().mean()
+        print(f"{100 * right:.1f} % of the held-out clips have all {name} right")
+    print(
+        f"{time.perf_counter() - started_seconds:.0f} s of training, "
+        f"{sum(parameter.numel() for parameter in model.videomae.parameters()):,} parameters"
+    )
+    model.videomae.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+r"""
+Fine-tunes a model for temporal sentence grounding with `Trainer`, on video files.
+
+On two cores, in minutes (the first line makes the data):
+
+    python scripts/make_moving_shapes.py --output_dir outputs/moving_shapes
+    python scripts/run_temporal_grounding.py hub_configs/moving_shapes.json
+
+Charades-STA on GPUs, from pretrained encoders:
+
+    accelerate launch scripts/run_temporal_grounding.py \
+        --video_model MCG-NJU/videomae-base --text_model distilbert-base-uncased \
+        --dataset path/to/charades_sta --train_split train --eval_split test --video_root path/to/videos \
+        --num_frames 512 --image_size 160 --max_sentences 4 \
+        --learning_rate 2e-4 --backbone_learning_rate 1e-5 --bf16 --gradient_checkpointing \
+        --num_train_epochs 10 --output_dir outputs/charades_sta
+
+A JSON file with the same names as its single argument is a recipe.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from processing.annotations import load_annotations
+from processing.collator import TemporalGroundingCollator
+from processing.metrics import recall_at, soft_nms, temporal_iou
+
+
+NUM_RANKED = 5
+PADDING = -100.0
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A SCADA model to go on from, instead of `video_model` and `text_model`."}
+    )
+    video_model: str = field(
+        default="MCG-NJU/videomae-base", metadata={"help": "Pretrained video backbone: Hub id or folder."}
+    )
+    text_model: str = field(
+        default="distilbert-base-uncased", metadata={"help": "Pretrained sentence encoder: Hub id or folder."}
+    )
+    tuning: str = field(
+        default="full", metadata={"help": "Which part of the backbone trains.", "choices": ["frozen", "full"]}
+    )
+    train_text: bool = field(default=False, metadata={"help": "Train the sentence encoder too."})
+    head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
+    grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
+    num_train_proposals: int = field(default=1024, metadata={"help": "Proposals drawn for each training step."})
+    num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
+    image_size: int = field(default=160, metadata={"help": "Height and width of the frames, in pixels."})
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset: str = field(metadata={"help": "Annotations: a Hub id, a folder, or a json or parquet file."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    video_root: str | None = field(
+        default=None, metadata={"help": "Folder of the videos; the data set's own folder if not given."}
+    )
+    max_sentences: int | None = field(
+        default=None, metadata={"help": "Sentences of a video a training step, drawn afresh; all if not given."}
+    )
+    blind: bool = field(
+        default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
+    )
+
+
+@dataclass
+class GroundingTrainingArguments(TrainingArguments):
+    """`TrainingArguments`; `learning_rate` is the head's."""
+
+    output_dir: str = field(default="outputs/run", metadata={"help": "Where model, processor and metrics go."})
+    backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the video backbone."})
+    text_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the sentence encoder."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share of all."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError(
+                "Received remove_unused_columns=True; the collator reads videos from the data set's columns."
+            )
+
+
+class GroundingTrainer(Trainer):
+    """`Trainer` with a learning rate each for head, backbone and sentence encoder, and a collator for evaluation."""
+
+    def __init__(self, *args, eval_collator, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        train_collator, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            learning_rates = {
+                "model.video_backbone.": self.args.backbone_learning_rate,
+                "model.text_encoder.": self.args.text_learning_rate,
+                "head.": self.args.learning_rate,
+            }
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[str, bool], dict] = {}
+            for name, parameter in model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                prefix = next(prefix for prefix in learning_rates if name.removeprefix("module.").startswith(prefix))
+                group = groups.setdefault(
+                    (prefix, name in decayed),
+                    {
+                        "params": [],
+                        "lr": learning_rates[prefix],
+                        "weight_decay": self.args.weight_decay if name in decayed else 0.0,
+                    },
+                )
+                group["params"].append(parameter)
+            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(list(groups.values()), **optimizer_kwargs)
+        return self.optimizer
+
+
+@torch.no_grad()
+def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+    """
+    For `preprocess_logits_for_metrics`: reduces all proposals to the IoU of each sentence's best segments, so that
+    little is gathered. IoU does not depend on the unit of time, so no seconds are needed.
+
+    Args:
+        outputs (`tuple[torch.Tensor, ...]`): `logits` `(B, M, P)` and `pred_segments` `(B, M, P, 2)`.
+        labels (`torch.Tensor` of shape `(B, M, K, 2)`): Targets in `[0, 1]`, padded with -100.
+
+    Returns:
+        `torch.Tensor` of shape `(B, M, 5)`: IoU of the segments after soft-NMS with the best target, best ranked
+        first; -100 for sentences that are padding.
+    """
+    scores = outputs[0].double().sigmoid().cpu().numpy()
+    segments = outputs[1].double().cpu().numpy()
+    targets = labels.double().cpu().numpy()
+    ious = np.full((*scores.shape[:2], NUM_RANKED), PADDING)
+    for row in np.ndindex(scores.shape[:2]):
+        of_sentence = targets[row][targets[row][:, 0] >= 0]
+        if len(of_sentence):
+            _, ranked = soft_nms(scores[row], segments[row], NUM_RANKED)
+            ious[row] = 0.0
+            ious[row][: len(ranked)] = temporal_iou(ranked, of_sentence).max(1)
+    return torch.from_numpy(ious).to(labels.device)
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`R@n, IoU=m` and mIoU in percent, over all sentences."""
+    ious = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED)
+    return recall_at(ious[ious[:, 0] != PADDING])
+
+
+def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
+    """Model and processor; which parameters train is set as `tuning` and `train_text` say."""
+    if args.model_name_or_path is not None:
+        model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+        processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
+    else:
+        model = ScadaForTemporalGrounding.from_backbones(
+            args.video_model,
+            args.text_model,
+            hidden_size=args.head_hidden_size,
+            grid_size=args.grid_size,
+            num_train_proposals=args.num_train_proposals,
+        ).float()
+        video_processor = ScadaVideoProcessor(
+            num_frames=args.num_frames, size={"height": args.image_size, "width": args.image_size}
+        )
+        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
+    model.model.video_backbone.requires_grad_(args.tuning == "full")
+    model.model.text_encoder.requires_grad_(args.train_text)
+    return model, processor
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: GroundingTrainingArguments
+) -> dict[str, float]:
+    """
+    Trains, evaluates, and saves model and processor into `output_dir`.
+
+    Returns:
+        `dict[str, float]`: Metrics of the evaluation at the end, in percent, named `eval_...`.
+    """
+    set_seed(training_args.seed)
+    model, processor = build_model(model_args)
+    parts = {"head": model.head, "backbone": model.model.video_backbone, "text": model.model.text_encoder}
+    for name, module in parts.items():
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in module.parameters())
+        print(f"{name}: {trained:,} of {total:,} parameters train")
+
+    video_root = data_args.video_root
+    if video_root is None and os.path.exists(data_args.dataset):
+        dataset_path = Path(data_args.dataset)
+        video_root = str(dataset_path if dataset_path.is_dir() else dataset_path.parent)
+    trainer = GroundingTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=load_annotations(data_args.dataset, data_args.train_split),
+        eval_dataset=load_annotations(data_args.dataset, data_args.eval_split),
+        data_collator=TemporalGroundingCollator(processor, video_root, data_args.max_sentences, data_args.blind),
+        eval_collator=TemporalGroundingCollator(processor, video_root, blind=data_args.blind),
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=ranked_ious,
+    )
+    training = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_metrics("train", training.metrics)
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the arguments, or a JSON recipe as the single one, and runs."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser((ModelArguments, DataArguments, GroundingTrainingArguments))  # type: ignore[arg-type]
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        run(*parser.parse_json_file(argv[0]))
+    else:
+        run(*parser.parse_args_into_dataclasses(argv))
+
+
+if __name__ == "__main__":
+    main()
