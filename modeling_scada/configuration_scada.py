@@ -30,7 +30,9 @@ class ScadaConfig(PreTrainedConfig):
             Standard deviation of the initial weights of the head's output layers.
 
     Raises:
-        ValueError: If a size is not positive, or an argument is not one of the above.
+        StrictDataclassClassValidationError: If a size is too small or odd (of huggingface_hub, as for all
+            configurations); StrictDataclassFieldValidationError if it has another type.
+        ValueError: If a sub-configuration names no model type that transformers knows.
 
     Example:
 

@@ -8,6 +8,7 @@ video goes through the backbone once however many sentences ask about it.
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import nn
@@ -210,14 +211,14 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     @classmethod
     def from_backbones(
-        cls, video_model: str | PreTrainedModel, text_model: str | PreTrainedModel, **config
+        cls, video_model: str | PathLike | PreTrainedModel, text_model: str | PathLike | PreTrainedModel, **config
     ) -> "ScadaForTemporalGrounding":
         """
         A model with pretrained encoders and a new head.
 
         Args:
-            video_model (`str` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or the encoder itself.
-            text_model (`str` or `PreTrainedModel`): Hub id or folder of a text encoder, or the encoder itself.
+            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or the encoder itself.
+            text_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a text encoder, or the encoder itself.
             **config: Arguments of [`ScadaConfig`] other than the encoders' configurations.
 
         Raises:
@@ -238,7 +239,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         if unknown := sorted(set(config) - allowed):
             raise TypeError(f"Received unknown arguments {unknown}; ScadaConfig's are {sorted(allowed)}.")
         encoders = [
-            AutoModel.from_pretrained(model) if isinstance(model, str) else model
+            model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         ]
         video_encoder, text_encoder = (getattr(encoder, encoder.base_model_prefix, encoder) for encoder in encoders)

@@ -153,8 +153,8 @@ def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] |
     reformatter = VideoReformatter()
 
     with _open_video(source) as video:
-        # Several frames are decoded at once where the codec allows; they still come out in presentation order. On small
-        # frames, starting the threads takes longer than they save.
+        # Several frames are decoded at once where the codec allows; they still come out in presentation order. On
+        # small frames, starting the threads takes longer than they save.
         is_large = video.stream.codec_context.width * video.stream.codec_context.height > SMALL_FRAME_PIXELS
         video.stream.thread_type = "AUTO" if is_large else "NONE"
         for frame, until_seconds in video.displayed_frames():

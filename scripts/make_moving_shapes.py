@@ -438,7 +438,7 @@ def main() -> None:
     summary = next(line for line in (__doc__ or "").splitlines() if line)
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write to; new or empty.")
-    parser.add_argument("--num_train", type=int, default=800, help="Number of videos to train on.")
+    parser.add_argument("--num_train", type=int, default=1000, help="Number of videos to train on.")
     parser.add_argument("--num_test", type=int, default=100, help="Number of held-out videos.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
     parser.add_argument("--image_size", type=int, default=64, help="Height and width of the videos; even.")

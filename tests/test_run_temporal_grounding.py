@@ -64,9 +64,7 @@ def recipe(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights):
 
 
 def parse(recipe: dict):
-    parser = HfArgumentParser(
-        (script.ModelArguments, script.DataArguments, script.GroundingTrainingArguments)
-    )
+    parser = HfArgumentParser((script.ModelArguments, script.DataArguments, script.GroundingTrainingArguments))
     return parser.parse_dict(recipe)
 
 
@@ -103,7 +101,7 @@ def test_train_text_trains_the_sentence_encoder(recipe):
 
 
 def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe):
-    model_args, data_args, training_args = parse(recipe | {"train_text": True})
+    model_args, data_args, training_args = parse(recipe | {"train_text": True, "eval_strategy": "no"})
     model, processor = script.build_model(model_args)
     trainer = script.GroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
     optimizer = trainer.create_optimizer()
@@ -112,13 +110,17 @@ def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe):
     for name, parameter in model.named_parameters():
         group = rates.pop(id(parameter))
         assert group["lr"] == next(rate for prefix, rate in expected.items() if name.startswith(prefix))
-        assert (group["weight_decay"] == 0) == (name.endswith("bias") or "norm" in name.lower()), name
+        assert (group["weight_decay"] == 0) == ("bias" in name or "norm" in name.lower()), name
     assert not rates
 
 
 def test_a_json_recipe_as_the_single_argument_in_a_process_of_its_own(recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(tmp_path / "recipe.json")]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "run_temporal_grounding.py"),
+        str(tmp_path / "recipe.json"),
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pipe = pipeline("temporal-grounding", model=recipe["output_dir"], device="cpu")
@@ -162,7 +164,11 @@ def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fix
         "output_dir": str(tmp_path / "run"),
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(tmp_path / "recipe.json")]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "run_temporal_grounding.py"),
+        str(tmp_path / "recipe.json"),
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
