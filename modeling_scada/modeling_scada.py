@@ -217,8 +217,10 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         A model with pretrained encoders and a new head.
 
         Args:
-            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or the encoder itself.
-            text_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a text encoder, or the encoder itself.
+            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or
+                the encoder itself.
+            text_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a text encoder, or
+                the encoder itself.
             **config: Arguments of [`ScadaConfig`] other than the encoders' configurations.
 
         Raises:
