@@ -81,8 +81,9 @@ def benchmark_sentences(config: ScadaConfig, num_frames: int, image_size: int, r
     pixels = torch.randn(1, num_frames, 3, image_size, image_size)
     input_ids = torch.randint(5, 100, (1, 16, 12))
     together = model(pixels, input_ids).logits
-    alone = torch.cat([model(pixels, input_ids[:, i : i + 1]).logits for i in range(16)], dim=1)
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    for i in (0, 15):
+        alone = model(pixels, input_ids[:, i : i + 1]).logits
+        torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
     base_seconds = median_seconds(partial(model, pixels, input_ids[:, :1]), repeats)
     ratios = {}
     for count in (4, 16):
