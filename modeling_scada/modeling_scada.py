@@ -282,6 +282,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         Raises:
             ValueError: If the shapes do not fit each other or the backbone.
         """
+        attention_mask, sentence_mask = _check_sentences(pixel_values_videos, input_ids, attention_mask, sentence_mask)
         outputs: ScadaModelOutput = self.model(
             pixel_values_videos,
             input_ids,
@@ -295,8 +296,6 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
 
         batch_shape = input_ids.shape[:2]
-        if sentence_mask is None:
-            sentence_mask = torch.ones(batch_shape, dtype=torch.bool, device=input_ids.device)
         keep = sentence_mask.bool()
         logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
         pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))

@@ -29,6 +29,7 @@ from make_moving_shapes import make_moving_shapes
 from transformers import pipeline
 
 import modeling_scada  # noqa: F401  registers the task
+from processing.timeline import Timeline
 from processing.video_io import probe, read_frames
 
 
@@ -87,7 +88,7 @@ def draw(video: Path, found: dict[str, tuple[list[dict], list[float]]], path: Pa
     from matplotlib import pyplot as plt
 
     duration_seconds = probe(video).duration_seconds
-    instants_seconds = (np.arange(PICTURE_FRAMES) + 0.5) * duration_seconds / PICTURE_FRAMES
+    instants_seconds = Timeline(0.0, duration_seconds, PICTURE_FRAMES).center_seconds()
     figure, (strip, lanes) = plt.subplots(
         2, 1, figsize=(12, 1.6 + 0.62 * len(found)), height_ratios=[1.0, 0.62 * len(found)], layout="constrained"
     )

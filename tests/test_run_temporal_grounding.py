@@ -83,6 +83,14 @@ def changed_parts(recipe: dict) -> dict[str, bool]:
     }
 
 
+def run_script(recipe: dict, path: Path) -> None:
+    """The script with a recipe as its single argument, in a process of its own."""
+    path.write_text(json.dumps(recipe))
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_full_tuning_trains_backbone_and_head_but_not_the_text(recipe):
     assert changed_parts(recipe) == {"head": True, "backbone": True, "text": False}
     metrics = json.loads((Path(recipe["output_dir"]) / "eval_results.json").read_text())
@@ -115,14 +123,7 @@ def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe):
 
 
 def test_a_json_recipe_as_the_single_argument_in_a_process_of_its_own(recipe, tmp_path):
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    command = [
-        sys.executable,
-        str(REPOSITORY / "scripts" / "run_temporal_grounding.py"),
-        str(tmp_path / "recipe.json"),
-    ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_script(recipe, tmp_path / "recipe.json")
     pipe = pipeline("temporal-grounding", model=recipe["output_dir"], device="cpu")
     assert pipe(str(tmp_path / "0.mp4"), "it begins", top_k=1)[0].keys() == {"score", "start", "end"}
 
@@ -163,14 +164,7 @@ def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fix
         "per_device_train_batch_size": 1,
         "output_dir": str(tmp_path / "run"),
     }
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    command = [
-        sys.executable,
-        str(REPOSITORY / "scripts" / "run_temporal_grounding.py"),
-        str(tmp_path / "recipe.json"),
-    ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_script(recipe, tmp_path / "recipe.json")
 
     row = json.loads(annotations.read_text().splitlines()[0])
     video = str(annotations.parent / row["video"])
