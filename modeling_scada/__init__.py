@@ -1,8 +1,8 @@
 """
 Temporal sentence grounding in videos with SCADA, in the manner of transformers.
 
-All public names are imported from here. Importing the package registers its classes with transformers' Auto classes
-and the task "temporal-grounding" with its pipelines.
+All public names are imported from here. Importing the package registers its classes with transformers' Auto classes,
+the task "temporal-grounding" with its pipelines, and SCADA with peft.
 """
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -13,6 +13,7 @@ from processing.timeline import Timeline
 from processing.video_io import VideoReadError
 from processing.video_processing_scada import ScadaVideoProcessor
 
+from .adapter_scada import ScadaAdapterConfig, register_peft_method
 from .configuration_scada import ScadaConfig
 from .modeling_scada import (
     AutoModelForTemporalGrounding,
@@ -42,12 +43,14 @@ def _register() -> None:
             pt_model=AutoModelForTemporalGrounding,
             type="multimodal",
         )
+    register_peft_method()
 
 
 _register()
 
 __all__ = [
     "AutoModelForTemporalGrounding",
+    "ScadaAdapterConfig",
     "ScadaConfig",
     "ScadaForTemporalGrounding",
     "ScadaModel",

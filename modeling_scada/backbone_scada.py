@@ -89,8 +89,19 @@ class VideoBackbone(nn.Module):
         """The encoder's configuration."""
         return self.encoder.config
 
-    def check_input(self, pixel_values_videos: torch.Tensor) -> None:
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder's layers, those that an adapter wraps."""
+        return self.encoder.encoder.layer
+
+    def grid(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int, int]:
         """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
+
+        Returns:
+            `tuple[int, int, int, int]`: `B`, and the snippets `N`, rows `h` and columns `w` of a video's features.
+
         Raises:
             ValueError: If the tensor is not `(videos, frames, channels, height, width)`, or if the number of frames
                 is no multiple of the clip length, or the image size no multiple of the patch size.
@@ -101,7 +112,7 @@ class VideoBackbone(nn.Module):
                 f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
                 f"frames, {config.num_channels}, height, width), as ScadaProcessor makes it."
             )
-        num_frames, _, height, width = pixel_values_videos.shape[1:]
+        batch_size, num_frames, _, height, width = pixel_values_videos.shape
         if num_frames == 0 or num_frames % config.num_frames:
             raise ValueError(
                 f"Received {num_frames} frames a video; the backbone reads clips of {config.num_frames}. Set the "
@@ -113,6 +124,7 @@ class VideoBackbone(nn.Module):
                 f"Received frames of {height} x {width} pixels; the backbone's patches are {patch_height} x "
                 f"{patch_width}. Set the processor's `size` to multiples of them."
             )
+        return batch_size, num_frames // config.tubelet_size, height // patch_height, width // patch_width
 
     def forward(
         self, pixel_values_videos: torch.Tensor, output_hidden_states: bool = False
@@ -124,20 +136,30 @@ class VideoBackbone(nn.Module):
 
         Returns:
             `tuple`: snippet features `(B, N, h, w, C)` after the encoder's final norm, where it has one, and the
-            states before the first and after each layer, each `(B, N, h, w, C)`, or `None`.
+            states before the first and after each layer, each `(B, N, h, w, C)`, or `None`. An adapter may turn the
+            `B` videos into the `Q` sentences it was told of, from one of the layers on.
+
+        Raises:
+            ValueError: As [`~VideoBackbone.grid`].
         """
-        self.check_input(pixel_values_videos)
-        config = self.config
-        batch_size, num_frames, _, height, width = pixel_values_videos.shape
-        clips = pixel_values_videos.reshape(-1, config.num_frames, *pixel_values_videos.shape[2:])
-        patch_height, patch_width = _pair(config.patch_size)
-        layout = (batch_size, num_frames // config.tubelet_size, height // patch_height, width // patch_width, -1)
-        # Tokens are ordered (clip, t, h, w), so the clips of a video join in time without moving anything.
-        outputs = self.encoder(clips.to(self.encoder.dtype), output_hidden_states=output_hidden_states)
-        hidden_states = outputs.hidden_states
-        if hidden_states is not None:
-            hidden_states = tuple(state.reshape(layout) for state in hidden_states)
-        return outputs.last_hidden_state.reshape(layout), hidden_states
+        layout = (-1, *self.grid(pixel_values_videos)[1:], self.config.hidden_size)
+        clips = pixel_values_videos.reshape(-1, self.config.num_frames, *pixel_values_videos.shape[2:])
+        states: list[torch.Tensor] = []
+        handles = []
+        if output_hidden_states:
+            # The encoder's own recording looks inside the layers that an adapter wraps.
+            handles = [self.layers[0].register_forward_pre_hook(lambda layer, args: states.append(args[0]))]
+            handles += [
+                layer.register_forward_hook(lambda layer, args, output: states.append(output))
+                for layer in self.layers
+            ]
+        try:
+            # Tokens are ordered (clip, t, h, w), so the clips of a video join in time without moving anything.
+            features = self.encoder(clips.to(self.encoder.dtype)).last_hidden_state.reshape(layout)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return features, tuple(state.reshape(layout) for state in states) if output_hidden_states else None
 
 
 def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

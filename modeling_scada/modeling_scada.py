@@ -7,7 +7,9 @@ video goes through the backbone once however many sentences ask about it.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 
 import torch
@@ -33,13 +35,14 @@ class ScadaModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(Q, N, C)`):
-            Snippet features of each sentence's video, averaged over space.
+            Snippet features of each sentence's video, averaged over space, with an adapter's outer branches added.
         sentence_embeds (`torch.FloatTensor` of shape `(Q, C_text)`):
             Sentence vectors.
         video_index (`torch.LongTensor` of shape `(Q,)`):
             The video of each sentence.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`.
+            States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`; with
+            an adapter `(Q, N, h, w, C)` from the first layer on that depends on the sentence.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -108,6 +111,28 @@ class ScadaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def enable_adapters(self) -> None:
+        """As transformers has it, and the trained head comes back too: `disable_adapters` put the untrained one in."""
+        super().enable_adapters()
+        for module in self.modules():
+            if hasattr(module, "modules_to_save"):
+                module.enable_adapters(True)
+
+    def enable_input_require_grads(self) -> None:
+        """
+        Does nothing: peft calls it so that reentrant checkpointing finds a gradient to follow, but frozen layers before
+        the first trainable one would then be kept and run again. Where it is needed, `_set_gradient_checkpointing`
+        sees to it.
+        """
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        for module in self.modules():
+            if "_gradient_checkpointing_func" in vars(module):
+                module._gradient_checkpointing_func = partial(
+                    _checkpoint_layer, module, module._gradient_checkpointing_func
+                )
 
 
 class ScadaModel(ScadaPreTrainedModel):
@@ -183,10 +208,25 @@ class ScadaModel(ScadaPreTrainedModel):
         keep = sentence_mask.bool()
         video_index = keep.nonzero()[:, 0]  # (Q,)
         sentence_embeds = self.encode_sentences(input_ids[keep], attention_mask[keep])
+
+        # Here, and nowhere else, the model meets an adapter: layers that one has wrapped take the sentences before the
+        # backbone runs and give their outer branches' features after it. They are known by what they carry.
+        grid = self.video_backbone.grid(pixel_values_videos)
+        wrapped = [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
+        per_sentence = False
+        for layer in wrapped:
+            per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
         features, hidden_states = self.video_backbone(pixel_values_videos, output_hidden_states=output_hidden_states)
-        pooled = features.mean(dim=(2, 3))  # (B, N, C)
+        fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
+        if not per_sentence:
+            fused = fused.index_select(0, video_index)
+        for layer in wrapped:
+            outer_features = layer.take_outer_features()
+            if outer_features is not None:
+                fused = fused + outer_features
+
         return ScadaModelOutput(
-            last_hidden_state=pooled.index_select(0, video_index),
+            last_hidden_state=fused,
             sentence_embeds=sentence_embeds,
             video_index=video_index,
             hidden_states=hidden_states,
@@ -328,6 +368,17 @@ class AutoModelForTemporalGrounding(_BaseAutoModelClass):
     """Auto class of the task: `AutoModelForTemporalGrounding.from_pretrained(...)`."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())  # type: ignore[assignment]
+
+
+def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *args):
+    """
+    A reentrant checkpoint has no gradient for the weights inside unless an input requires one. So the first layer that
+    trains gets an input that does; frozen layers before it stay without, and keep nothing.
+    """
+    inputs_require_grad = any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+    if not inputs_require_grad and any(parameter.requires_grad for parameter in layer.parameters()):
+        args = (args[0].detach().requires_grad_(torch.is_grad_enabled()), *args[1:])
+    return checkpoint(run, *args)
 
 
 def _score_logits(iou_logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,473 @@
+"""
+SCADA, the Sentence-Conditioned Adapter, as a method of peft: `get_peft_model(model, ScadaAdapterConfig())`.
+
+Whole layers of the video backbone are wrapped ([`ScadaLayer`]). An inner branch stands on the path, after the layer; an
+outer branch stands beside it and leads straight to the fused features. Both are multiplied by the sentence (arXiv
+2604.02860; shapes and initialisation are METHOD section 6 [D], after AdaTAD's adapter).
+
+What is shared between the sentences of a video:
+- Up to the first inner branch everything is computed once a video. There, after its projection to fewer channels, the
+  batch grows from videos to sentences, and stays grown.
+- Outer branches need no growth: their spatial mean comes before the multiplication, so that a sentence costs no more
+  than a sequence of `N` vectors.
+- Nothing that is frozen and comes before the first branch keeps activations for the backward pass.
+
+The sentences reach a layer as its [`Condition`], set before the backbone runs, and not as an argument or through a
+hook: a layer that is checkpointed runs again in the backward pass and has to find the same sentences then.
+"""
+
+import enum
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from torch.nn import functional as F
+
+
+class ScadaPeftType(str, enum.Enum):
+    """The name under which peft finds the method; peft's own list of names cannot be extended."""
+
+    SCADA = "SCADA"
+
+
+def resolve_layers(layers: list[int] | str, num_layers: int) -> list[int]:
+    """
+    The layers that a placement names, for a backbone of `num_layers` layers.
+
+    Args:
+        layers (`list[int]` or `str`): Indices, negative ones counted from the end, or a rule that works for any depth:
+            `"all"`, `"last 3"`, `"last 1/3"`, `"even 4"` (4 layers evenly spaced, up to the last), `"even 1/2"`. A
+            rule that asks for more layers than there are gets all.
+        num_layers (`int`): Layers of the backbone.
+
+    Returns:
+        `list[int]`: Indices from 0 on, in order.
+
+    Raises:
+        ValueError: If it is neither, or if an index is out of range or given twice.
+
+    Example:
+
+    ```python
+    >>> from modeling_scada.adapter_scada import resolve_layers
+
+    >>> resolve_layers("last 1/3", 12), resolve_layers("even 4", 12)
+    ([8, 9, 10, 11], [2, 5, 8, 11])
+
+    ```
+    """
+    if isinstance(layers, str):
+        if layers == "all":
+            return list(range(num_layers))
+        rule = re.fullmatch(r"(last|even) ([1-9]\d*)(?:/([1-9]\d*))?", layers)
+        if rule is None:
+            raise ValueError(
+                f"Received the rule {layers!r} for layers; expected a list of indices, 'all', or 'last' or 'even' with "
+                "a number or a share, such as 'last 3', 'last 1/3', 'even 4'."
+            )
+        count = int(rule[2]) if rule[3] is None else round(num_layers * int(rule[2]) / int(rule[3]))
+        count = min(max(count, 1), num_layers)
+        if rule[1] == "last":
+            return list(range(num_layers - count, num_layers))
+        return [round((k + 1) * num_layers / count) - 1 for k in range(count)]
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in layers):
+        raise ValueError(f"Received {layers!r} for layers; expected a list of integers or a rule such as 'last 3'.")
+    indices = sorted(index + num_layers if index < 0 else index for index in layers)
+    if len(set(indices)) < len(indices) or any(not 0 <= index < num_layers for index in indices):
+        raise ValueError(
+            f"Received the layers {list(layers)} for a backbone of {num_layers} layers; expected each index once, from "
+            f"{-num_layers} to {num_layers - 1}."
+        )
+    return indices
+
+
+@dataclass
+class ScadaAdapterConfig(PeftConfig):
+    """
+    Configuration of the Sentence-Conditioned Adapter, for `get_peft_model` and `add_adapter`.
+
+    Args:
+        reduction (`int`, *optional*, defaults to 8):
+            A branch has `C // reduction` channels, `C` being the backbone's width.
+        kernel_size (`int`, *optional*, defaults to 3):
+            Snippets that the temporal convolutions of both branches span; odd.
+        inner_layers (`list[int]` or `str`, *optional*, defaults to `"last 3"`):
+            Layers with an inner branch: indices, `"all"`, or a rule (see [`resolve_layers`]). `[]` for none. Memory
+            for training grows with the number of sentences a video from the first of them on.
+        outer_layers (`list[int]` or `str`, *optional*, defaults to `"even 4"`):
+            Layers with an outer branch, given likewise. Memory hardly depends on the number of sentences.
+        conditioning (`bool`, *optional*, defaults to `True`):
+            Whether the sentence multiplies the branches' channels. Without it, an inner branch is the
+            temporal-informative adapter of AdaTAD, and does not depend on the sentence.
+        modules_to_save (`list[str]`, *optional*, defaults to `["head"]`):
+            Modules that train in full and are saved with the adapter.
+
+    Raises:
+        ValueError: If a number is out of range, a rule is not understood, or no layer is named.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model
+    >>> from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding
+
+    >>> model = ScadaForTemporalGrounding(ScadaConfig())
+    >>> model = get_peft_model(model, ScadaAdapterConfig(inner_layers=[], outer_layers="all"))
+    >>> model.targeted_module_names[0]
+    'model.video_backbone.encoder.encoder.layer.0'
+
+    ```
+    """
+
+    reduction: int = field(default=8, metadata={"help": "Branches have C // reduction channels."})
+    kernel_size: int = field(default=3, metadata={"help": "Snippets the temporal convolutions span; odd."})
+    inner_layers: list[int] | str = field(
+        default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2', or []."}
+    )
+    outer_layers: list[int] | str = field(
+        default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2', or []."}
+    )
+    conditioning: bool = field(default=True, metadata={"help": "Whether the sentence multiplies the branches."})
+    modules_to_save: list[str] | None = field(
+        default_factory=lambda: ["head"],
+        metadata={"help": "Modules that train in full and are saved with the adapter."},
+    )
+
+    # peft's tuners read it; which modules are wrapped follows from the layers.
+    target_modules = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = ScadaPeftType.SCADA
+        for name in ("reduction", "kernel_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Received {name}={value!r}; expected a positive integer.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"Received kernel_size={self.kernel_size}; expected an odd number of snippets.")
+        for name in ("inner_layers", "outer_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                setattr(self, name, list(value))
+            elif value != "all":
+                resolve_layers(value, 1)
+        if not self.inner_layers and not self.outer_layers:
+            raise ValueError("Received no layers; name some in `inner_layers` or `outer_layers`.")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    What a wrapped layer has to know about a batch of `B` videos and `Q` sentences.
+
+    Args:
+        sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
+        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        grid (`tuple[int, int, int, int]`): `B`, and the snippets `N`, rows `h` and columns `w` of a video.
+        per_sentence (`bool`): Whether the features that reach the layer are those of `Q` sentences or of `B` videos.
+            Shapes cannot tell where `B = Q`.
+    """
+
+    sentence_embeds: torch.Tensor
+    video_index: torch.Tensor
+    grid: tuple[int, int, int, int]
+    per_sentence: bool
+
+
+class SentenceGate(nn.Module):
+    """`z * (1 + W_cond q)`, without effect at first."""
+
+    def __init__(self, text_dim: int, dim: int):
+        super().__init__()
+        self.projection = nn.Linear(text_dim, dim, bias=False)
+        nn.init.zeros_(self.projection.weight)
+
+    def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
+        # features: (Q, ..., r), sentence_embeds: (Q, C_text)
+        scale = 1 + self.projection(sentence_embeds.to(self.projection.weight.dtype))
+        return features * scale.view(len(scale), *[1] * (features.dim() - 2), -1)
+
+
+class InnerBranch(nn.Module):
+    """
+    The branch on the path: fewer channels, the sentence, a depthwise and a pointwise convolution over time, and back.
+
+    Args:
+        dim (`int`): Width `C` of the backbone.
+        bottleneck_dim (`int`): Width `r` of the branch.
+        text_dim (`int` or `None`): Width of the sentence vectors; `None` for a branch without conditioning.
+        kernel_size (`int`): Snippets the temporal convolution spans, across clip borders, with zeros beyond the video.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int, text_dim: int | None, kernel_size: int):
+        super().__init__()
+        self.down = nn.Linear(dim, bottleneck_dim)
+        self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
+        # Over (N, h * w) rather than (N,), so that features stay in their order in memory.
+        self.depthwise = nn.Conv2d(
+            bottleneck_dim, bottleneck_dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=bottleneck_dim
+        )
+        self.pointwise = nn.Linear(bottleneck_dim, bottleneck_dim)
+        self.up = nn.Linear(bottleneck_dim, dim)
+        self.gamma = nn.Parameter(torch.ones(()))
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.pointwise.weight, nonlinearity="relu")
+        nn.init.zeros_(self.up.weight)
+        for layer in (self.down, self.depthwise, self.pointwise, self.up):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer.
+            condition ([`Condition`]): What the layer knows about the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(B or Q, N, h, w, C)`: `Q` if there were `Q`, or if the branch is conditioned.
+        """
+        z = F.gelu(self.down(features.to(self.down.weight.dtype)))
+        if self.gate is not None:
+            if not condition.per_sentence:
+                z = z.index_select(0, condition.video_index)
+                features = features.index_select(0, condition.video_index)
+            z = self.gate(z, condition.sentence_embeds)
+        over_time = self.depthwise(z.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (Q, N, h * w, r)
+        z = z + self.pointwise(over_time).view(z.shape)
+        # gamma * (W z + b), written so that the backward pass needs no tensor of width C.
+        update = F.linear(z, self.gamma * self.up.weight, self.gamma * self.up.bias)
+        return features + update.to(features.dtype)
+
+
+class OuterBranch(nn.Module):
+    """
+    The branch beside the path: less width and less space, the sentence, a convolution over time, the mean over space.
+
+    The two convolutions have kernels of `(1, 3, 3)` and `(kernel_size, 1, 1)`; the second has no extent in space, so
+    the mean is taken before it, and before the multiplication.
+
+    Args:
+        dim (`int`): Width `C` of the backbone.
+        bottleneck_dim (`int`): Width `r` of the branch.
+        text_dim (`int` or `None`): Width of the sentence vectors; `None` for a branch without conditioning.
+        kernel_size (`int`): Snippets the temporal convolution spans, across clip borders, with zeros beyond the video.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int, text_dim: int | None, kernel_size: int):
+        super().__init__()
+        self.down = nn.Conv2d(dim, bottleneck_dim, 3, stride=2, padding=1)
+        self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
+        self.up = nn.Conv1d(bottleneck_dim, dim, kernel_size, padding=kernel_size // 2)
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        nn.init.zeros_(self.up.weight)
+        for layer in (self.down, self.up):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
+            condition ([`Condition`]): What the layer knows about the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, N, C)`: What is added to the backbone's features, averaged over space.
+        """
+        frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
+        u = F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)  # (B, N, r)
+        if not condition.per_sentence:
+            u = u.index_select(0, condition.video_index)
+        if self.gate is not None:
+            u = self.gate(u, condition.sentence_embeds)
+        return self.up(u.transpose(1, 2)).transpose(1, 2).to(features.dtype)
+
+
+class ScadaLayer(nn.Module, BaseTunerLayer):
+    """
+    A layer of the video backbone with an inner branch, an outer branch, or both, for each adapter.
+
+    Args:
+        base_layer (`nn.Module`): The layer.
+        dim (`int`): Width `C` of the backbone.
+        text_dim (`int`): Width of the sentence vectors.
+    """
+
+    adapter_layer_names = ("scada_inner", "scada_outer")
+
+    def __init__(self, base_layer: nn.Module, dim: int, text_dim: int):
+        super().__init__()
+        self.base_layer = base_layer
+        self.dim = dim
+        self.text_dim = text_dim
+        self.scada_inner = nn.ModuleDict()
+        self.scada_outer = nn.ModuleDict()
+        self._condition: Condition | None = None
+        self._outer_features: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without a batch: tensors of a graph can be neither copied nor pickled.
+        return self.__dict__ | {"_condition": None, "_outer_features": None}
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        weight = next(base_layer.parameters())
+        return weight.device, weight.dtype
+
+    def add_branches(self, adapter_name: str, config: ScadaAdapterConfig, has_inner: bool, has_outer: bool) -> None:
+        """Adds an adapter's branches, initialised so that they change nothing."""
+        text_dim = self.text_dim if config.conditioning else None
+        sizes = (self.dim, self.dim // config.reduction, text_dim, config.kernel_size)
+        if has_inner:
+            self.scada_inner[adapter_name] = InnerBranch(*sizes)
+        if has_outer:
+            self.scada_outer[adapter_name] = OuterBranch(*sizes)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _active(self, branches: nn.ModuleDict) -> list[nn.Module]:
+        if self.disable_adapters:
+            return []
+        return [branches[name] for name in self.active_adapters if name in branches]
+
+    def set_condition(
+        self,
+        sentence_embeds: torch.Tensor,
+        video_index: torch.Tensor,
+        grid: tuple[int, int, int, int],
+        per_sentence: bool,
+    ) -> bool:
+        """
+        Takes the sentences of the next forward pass. They stay until they are replaced, for a layer that runs again in
+        the backward pass.
+
+        Args:
+            sentence_embeds, video_index, grid, per_sentence: See [`Condition`].
+
+        Returns:
+            `bool`: Whether the features that leave this layer are those of sentences rather than of videos.
+        """
+        self._condition = Condition(sentence_embeds, video_index, grid, per_sentence)
+        return per_sentence or any(branch.gate is not None for branch in self._active(self.scada_inner))
+
+    def take_outer_features(self) -> torch.Tensor | None:
+        """The outer branches' features `(Q, N, C)` of the last forward pass, handed over once; `None` without one."""
+        features, self._outer_features = self._outer_features, None
+        return features
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(clips, tokens, C)`): Input of the layer.
+
+        Returns:
+            `torch.Tensor` of shape `(clips, tokens, C)`, with the clips of all sentences from a conditioned inner
+            branch on.
+
+        Raises:
+            RuntimeError: If no sentences were set, or if they were those of another batch.
+        """
+        hidden_states = self.base_layer(hidden_states, *args, **kwargs)
+        inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
+        if not inner and not outer:
+            return hidden_states
+        condition = self._condition
+        if condition is None:
+            raise RuntimeError(
+                "Received features without sentences: a layer with a SCADA adapter runs inside ScadaModel or "
+                "ScadaForTemporalGrounding only. Call the model, or disable the adapter first."
+            )
+        num_videos, *grid = condition.grid
+        num_rows = len(condition.video_index) if condition.per_sentence else num_videos
+        num_tokens = grid[0] * grid[1] * grid[2]
+        if hidden_states.shape[0] * hidden_states.shape[1] != num_rows * num_tokens:
+            raise RuntimeError(
+                f"Received features of shape {tuple(hidden_states.shape)}; expected {num_rows} x {num_tokens} tokens, "
+                "as in the batch that ScadaModel announced. Call the model rather than its backbone."
+            )
+        features = hidden_states.view(num_rows, *grid, -1)  # (B or Q, N, h, w, C)
+        if outer:
+            self._outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
+        for branch in inner:
+            features = branch(features, condition)
+            # With several adapters active, the first conditioned branch lets the batch grow for the others.
+            if branch.gate is not None and not condition.per_sentence:
+                condition = Condition(condition.sentence_embeds, condition.video_index, condition.grid, True)
+        return features.reshape(-1, *hidden_states.shape[1:])
+
+
+class ScadaTuner(BaseTuner):
+    """peft's side of the method: wraps the layers of the video backbone that the configuration names."""
+
+    prefix = "scada_"
+    tuner_layer_cls = ScadaLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: ScadaAdapterConfig, model_config: dict) -> ScadaAdapterConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: ScadaAdapterConfig, model: nn.Module) -> None:
+        base_model = getattr(model, "base_model", None)
+        if not hasattr(base_model, "video_backbone"):
+            raise ValueError(
+                f"Received a {type(model).__name__}; SCADA adapts ScadaForTemporalGrounding or ScadaModel. Other "
+                "models have no sentence for the adapter."
+            )
+        layers = base_model.video_backbone.layers
+        dim = base_model.video_backbone.config.hidden_size
+        if peft_config.reduction > dim:
+            raise ValueError(
+                f"Received reduction={peft_config.reduction} for a backbone of width {dim}; expected at most {dim}."
+            )
+        inner = resolve_layers(peft_config.inner_layers, len(layers))
+        outer = resolve_layers(peft_config.outer_layers, len(layers))
+        names = {id(module): name for name, module in model.named_modules()}
+        self._sizes = (dim, base_model.text_encoder.config.hidden_size)
+        self._placement = {
+            names[id(layers[index])]: {"has_inner": index in inner, "has_outer": index in outer}
+            for index in sorted({*inner, *outer})
+        }
+
+    def _check_target_module_exists(self, peft_config: ScadaAdapterConfig, key: str) -> bool:  # type: ignore[override]
+        return key in self._placement
+
+    def _create_and_replace(
+        self,
+        peft_config: ScadaAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if not isinstance(target, ScadaLayer):
+            target = ScadaLayer(target, *self._sizes)
+            self._replace_module(parent, target_name, target, target.base_layer)
+        target.add_branches(adapter_name, peft_config, **self._placement[current_key])
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft looks for the name beside the weight's; a branch is a module of several layers, so here it is above them.
+        return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.", r"\1.", key)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "A SCADA adapter cannot be merged: what it adds depends on the sentence and is not linear in the features, "
+            "so no weights of the backbone equal it. Keep it (save_pretrained saves it alone), or drop it with unload()."
+        )
+
+
+def register_peft_method() -> None:
+    """Makes peft know the method; may run any number of times, and what came first stays."""
+    PEFT_TYPE_TO_CONFIG_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaAdapterConfig)  # type: ignore[call-overload]
+    PEFT_TYPE_TO_TUNER_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaTuner)  # type: ignore[call-overload]
+    PEFT_TYPE_TO_PREFIX_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaTuner.prefix)  # type: ignore[call-overload]
+
+
+__all__ = ["ScadaAdapterConfig"]
