@@ -1,8 +1,8 @@
 """
 SCADA, the Sentence-Conditioned Adapter, as a method of peft: `get_peft_model(model, ScadaAdapterConfig())`.
 
-Whole layers of the video backbone are wrapped ([`ScadaLayer`]). An inner branch stands on the path, after the layer; an
-outer branch stands beside it and leads straight to the fused features. Both are multiplied by the sentence (arXiv
+Whole layers of the video backbone are wrapped ([`ScadaLayer`]). An inner branch stands on the path, after the layer;
+an outer branch stands beside it and leads straight to the fused features. Both are multiplied by the sentence (arXiv
 2604.02860; shapes and initialisation are METHOD section 6 [D], after AdaTAD's adapter).
 
 What is shared between the sentences of a video:
@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class ScadaPeftType(str, enum.Enum):
+class ScadaPeftType(enum.StrEnum):
     """The name under which peft finds the method; peft's own list of names cannot be extended."""
 
     SCADA = "SCADA"
@@ -67,8 +67,8 @@ def resolve_layers(layers: list[int] | str, num_layers: int) -> list[int]:
         rule = re.fullmatch(r"(last|even) ([1-9]\d*)(?:/([1-9]\d*))?", layers)
         if rule is None:
             raise ValueError(
-                f"Received the rule {layers!r} for layers; expected a list of indices, 'all', or 'last' or 'even' with "
-                "a number or a share, such as 'last 3', 'last 1/3', 'even 4'."
+                f"Received the rule {layers!r} for layers; expected a list of indices, 'all', or 'last' or 'even' "
+                "with a number or a share, such as 'last 3', 'last 1/3', 'even 4'."
             )
         count = int(rule[2]) if rule[3] is None else round(num_layers * int(rule[2]) / int(rule[3]))
         count = min(max(count, 1), num_layers)
@@ -80,8 +80,8 @@ def resolve_layers(layers: list[int] | str, num_layers: int) -> list[int]:
     indices = sorted(index + num_layers if index < 0 else index for index in layers)
     if len(set(indices)) < len(indices) or any(not 0 <= index < num_layers for index in indices):
         raise ValueError(
-            f"Received the layers {list(layers)} for a backbone of {num_layers} layers; expected each index once, from "
-            f"{-num_layers} to {num_layers - 1}."
+            f"Received the layers {list(layers)} for a backbone of {num_layers} layers; expected each index once, "
+            f"from {-num_layers} to {num_layers - 1}."
         )
     return indices
 
@@ -127,10 +127,10 @@ class ScadaAdapterConfig(PeftConfig):
     reduction: int = field(default=8, metadata={"help": "Branches have C // reduction channels."})
     kernel_size: int = field(default=3, metadata={"help": "Snippets the temporal convolutions span; odd."})
     inner_layers: list[int] | str = field(
-        default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2', or []."}
+        default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
     outer_layers: list[int] | str = field(
-        default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2', or []."}
+        default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
     conditioning: bool = field(default=True, metadata={"help": "Whether the sentence multiplies the branches."})
     modules_to_save: list[str] | None = field(
@@ -179,6 +179,12 @@ class Condition:
     per_sentence: bool
 
 
+def _zero_biases(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
 class SentenceGate(nn.Module):
     """`z * (1 + W_cond q)`, without effect at first."""
 
@@ -219,8 +225,7 @@ class InnerBranch(nn.Module):
         nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.pointwise.weight, nonlinearity="relu")
         nn.init.zeros_(self.up.weight)
-        for layer in (self.down, self.depthwise, self.pointwise, self.up):
-            nn.init.zeros_(layer.bias)
+        _zero_biases(self)
 
     def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
         """
@@ -265,8 +270,7 @@ class OuterBranch(nn.Module):
         self.up = nn.Conv1d(bottleneck_dim, dim, kernel_size, padding=kernel_size // 2)
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.zeros_(self.up.weight)
-        for layer in (self.down, self.up):
-            nn.init.zeros_(layer.bias)
+        _zero_biases(self)
 
     def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
         """
@@ -405,11 +409,11 @@ class ScadaTuner(BaseTuner):
     tuner_layer_cls = ScadaLayer
     target_module_mapping: dict[str, list[str]] = {}
 
-    def _prepare_adapter_config(self, peft_config: ScadaAdapterConfig, model_config: dict) -> ScadaAdapterConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         return peft_config
 
-    def _prepare_model(self, peft_config: ScadaAdapterConfig, model: nn.Module) -> None:
-        base_model = getattr(model, "base_model", None)
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        base_model: Any = getattr(model, "base_model", None)
         if not hasattr(base_model, "video_backbone"):
             raise ValueError(
                 f"Received a {type(model).__name__}; SCADA adapts ScadaForTemporalGrounding or ScadaModel. Other "
@@ -430,12 +434,12 @@ class ScadaTuner(BaseTuner):
             for index in sorted({*inner, *outer})
         }
 
-    def _check_target_module_exists(self, peft_config: ScadaAdapterConfig, key: str) -> bool:  # type: ignore[override]
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return key in self._placement
 
     def _create_and_replace(
         self,
-        peft_config: ScadaAdapterConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -453,21 +457,23 @@ class ScadaTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # peft looks for the name beside the weight's; a branch is a module of several layers, so here it is above them.
+        # peft looks for it just above the weight's name; a branch is a module of layers, so here it is above theirs.
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.", r"\1.", key)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "A SCADA adapter cannot be merged: what it adds depends on the sentence and is not linear in the features, "
-            "so no weights of the backbone equal it. Keep it (save_pretrained saves it alone), or drop it with unload()."
+            "A SCADA adapter cannot be merged: what it adds depends on the sentence and is not linear in the "
+            "features, so no weights of the backbone equal it. Keep it (save_pretrained saves it alone), or drop it "
+            "with unload()."
         )
 
 
 def register_peft_method() -> None:
     """Makes peft know the method; may run any number of times, and what came first stays."""
-    PEFT_TYPE_TO_CONFIG_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaAdapterConfig)  # type: ignore[call-overload]
-    PEFT_TYPE_TO_TUNER_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaTuner)  # type: ignore[call-overload]
-    PEFT_TYPE_TO_PREFIX_MAPPING.setdefault(ScadaPeftType.SCADA, ScadaTuner.prefix)  # type: ignore[call-overload]
+    name: Any = ScadaPeftType.SCADA
+    PEFT_TYPE_TO_CONFIG_MAPPING.setdefault(name, ScadaAdapterConfig)
+    PEFT_TYPE_TO_TUNER_MAPPING.setdefault(name, ScadaTuner)
+    PEFT_TYPE_TO_PREFIX_MAPPING.setdefault(name, ScadaTuner.prefix)
 
 
 __all__ = ["ScadaAdapterConfig"]

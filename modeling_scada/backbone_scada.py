@@ -82,7 +82,7 @@ class VideoBackbone(nn.Module):
             )
         if not isinstance(encoder.embeddings, ResizableVideoMAEEmbeddings):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
-        self.encoder = encoder
+        self.encoder: Any = encoder
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -150,8 +150,7 @@ class VideoBackbone(nn.Module):
             # The encoder's own recording looks inside the layers that an adapter wraps.
             handles = [self.layers[0].register_forward_pre_hook(lambda layer, args: states.append(args[0]))]
             handles += [
-                layer.register_forward_hook(lambda layer, args, output: states.append(output))
-                for layer in self.layers
+                layer.register_forward_hook(lambda layer, args, output: states.append(output)) for layer in self.layers
             ]
         try:
             # Tokens are ordered (clip, t, h, w), so the clips of a video join in time without moving anything.

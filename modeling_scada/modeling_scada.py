@@ -7,10 +7,11 @@ video goes through the backbone once however many sentences ask about it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -115,20 +116,21 @@ class ScadaPreTrainedModel(PreTrainedModel):
     def enable_adapters(self) -> None:
         """As transformers has it, and the trained head comes back too: `disable_adapters` put the untrained one in."""
         super().enable_adapters()
-        for module in self.modules():
+        modules: Iterable[Any] = self.modules()
+        for module in modules:
             if hasattr(module, "modules_to_save"):
                 module.enable_adapters(True)
 
     def enable_input_require_grads(self) -> None:
         """
-        Does nothing: peft calls it so that reentrant checkpointing finds a gradient to follow, but frozen layers before
-        the first trainable one would then be kept and run again. Where it is needed, `_set_gradient_checkpointing`
-        sees to it.
+        Does nothing: peft calls it so that reentrant checkpointing finds a gradient to follow, but frozen layers
+        before the first trainable one would then be kept and run again. `_set_gradient_checkpointing` sees to it.
         """
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
-        for module in self.modules():
+        modules: Iterable[Any] = self.modules()
+        for module in modules:
             if "_gradient_checkpointing_func" in vars(module):
                 module._gradient_checkpointing_func = partial(
                     _checkpoint_layer, module, module._gradient_checkpointing_func
@@ -212,7 +214,7 @@ class ScadaModel(ScadaPreTrainedModel):
         # Here, and nowhere else, the model meets an adapter: layers that one has wrapped take the sentences before the
         # backbone runs and give their outer branches' features after it. They are known by what they carry.
         grid = self.video_backbone.grid(pixel_values_videos)
-        wrapped = [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
+        wrapped: list[Any] = [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
         per_sentence = False
         for layer in wrapped:
             per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
