@@ -4,11 +4,11 @@ The whole way once, on two cores and without the network: makes MovingShapes, tr
     make demo
     python scripts/demo.py --output_dir outputs/demo
 
-Four runs of `run_temporal_grounding.py` on the same recipe (hub_configs/moving_shapes.json), one core each, two at a
-time:
-- `end_to_end`: backbone, sentence encoder and head train together;
-- `frozen`: the backbone is frozen, same number of steps;
-- `frozen_same_time`: the backbone is frozen, as many steps as fit into the time of the first;
+Four runs of `run_temporal_grounding.py` on the same recipe (hub_configs/moving_shapes.json), for the same number of
+steps, one core each, two at a time; sentence encoder and head always train:
+- `scada`: the backbone trains through the Sentence-Conditioned Adapter;
+- `full`: the whole backbone trains;
+- `frozen`: the backbone is frozen;
 - `blind`: as the first, but every frame is noise.
 
 Writes `results.json`, `grounding.png`, the four models and the data into the output folder.
@@ -17,6 +17,7 @@ Writes `results.json`, `grounding.png`, the four models and the data into the ou
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -40,36 +41,41 @@ PICTURE_FRAMES = 12
 PICTURE_SENTENCES = 3
 
 
-def train(name: str, output_dir: Path, **overrides) -> dict[str, float]:
+def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str, float]:
     """
     One run of the training script in a process of its own, on one core.
 
+    Args:
+        recipe (`Path`): The recipe.
+        data_dir (`Path`): The data set.
+        run_dir (`Path`): Where model, results and `train.log` go; a folder of an earlier run is replaced.
+        **overrides: Arguments of the script that replace the recipe's.
+
     Returns:
-        `dict[str, float]`: The evaluation's metrics in percent, `steps`, and `train_seconds`.
+        `dict[str, float]`: The evaluation's metrics in percent, `steps`, `train_seconds`, and `trainable_backbone`,
+        the number of parameters that trained in the backbone.
 
     Raises:
         RuntimeError: If the run fails; its output is in `train.log`.
     """
-    run_dir = output_dir / name
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
-    recipe = json.loads(RECIPE.read_text()) | {
-        "dataset": str(output_dir / "data"),
-        "output_dir": str(run_dir),
-        **overrides,
-    }
-    (run_dir / "recipe.json").write_text(json.dumps(recipe, indent=2))
+    arguments = json.loads(recipe.read_text()) | {"dataset": str(data_dir), "output_dir": str(run_dir), **overrides}
+    (run_dir / "recipe.json").write_text(json.dumps(arguments, indent=2))
     command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(run_dir / "recipe.json")]
-    print(f"{name}: {recipe['max_steps']} steps, follow it in {run_dir / 'train.log'}", flush=True)
+    print(f"{run_dir.name}: {arguments['max_steps']} steps, follow it in {run_dir / 'train.log'}", flush=True)
     with open(run_dir / "train.log", "w") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
     if done.returncode:
-        raise RuntimeError(f"The run {name} failed; see {run_dir / 'train.log'}.")
+        raise RuntimeError(f"The run {run_dir.name} failed; see {run_dir / 'train.log'}.")
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
     training = json.loads((run_dir / "train_results.json").read_text())
     result = {metric: round(evaluation[f"eval_{metric}"], 2) for metric in METRICS}
-    result |= {"steps": recipe["max_steps"], "train_seconds": round(training["train_runtime"], 1)}
-    print(f"{name}: {result}", flush=True)
+    result |= {"steps": arguments["max_steps"], "train_seconds": round(training["train_runtime"], 1)}
+    result["trainable_backbone"] = training["trainable_backbone"]
+    print(f"{run_dir.name}: {result}", flush=True)
     return result
 
 
@@ -116,9 +122,7 @@ def main() -> None:
     """Runs the demo and writes everything under the output folder, which must not hold an earlier one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
-    parser.add_argument(
-        "--max_steps", type=int, default=None, help="Steps of the end-to-end run; the recipe's if unset."
-    )
+    parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
     parser.add_argument("--num_train", type=int, default=1000, help="Videos to train on.")
     parser.add_argument("--num_test", type=int, default=100, help="Videos to evaluate on.")
     args = parser.parse_args()
@@ -130,19 +134,22 @@ def main() -> None:
         print(f"An earlier demo was moved to {kept}.")
     make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test)
 
-    max_steps = args.max_steps or json.loads(RECIPE.read_text())["max_steps"]
+    modes: dict[str, dict] = {
+        "scada": {"tuning": "scada"},
+        "full": {"tuning": "full"},
+        "frozen": {"tuning": "frozen"},
+        "blind": {"tuning": "scada", "blind": True},
+    }
+    if args.max_steps:
+        modes = {name: mode | {"max_steps": args.max_steps} for name, mode in modes.items()}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        end_to_end = pool.submit(train, "end_to_end", output_dir, max_steps=max_steps)
-        frozen = pool.submit(train, "frozen", output_dir, max_steps=max_steps, tuning="frozen")
-        blind = pool.submit(train, "blind", output_dir, max_steps=max_steps, blind=True)
-        ratio = end_to_end.result()["train_seconds"] / frozen.result()["train_seconds"]
-        same_time = pool.submit(
-            train, "frozen_same_time", output_dir, max_steps=max(max_steps, round(max_steps * ratio)), tuning="frozen"
-        )
-        runs = {"end_to_end": end_to_end, "frozen": frozen, "frozen_same_time": same_time, "blind": blind}
+        runs = {
+            name: pool.submit(train, RECIPE, output_dir / "data", output_dir / name, **mode)
+            for name, mode in modes.items()
+        }
         results = {name: run.result() for name, run in runs.items()}
 
-    pipe = pipeline("temporal-grounding", model=str(output_dir / "end_to_end"), device="cpu")  # type: ignore[call-overload]
+    pipe = pipeline("temporal-grounding", model=str(output_dir / "scada"), device="cpu")  # type: ignore[call-overload]
     row = load_from_disk(str(output_dir / "data"))["test"][0]
     video = output_dir / "data" / row["video"]
     sentences = row["sentences"][:PICTURE_SENTENCES]

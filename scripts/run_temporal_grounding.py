@@ -12,8 +12,20 @@ Charades-STA on GPUs, from pretrained encoders:
         --video_model MCG-NJU/videomae-base --text_model distilbert-base-uncased \
         --dataset path/to/charades_sta --train_split train --eval_split test --video_root path/to/videos \
         --num_frames 512 --image_size 160 --max_sentences 4 \
-        --learning_rate 2e-4 --backbone_learning_rate 1e-5 --bf16 --gradient_checkpointing \
+        --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --bf16 \
         --num_train_epochs 10 --output_dir outputs/charades_sta
+
+`--tuning` says which part of the video backbone trains:
+- `frozen`: none of it;
+- `partial`: the layers that `--inner_layers` names;
+- `full`: all of it;
+- `lora`: LoRA on the queries and values of all layers;
+- `tia`: the temporal-informative adapter of AdaTAD after the layers that `--inner_layers` names, which is SCADA's
+  inner branch without the sentence;
+- `scada`: the Sentence-Conditioned Adapter, with `--scada_branches inner | outer | both`.
+
+The head always trains, the sentence encoder with `--train_text`. With `lora`, `tia` and `scada` the output folder gets
+the adapter, beside the model that it belongs to if that was put together here; it loads like any other model's.
 
 A JSON file with the same names as its single argument is a recipe.
 """
@@ -25,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoTokenizer,
     EvalPrediction,
@@ -34,7 +47,8 @@ from transformers import (
     set_seed,
 )
 
-from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from modeling_scada import ScadaAdapterConfig, ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from modeling_scada.adapter_scada import resolve_layers
 from processing.annotations import load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, soft_nms, temporal_iou
@@ -58,8 +72,21 @@ class ModelArguments:
         default="distilbert-base-uncased", metadata={"help": "Pretrained sentence encoder: Hub id or folder."}
     )
     tuning: str = field(
-        default="full", metadata={"help": "Which part of the backbone trains.", "choices": ["frozen", "full"]}
+        default="scada",
+        metadata={
+            "help": "Which part of the backbone trains.",
+            "choices": ["frozen", "partial", "full", "lora", "tia", "scada"],
+        },
     )
+    scada_branches: str = field(
+        default="both", metadata={"help": "Branches of the adapter.", "choices": ["inner", "outer", "both"]}
+    )
+    inner_layers: str = field(
+        default="last 3",
+        metadata={"help": "Layers with an inner branch: 'all', 'last 3', 'even 1/2' (see ScadaAdapterConfig)."},
+    )
+    outer_layers: str = field(default="even 4", metadata={"help": "Layers with an outer branch, likewise."})
+    reduction: int = field(default=8, metadata={"help": "How much narrower than the backbone a branch is."})
     train_text: bool = field(default=False, metadata={"help": "Train the sentence encoder too."})
     head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
     grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
@@ -92,6 +119,7 @@ class GroundingTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="outputs/run", metadata={"help": "Where model, processor and metrics go."})
     backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the video backbone."})
+    adapter_learning_rate: float = field(default=4e-4, metadata={"help": "Learning rate of an adapter."})
     text_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the sentence encoder."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
@@ -108,7 +136,7 @@ class GroundingTrainingArguments(TrainingArguments):
 
 
 class GroundingTrainer(Trainer):
-    """`Trainer` with a learning rate each for head, backbone and sentence encoder, and a collator for evaluation."""
+    """`Trainer` with a learning rate for each part of the model, and a collator for evaluation."""
 
     def __init__(self, *args, eval_collator, **kwargs):
         super().__init__(*args, **kwargs)
@@ -124,8 +152,11 @@ class GroundingTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             model = self.model if model is None else model
+            has_adapter = isinstance(self.model, PeftModel)
             learning_rates = {
-                "model.video_backbone.": self.args.backbone_learning_rate,
+                "model.video_backbone.": getattr(
+                    self.args, "adapter_learning_rate" if has_adapter else "backbone_learning_rate"
+                ),
                 "model.text_encoder.": self.args.text_learning_rate,
                 "head.": self.args.learning_rate,
             }
@@ -134,7 +165,8 @@ class GroundingTrainer(Trainer):
             for name, parameter in model.named_parameters():
                 if not parameter.requires_grad:
                     continue
-                prefix = next(prefix for prefix in learning_rates if name.removeprefix("module.").startswith(prefix))
+                path = name.removeprefix("module.").removeprefix("base_model.model.")
+                prefix = next(prefix for prefix in learning_rates if path.startswith(prefix))
                 group = groups.setdefault(
                     (prefix, name in decayed),
                     {
@@ -183,7 +215,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
-    """Model and processor; which parameters train is set as `tuning` and `train_text` say."""
+    """Model and processor, from `model_name_or_path` or from two encoders."""
     if args.model_name_or_path is not None:
         model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
         processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
@@ -199,9 +231,40 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             num_frames=args.num_frames, size={"height": args.image_size, "width": args.image_size}
         )
         processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
-    model.model.video_backbone.requires_grad_(args.tuning == "full")
-    model.model.text_encoder.requires_grad_(args.train_text)
     return model, processor
+
+
+def peft_config(args: ModelArguments) -> PeftConfig | None:
+    """The adapter that `tuning` stands for; `None` where there is none."""
+    modules_to_save = ["head", "text_encoder"] if args.train_text else ["head"]
+    if args.tuning == "lora":
+        return LoraConfig(
+            r=8, lora_alpha=16, target_modules=r".*video_backbone\..*\.(query|value)", modules_to_save=modules_to_save
+        )
+    if args.tuning in ("tia", "scada"):
+        branches = "inner" if args.tuning == "tia" else args.scada_branches
+        return ScadaAdapterConfig(
+            reduction=args.reduction,
+            inner_layers=[] if branches == "outer" else args.inner_layers,
+            outer_layers=[] if branches == "inner" else args.outer_layers,
+            conditioning=args.tuning == "scada",
+            modules_to_save=modules_to_save,
+        )
+    return None
+
+
+def prepare_tuning(model: ScadaForTemporalGrounding, args: ModelArguments) -> ScadaForTemporalGrounding | PeftModel:
+    """Sets which parameters train, as `tuning` and `train_text` say; adds the adapter where there is one."""
+    config = peft_config(args)
+    if config is not None:
+        return get_peft_model(model, config)
+    backbone = model.model.video_backbone
+    backbone.requires_grad_(args.tuning == "full")
+    if args.tuning == "partial":
+        for index in resolve_layers(args.inner_layers, len(backbone.layers)):
+            backbone.layers[index].requires_grad_(True)
+    model.model.text_encoder.requires_grad_(args.train_text)
+    return model
 
 
 def run(
@@ -214,12 +277,22 @@ def run(
         `dict[str, float]`: Metrics of the evaluation at the end, in percent, named `eval_...`.
     """
     set_seed(training_args.seed)
-    model, processor = build_model(model_args)
-    parts = {"head": model.head, "backbone": model.model.video_backbone, "text": model.model.text_encoder}
-    for name, module in parts.items():
-        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in module.parameters())
-        print(f"{name}: {trained:,} of {total:,} parameters train")
+    base_model, processor = build_model(model_args)
+    if peft_config(model_args) is not None and model_args.model_name_or_path is None and training_args.should_save:
+        # An adapter is worth nothing without the model it was trained on, and this one has no other folder.
+        base_model.save_pretrained(training_args.output_dir)
+        base_model.name_or_path = training_args.output_dir
+    model = prepare_tuning(base_model, model_args)
+    parts = {
+        "head": base_model.head,
+        "backbone": base_model.model.video_backbone,
+        "text": base_model.model.text_encoder,
+    }
+    trainable = {
+        f"trainable_{name}": sum(p.numel() for p in module.parameters() if p.requires_grad)
+        for name, module in parts.items()
+    }
+    print(", ".join(f"{name}: {count:,}" for name, count in trainable.items()))
 
     video_root = data_args.video_root
     if video_root is None and os.path.exists(data_args.dataset):
@@ -237,7 +310,7 @@ def run(
         preprocess_logits_for_metrics=ranked_ious,
     )
     training = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_metrics("train", training.metrics)
+    trainer.save_metrics("train", training.metrics | trainable)
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)

@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_readme_block_runs(block, tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch):
-    folder = tmp_path / "outputs" / "demo" / "end_to_end"
+    folder = tmp_path / "outputs" / "demo" / "scada"
     pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
     video = make_clip(num_frames=20)
     shutil.copy(video, tmp_path / "video.mp4")

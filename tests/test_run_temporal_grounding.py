@@ -1,6 +1,7 @@
 """The training script: what trains, at which rate, what is measured, and a real video learnt by heart (slow)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,19 +69,31 @@ def parse(recipe: dict):
     return parser.parse_dict(recipe)
 
 
-def changed_parts(recipe: dict) -> dict[str, bool]:
-    """Runs the script; for each part of the model, whether training moved its weights."""
+def changed_weights(recipe: dict) -> tuple[set[str], dict[str, torch.Tensor]]:
+    """
+    Runs the script. Returns the names of the model's own weights that training moved, as they are in the folder it
+    leaves, and an adapter's weights.
+    """
     model_args, data_args, training_args = parse(recipe)
     script.set_seed(training_args.seed)
-    before, _ = script.build_model(model_args)
+    before = script.build_model(model_args)[0].state_dict()
     script.run(model_args, data_args, training_args)
-    after = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"])
-    parts = {"head": "head.", "backbone": "model.video_backbone.", "text": "model.text_encoder."}
-    old = before.state_dict()
-    return {
-        part: any(not torch.equal(old[name], value) for name, value in after.state_dict().items() if prefix in name)
-        for part, prefix in parts.items()
-    }
+    after = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"]).state_dict()
+    changed, adapter = set(), {}
+    for name, value in after.items():
+        own_name = name.replace(".base_layer", "").replace(".modules_to_save.default", "")
+        if ".original_module." in name:
+            assert torch.equal(before[name.replace(".original_module", "")], value)
+        elif own_name not in before:
+            adapter[name] = value
+        elif not torch.equal(before[own_name], value):
+            changed.add(own_name)
+    return changed, adapter
+
+
+def parts(names: set[str]) -> set[str]:
+    """The parts of the model that the names belong to; of the backbone, the layers too."""
+    return {re.search(r"head|text_encoder|embeddings|layer\.\d+|layernorm", name)[0] for name in names}
 
 
 def run_script(recipe: dict, path: Path) -> None:
@@ -91,33 +104,83 @@ def run_script(recipe: dict, path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+BACKBONE = {"embeddings", "layer.0", "layer.1", "layernorm"}
+
+
 def test_full_tuning_trains_backbone_and_head_but_not_the_text(recipe):
-    assert changed_parts(recipe) == {"head": True, "backbone": True, "text": False}
+    changed, adapter = changed_weights(recipe | {"tuning": "full"})
+    assert parts(changed) == BACKBONE | {"head"} and not adapter
     metrics = json.loads((Path(recipe["output_dir"]) / "eval_results.json").read_text())
     expected = {f"eval_R{n}@{m}" for n in (1, 5) for m in (0.3, 0.5, 0.7)} | {"eval_mIoU"}
     assert expected <= set(metrics)
     assert all(0 <= metrics[name] <= 100 for name in expected)
 
 
-def test_frozen_tuning_trains_the_head_alone(recipe):
-    assert changed_parts(recipe | {"tuning": "frozen"}) == {"head": True, "backbone": False, "text": False}
+@pytest.mark.parametrize(
+    "tuning, expected",
+    [({"tuning": "frozen"}, {"head"}), ({"tuning": "partial", "inner_layers": "last 1"}, {"layer.1", "head"})],
+)
+def test_frozen_and_partial_tuning_train_what_they_say(recipe, tuning, expected):
+    changed, adapter = changed_weights(recipe | tuning)
+    assert parts(changed) == expected and not adapter
 
 
-def test_train_text_trains_the_sentence_encoder(recipe):
-    changed = changed_parts(recipe | {"tuning": "frozen", "train_text": True})
-    assert changed == {"head": True, "backbone": False, "text": True}
+@pytest.mark.parametrize(
+    "tuning, trained",
+    [
+        ({"tuning": "lora"}, {"layer.0 lora_A", "layer.0 lora_B", "layer.1 lora_A", "layer.1 lora_B"}),
+        ({"tuning": "tia", "inner_layers": "last 1"}, {"layer.1 scada_inner"}),
+        (
+            {"tuning": "scada", "inner_layers": "last 1"},
+            {"layer.1 scada_inner", "layer.0 scada_outer", "layer.1 scada_outer"},
+        ),
+        ({"tuning": "scada", "scada_branches": "inner"}, {"layer.0 scada_inner", "layer.1 scada_inner"}),
+        ({"tuning": "scada", "scada_branches": "outer", "outer_layers": "even 1"}, {"layer.1 scada_outer"}),
+    ],
+    ids=["lora", "tia", "scada both", "scada inner", "scada outer"],
+)
+def test_an_adapter_trains_with_the_head_and_loads_with_its_model_from_one_folder(recipe, tuning, trained):
+    changed, adapter = changed_weights(recipe | tuning | {"reduction": 4, "adapter_learning_rate": 1e-2})
+    assert parts(changed) == {"head"}
+    assert {" ".join(re.search(r"(layer\.\d+).*?((?:lora|scada)_\w+)", name).groups()) for name in adapter} == trained
+    # What starts at zero has moved, so this is the trained adapter and not a fresh one.
+    last = [value for name, value in adapter.items() if name.endswith(("up.weight", "lora_B.default.weight"))]
+    assert last and all(value.abs().max() > 0 for value in last)
+    assert any("gate" in name for name in adapter) == (tuning["tuning"] == "scada")
 
 
-def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe):
-    model_args, data_args, training_args = parse(recipe | {"train_text": True, "eval_strategy": "no"})
+@pytest.mark.parametrize("tuning", ["frozen", "scada"])
+def test_train_text_trains_the_sentence_encoder(recipe, tuning):
+    changed, _ = changed_weights(recipe | {"tuning": tuning, "train_text": True, "text_learning_rate": 1e-3})
+    assert parts(changed) == {"head", "text_encoder"}
+
+
+def test_an_adapter_on_a_saved_model_leaves_that_model_where_it_is(recipe, tmp_path):
+    script.run(*parse(recipe | {"tuning": "frozen"}))
+    goes_on = recipe | {"model_name_or_path": recipe["output_dir"], "output_dir": str(tmp_path / "second")}
+    script.run(*parse(goes_on | {"tuning": "scada"}))
+    assert not (tmp_path / "second" / "model.safetensors").exists()
+    config = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == recipe["output_dir"]
+    model = ScadaForTemporalGrounding.from_pretrained(tmp_path / "second")
+    assert model.active_adapters() == ["default"]
+
+
+@pytest.mark.parametrize("tuning, backbone_rate", [("full", 1e-4), ("scada", 2e-3), ("lora", 2e-3)])
+def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe, tuning, backbone_rate):
+    arguments = {"tuning": tuning, "train_text": True, "eval_strategy": "no", "adapter_learning_rate": 2e-3}
+    model_args, data_args, training_args = parse(recipe | arguments)
     model, processor = script.build_model(model_args)
+    model = script.prepare_tuning(model, model_args)
     trainer = script.GroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
     optimizer = trainer.create_optimizer()
     rates = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    expected = {"head.": 1e-3, "model.video_backbone.": 1e-4, "model.text_encoder.": 1e-5}
+    expected = {".video_backbone.": backbone_rate, ".text_encoder.": 1e-5, "head.": 1e-3}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         group = rates.pop(id(parameter))
-        assert group["lr"] == next(rate for prefix, rate in expected.items() if name.startswith(prefix))
+        assert group["lr"] == next(rate for prefix, rate in expected.items() if prefix in name)
         assert (group["weight_decay"] == 0) == ("bias" in name or "norm" in name.lower()), name
     assert not rates
 
@@ -155,6 +218,7 @@ def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fix
     """139 s, six sentences: IoU of at least 0.7 on five of them, and the same segments in a fresh process."""
     annotations = fixtures_dir / "videos" / "annotations.jsonl"
     recipe = json.loads((REPOSITORY / "hub_configs" / "moving_shapes.json").read_text()) | {
+        "tuning": "full",
         "dataset": str(annotations),
         "eval_split": "train",
         "max_steps": 150,
