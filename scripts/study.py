@@ -3,6 +3,8 @@ Compares tuning modes on one data set over several seeds, at equal steps and at 
 
     python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/study --num_train 1000 --num_test 200
     python scripts/study.py hub_configs/moving_shapes_crowded.json --output_dir outputs/study_crowded --crowded
+    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/placement --seeds 0 \
+        --modes both both/reduction=4 'both/inner_layers="last 1"' 'outer/outer_layers="all"'
 
 Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a process of its own on one core,
 two at a time. First all runs get the recipe's number of steps; then every mode named in `--equal_time` gets as many
@@ -14,6 +16,7 @@ A run is a line in `results.jsonl`; a study that is started again goes on where 
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import time
@@ -38,6 +41,19 @@ MODES = {
 }
 
 
+def arguments_of(mode: str) -> dict:
+    """
+    The script's arguments that a mode stands for.
+
+    Raises:
+        ValueError: If the mode is unknown, or an argument after its slash is not `name=value` with a JSON value.
+    """
+    name, *pairs = mode.split("/")
+    if name not in MODES or any("=" not in pair for pair in pairs):
+        raise ValueError(f"Received the mode {mode!r}; expected one of {list(MODES)}, then /argument=value.")
+    return MODES[name] | {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
 def read_rows(path: Path) -> list[dict]:
     """The finished runs, one dict each."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -51,8 +67,8 @@ def run_all(jobs: list[dict], recipe: Path, output_dir: Path, num_workers: int) 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
 
     def run(job: dict) -> dict:
-        name = f"{job['mode']}_{job['budget']}_{job['seed']}"
-        overrides = MODES[job["mode"]] | {key: job[key] for key in ("seed", "max_steps")}
+        name = re.sub(r"[^\w=]+", "_", f"{job['mode']}_{job['budget']}_{job['seed']}")
+        overrides = arguments_of(job["mode"]) | {key: job[key] for key in ("seed", "max_steps")}
         result = train(recipe, output_dir / "data", output_dir / "runs" / name, **overrides)
         return job | result | {"date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip()}
 
@@ -64,6 +80,11 @@ def run_all(jobs: list[dict], recipe: Path, output_dir: Path, num_workers: int) 
                 file.write(json.dumps(row) + "\n")
 
 
+def ordered_modes(rows: list[dict]) -> list[str]:
+    """The modes of the rows, in the order of `MODES`."""
+    return sorted({row["mode"] for row in rows}, key=lambda mode: (list(MODES).index(mode.split("/")[0]), mode))
+
+
 def mean_seconds(rows: list[dict], mode: str) -> float:
     """Mean training time of a mode at equal steps, in seconds."""
     return statistics.mean(
@@ -72,19 +93,20 @@ def mean_seconds(rows: list[dict], mode: str) -> float:
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """One row for each mode and budget, in the order of the runs: mean and standard deviation over the seeds."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row["budget"]):
-        groups.setdefault((row["mode"], row["budget"]), []).append(row)
+    """One row for each budget and mode: mean and standard deviation over the seeds."""
     summary = []
-    for (mode, budget), group in groups.items():
-        cells: dict = {"mode": mode, "budget": budget, "seeds": len(group)}
-        cells["trainable_backbone"] = group[0]["trainable_backbone"]
-        for name in ("steps", "train_seconds", *METRICS):
-            values = [row[name] for row in group]
-            cells[name] = statistics.mean(values)
-            cells[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        summary.append(cells)
+    for budget in ("equal_steps", "equal_time"):
+        for mode in ordered_modes(rows):
+            group = [row for row in rows if (row["mode"], row["budget"]) == (mode, budget)]
+            if not group:
+                continue
+            cells: dict = {"mode": mode, "budget": budget, "seeds": len(group)}
+            cells["trainable_backbone"] = group[0]["trainable_backbone"]
+            for name in ("steps", "train_seconds", *METRICS):
+                values = [row[name] for row in group]
+                cells[name] = statistics.mean(values)
+                cells[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            summary.append(cells)
     return summary
 
 
@@ -110,7 +132,7 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
+    modes = ordered_modes(rows)
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(modes), 3.6), layout="constrained")
     for shift, (budget, colour) in enumerate((("equal_steps", "#2f6690"), ("equal_time", "#d1495b"))):
         for position, mode in enumerate(modes):
@@ -132,8 +154,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="A recipe of run_temporal_grounding.py.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--equal_time", nargs="*", default=[], choices=list(MODES), help="Modes to run so as well.")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=list(MODES),
+        help=f"Any of {', '.join(MODES)}, with other arguments of the script after a slash: both/reduction=4.",
+    )
+    parser.add_argument("--equal_time", nargs="*", default=[], help="Modes to run at equal time as well.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
     parser.add_argument("--num_workers", type=int, default=2, help="Runs at a time, one core each.")
@@ -143,6 +170,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.equal_time and "full" not in args.modes:
         parser.error("--equal_time measures against full fine-tuning; add full to --modes.")
+    for mode in (*args.modes, *args.equal_time):
+        arguments_of(mode)
     output_dir = args.output_dir.resolve()
     if not (output_dir / "data" / "dataset_dict.json").exists():
         make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test, crowded=args.crowded)
