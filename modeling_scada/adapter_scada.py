@@ -146,16 +146,22 @@ class ScadaAdapterConfig(PeftConfig):
         self.peft_type = ScadaPeftType.SCADA
         for name in ("reduction", "kernel_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Received {name}={value!r}; expected a positive integer.")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Received kernel_size={self.kernel_size}; expected an odd number of snippets.")
         for name in ("inner_layers", "outer_layers"):
             value = getattr(self, name)
-            if not isinstance(value, str):
-                setattr(self, name, list(value))
-            elif value != "all":
+            if isinstance(value, str):
                 resolve_layers(value, 1)
+            elif isinstance(value, (list, tuple)):
+                setattr(self, name, list(value))
+            else:
+                raise ValueError(
+                    f"Received {name}={value!r}; expected a list of indices, [] for none, or a rule such as 'last 3'."
+                )
+        if not isinstance(self.conditioning, bool):
+            raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")
         if not self.inner_layers and not self.outer_layers:
             raise ValueError("Received no layers; name some in `inner_layers` or `outer_layers`.")
 

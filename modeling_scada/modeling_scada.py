@@ -113,6 +113,16 @@ class ScadaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+    def load_adapter(self, *args, **kwargs) -> Any:
+        """As transformers has it, and the adapter's head becomes the active one too, also beside other adapters."""
+        loading_info = super().load_adapter(*args, **kwargs)
+        modules: Iterable[Any] = self.modules()
+        for module in modules:
+            if hasattr(module, "modules_to_save"):
+                active = [name for name in self.active_adapters() if name in module.modules_to_save]
+                module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))
+        return loading_info
+
     def enable_adapters(self) -> None:
         """As transformers has it, and the trained head comes back too: `disable_adapters` put the untrained one in."""
         super().enable_adapters()
@@ -375,10 +385,11 @@ class AutoModelForTemporalGrounding(_BaseAutoModelClass):
 def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *args):
     """
     A reentrant checkpoint has no gradient for the weights inside unless an input requires one. So the first layer that
-    trains gets an input that does; frozen layers before it stay without, and keep nothing.
+    trains gets an input that does; frozen layers before it run as they are, and keep nothing.
     """
-    inputs_require_grad = any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-    if not inputs_require_grad and any(parameter.requires_grad for parameter in layer.parameters()):
+    if not any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
+            return run(*args)
         args = (args[0].detach().requires_grad_(torch.is_grad_enabled()), *args[1:])
     return checkpoint(run, *args)
 

@@ -52,8 +52,9 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
         **overrides: Arguments of the script that replace the recipe's.
 
     Returns:
-        `dict[str, float]`: The evaluation's metrics in percent, `steps`, `train_seconds`, and `trainable_backbone`,
-        the number of parameters that trained in the backbone.
+        `dict[str, float]`: The evaluation's metrics in percent, `steps`, `train_seconds` (processor time, which is
+        the time it takes alone on a core), and `trainable_backbone`, the number of parameters that trained in the
+        backbone.
 
     Raises:
         RuntimeError: If the run fails; its output is in `train.log`.
@@ -73,7 +74,7 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
     training = json.loads((run_dir / "train_results.json").read_text())
     result = {metric: round(evaluation[f"eval_{metric}"], 2) for metric in METRICS}
-    result |= {"steps": arguments["max_steps"], "train_seconds": round(training["train_runtime"], 1)}
+    result |= {"steps": arguments["max_steps"], "train_seconds": round(training["train_processor_seconds"], 1)}
     result["trainable_backbone"] = training["trainable_backbone"]
     print(f"{run_dir.name}: {result}", flush=True)
     return result

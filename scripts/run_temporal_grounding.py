@@ -32,6 +32,7 @@ A JSON file with the same names as its single argument is a recipe.
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -309,8 +310,11 @@ def run(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=ranked_ious,
     )
+    started_seconds = time.process_time()
     training = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_metrics("train", training.metrics | trainable)
+    # Of this process alone, whatever else the machine does.
+    processor_time = {"train_processor_seconds": time.process_time() - started_seconds}
+    trainer.save_metrics("train", training.metrics | trainable | processor_time)
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)

@@ -18,6 +18,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 def test_readme_block_runs(block, tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch):
     folder = tmp_path / "outputs" / "demo" / "scada"
     pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
+    tiny_model.save_pretrained(tmp_path / "outputs" / "my_model")
     video = make_clip(num_frames=20)
     shutil.copy(video, tmp_path / "video.mp4")
     videos = tmp_path / "outputs" / "demo" / "data" / "videos"
