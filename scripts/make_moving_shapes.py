@@ -3,6 +3,7 @@ Make MovingShapes, a small synthetic data set for temporal sentence grounding: m
 
     python scripts/make_moving_shapes.py --output_dir moving_shapes
     python scripts/make_moving_shapes.py --output_dir moving_shapes_tiny --num_train 16 --num_test 8
+    python scripts/make_moving_shapes.py --output_dir moving_shapes_crowded --crowded
 
 Load it with `datasets.load_from_disk("moving_shapes")`; the column `video` is relative to that folder.
 
@@ -14,6 +15,13 @@ What makes a sentence hard to guess:
 - In about a third of the videos one object does the same thing twice, told apart by "before" and "after" an event.
 - Times are continuous, lengths and gaps random: no fixed segment is a good answer.
 
+The crowded variant asks who does what among many, so that an average over the picture loses the answer:
+- Six to nine objects, of three colours and three shapes, are there all the time, each near its own place of a 3 x 3
+  grid, and about three of them act at once.
+- No two have both colour and shape in common, but each shares its colour with another and its shape with yet another.
+  All do the video's two opposite actions, each once and at times of its own: any two of colour, shape and action leave
+  two events or more. No sentence says "before" or "after".
+
 Every video has its own random generator, seeded from (seed, split, index): the number of workers changes nothing.
 """
 
@@ -24,6 +32,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +65,17 @@ MARGIN = 0.01
 MIN_DURATION_SECONDS, MAX_DURATION_SECONDS = 10.0, 20.0
 # Fractions of the duration.
 MIN_EVENT_LENGTH, MAX_EVENT_LENGTH, MAX_TOTAL_LENGTH = 0.07, 0.35, 0.8
+
+# The crowded variant. Few and unlike colours and shapes, so that a tiny model can tell them apart at this size in
+# minutes of training.
+CROWDED_COLOURS = ("red", "blue", "white")
+CROWDED_SHAPES = ("circle", "triangle", "cross")
+MAX_LEFT_OUT = 3
+CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS = 0.11, 0.12
+CROWDED_GROWTH = 1.6
+CROWDED_MIN_MOVE, CROWDED_MAX_MOVE = 0.17, 0.2
+CROWDED_MAX_JITTER = 0.02
+CROWDED_MIN_EVENT_LENGTH = 0.1
 
 # How long an object stands still before and after it acts, at most; half of the gap to its neighbour if that is less.
 MAX_IDLE_SECONDS = 0.6
@@ -99,7 +119,8 @@ class VideoPlan:
         duration_seconds (`float`): `num_frames / fps`.
         num_frames (`int`): Number of frames; frame `k` shows the time `k / fps`.
         background (`tuple[int, int, int]`): RGB colour.
-        events (`list[Event]`): The events in the order of time; they do not overlap.
+        events (`list[Event]`): The events in the order of time, and they do not overlap; in the crowded variant object
+            after object, each object's in the order of time.
         sentences (`list[str]`): One sentence for each event, in random order.
         segments (`list[list[list[float]]]`): For each sentence its segments `[start, end]` in seconds, always one.
     """
@@ -178,9 +199,14 @@ def draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
     return State(x, y, radius), State(x + dx * length, y + dy * length, radius)
 
 
-def draw_segments(rng: np.random.Generator, num_events: int, duration_seconds: float) -> list[tuple[float, float]]:
-    """Segments in seconds, one after the other: log-uniform lengths, scaled down if they do not fit, random gaps."""
-    lengths = np.exp(rng.uniform(np.log(MIN_EVENT_LENGTH), np.log(MAX_EVENT_LENGTH), num_events))
+def draw_segments(
+    rng: np.random.Generator, num_events: int, duration_seconds: float, min_length: float = MIN_EVENT_LENGTH
+) -> list[tuple[float, float]]:
+    """
+    Segments in seconds, one after the other: log-uniform lengths, from `min_length` of the duration on, scaled down if
+    they do not fit, and random gaps.
+    """
+    lengths = np.exp(rng.uniform(np.log(min_length), np.log(MAX_EVENT_LENGTH), num_events))
     lengths *= min(1.0, MAX_TOTAL_LENGTH / lengths.sum())
     gaps = rng.dirichlet(np.ones(num_events + 1)) * (1 - lengths.sum())
     starts = np.cumsum(gaps[:-1]) + np.cumsum(lengths) - lengths
@@ -190,22 +216,17 @@ def draw_segments(rng: np.random.Generator, num_events: int, duration_seconds: f
     ]
 
 
-def plan_video(rng: np.random.Generator, fps: int = 10) -> VideoPlan:
+def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
     """
-    Draw what happens in a video, its events and sentences, without drawing its frames.
+    Draw the events of a video of two or three objects, and a sentence for each.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
-        fps (`int`, *optional*, defaults to 10): Frames per second; the duration is a whole number of frames.
+        duration_seconds (`float`): The duration of the video.
 
     Returns:
-        [`VideoPlan`]: What happens when.
+        `tuple`: The events in the order of time, and their sentences in the same order.
     """
-    if fps < 1:
-        raise ValueError(f"`fps` must be at least 1, got {fps}.")
-    num_frames = round(rng.uniform(MIN_DURATION_SECONDS, MAX_DURATION_SECONDS) * fps)
-    duration_seconds = num_frames / fps
-    red, green, blue = (int(value) for value in rng.integers(8, 40, 3))
     colours = [str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False)]
     shapes = [str(shape) for shape in rng.choice(SHAPES, 2, replace=False)]
     kinds = [(colour, shape) for colour in colours for shape in shapes]
@@ -251,6 +272,107 @@ def plan_video(rng: np.random.Generator, fps: int = 10) -> VideoPlan:
         second = ordered_pairs.index(repeated, first + 1)
         sentences[first] += f" before {reference}"
         sentences[second] += f" after {reference}"
+    return events, sentences
+
+
+def draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """
+    Draw who is in a video of the crowded variant: of the nine pairs (colour, shape) all but up to three.
+
+    No two of one colour or of one shape are left out, so that each colour and each shape is there at least twice.
+
+    Returns:
+        `list[tuple[str, str]]`: Six to nine pairs (colour, shape), in random order.
+    """
+    shapes = [str(shape) for shape in rng.permutation(CROWDED_SHAPES)]
+    diagonal = list(zip(CROWDED_COLOURS, shapes, strict=True))
+    left_out = [diagonal[i] for i in rng.permutation(3)[: rng.integers(MAX_LEFT_OUT + 1)]]
+    kinds = [kind for kind in product(CROWDED_COLOURS, shapes) if kind not in left_out]
+    rng.shuffle(kinds)
+    return kinds
+
+
+def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int) -> list[State]:
+    """
+    States of an object before its first, between its two, and after its second action, which is the first undone.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        actions (`list[str]`): Two opposite actions.
+        cell (`int`): Place in the 3 x 3 grid, row by row; the object stays near it, wholly on the canvas.
+    """
+    row, column = divmod(cell, 3)
+    radius = rng.uniform(CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS)
+    large, half_way = radius, np.zeros(2)
+    if actions[0] in DIRECTIONS:
+        half_way = np.array(DIRECTIONS[actions[0]]) * rng.uniform(CROWDED_MIN_MOVE, CROWDED_MAX_MOVE) / 2
+    else:
+        large = radius * CROWDED_GROWTH
+    place = (np.array([column, row]) + 0.5) / 3 + rng.uniform(-CROWDED_MAX_JITTER, CROWDED_MAX_JITTER, 2)
+    room = MARGIN + large + np.abs(half_way)
+    place = np.clip(place, room, 1 - room)
+    radii = (large, radius) if actions[0] == "shrinks" else (radius, large)
+    places = (place - half_way, place + half_way)
+    first, second = (State(x, y, size) for (x, y), size in zip(places, radii, strict=True))
+    return [first, second, first]
+
+
+def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
+    """
+    Draw the events of a video of the crowded variant, and a sentence for each.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        duration_seconds (`float`): The duration of the video.
+
+    Returns:
+        `tuple`: The events, two of each object one after the other, and their sentences in the same order.
+    """
+    opposites = OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))]
+    kinds = draw_kinds(rng)
+    events = []
+    for (colour, shape), cell in zip(kinds, rng.permutation(9), strict=False):
+        actions = [str(action) for action in rng.permutation(opposites)]
+        states = draw_crowded_states(rng, actions, int(cell))
+        times = draw_segments(rng, 2, duration_seconds, CROWDED_MIN_EVENT_LENGTH)
+        # The object is always there: the second event takes over where the first one lets go.
+        change_seconds = (times[0][1] + times[1][0]) / 2
+        shown_seconds = [0.0, change_seconds, duration_seconds]
+        for k, (action, (start_seconds, end_seconds)) in enumerate(zip(actions, times, strict=True)):
+            events.append(
+                Event(
+                    colour=colour,
+                    shape=shape,
+                    action=action,
+                    appears_seconds=shown_seconds[k],
+                    start_seconds=start_seconds,
+                    end_seconds=end_seconds,
+                    vanishes_seconds=shown_seconds[k + 1],
+                    before=states[k],
+                    after=states[k + 1],
+                )
+            )
+    return events, [f"the {event.colour} {event.shape} {event.action}" for event in events]
+
+
+def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -> VideoPlan:
+    """
+    Draw what happens in a video, its events and sentences, without drawing its frames.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        fps (`int`, *optional*, defaults to 10): Frames per second; the duration is a whole number of frames.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+
+    Returns:
+        [`VideoPlan`]: What happens when.
+    """
+    if fps < 1:
+        raise ValueError(f"`fps` must be at least 1, got {fps}.")
+    num_frames = round(rng.uniform(MIN_DURATION_SECONDS, MAX_DURATION_SECONDS) * fps)
+    duration_seconds = num_frames / fps
+    red, green, blue = (int(value) for value in rng.integers(8, 40, 3))
+    events, sentences = (plan_crowded_events if crowded else plan_events)(rng, duration_seconds)
 
     # Shuffled, since the place of a sentence in the list should not tell its time.
     shuffled = rng.permutation(len(events))
@@ -311,7 +433,7 @@ def render(plan: VideoPlan, image_size: int, fps: int) -> np.ndarray:
     return frames
 
 
-def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10) -> Video:
+def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10, crowded: bool = False) -> Video:
     """
     Make one video in memory.
 
@@ -319,11 +441,12 @@ def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10) ->
         rng (`np.random.Generator`): Source of all randomness.
         image_size (`int`, *optional*, defaults to 64): Height and width of the frames.
         fps (`int`, *optional*, defaults to 10): Frames per second.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
 
     Returns:
         [`Video`]: Frames, events, sentences and segments.
     """
-    plan = plan_video(rng, fps)
+    plan = plan_video(rng, fps, crowded)
     return Video(**vars(plan), frames=render(plan, image_size, fps))
 
 
@@ -343,10 +466,10 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
         container.mux(stream.encode())
 
 
-def make_example(task: tuple[str, int], output_dir: Path, seed: int, image_size: int, fps: int) -> dict:
+def make_example(task: tuple[str, int], output_dir: Path, seed: int, image_size: int, fps: int, crowded: bool) -> dict:
     """Make and write the video `task = (split, index)`; returns its row of annotations."""
     split, index = task
-    video = make_video(np.random.default_rng([seed, SPLITS.index(split), index]), image_size, fps)
+    video = make_video(np.random.default_rng([seed, SPLITS.index(split), index]), image_size, fps, crowded)
     video_id = f"{split}_{index:05d}"
     write_mp4(output_dir / "videos" / f"{video_id}.mp4", video.frames, fps)
     return {
@@ -366,6 +489,7 @@ def make_moving_shapes(
     image_size: int = 64,
     fps: int = 10,
     num_workers: int | None = None,
+    crowded: bool = False,
 ) -> None:
     """
     Make the data set: `output_dir/videos/*.mp4`, a `datasets.DatasetDict` in `output_dir`, and `generation.json`.
@@ -378,6 +502,7 @@ def make_moving_shapes(
         image_size (`int`, *optional*, defaults to 64): Height and width of the videos; even, as h264 wants it.
         fps (`int`, *optional*, defaults to 10): Frames per second.
         num_workers (`int`, *optional*): Number of processes, by default one for each CPU. The result is the same.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
 
     Raises:
         `ValueError`: If a number is out of range or `output_dir` is not empty.
@@ -393,6 +518,7 @@ def make_moving_shapes(
         "seed": seed,
         "image_size": image_size,
         "fps": fps,
+        "crowded": crowded,
         "num_workers": num_workers,
     }
     for name, minimum in at_least.items():
@@ -406,7 +532,7 @@ def make_moving_shapes(
 
     (output_dir / "videos").mkdir(parents=True)
     tasks = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
-    worker = partial(make_example, output_dir=output_dir, seed=seed, image_size=image_size, fps=fps)
+    worker = partial(make_example, output_dir=output_dir, seed=seed, image_size=image_size, fps=fps, crowded=crowded)
     if num_workers == 1:
         rows = [worker(task) for task in tqdm(tasks, desc="videos")]
     else:
@@ -443,6 +569,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
     parser.add_argument("--image_size", type=int, default=64, help="Height and width of the videos; even.")
     parser.add_argument("--fps", type=int, default=10, help="Frames per second.")
+    parser.add_argument("--crowded", action="store_true", help="Six to nine objects that act at the same time.")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="Number of processes.")
     make_moving_shapes(**vars(parser.parse_args()))
 
