@@ -24,7 +24,7 @@ class ScadaConfig(PreTrainedConfig):
             edges.
         num_sample_points (`int`, *optional*, defaults to 16):
             Points at which the sequence is sampled over a proposal widened by half its length on both sides.
-        num_train_proposals (`int`, *optional*, defaults to 1024):
+        num_train_proposals (`int`, *optional*, defaults to 512):
             Proposals drawn at random for each training step; at inference all of them are scored.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
@@ -57,7 +57,7 @@ class ScadaConfig(PreTrainedConfig):
     hidden_size: int = 256
     grid_size: int = 128
     num_sample_points: int = 16
-    num_train_proposals: int = 1024
+    num_train_proposals: int = 512
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

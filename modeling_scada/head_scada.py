@@ -131,13 +131,15 @@ class ProposalFeatures(nn.Module):
             `torch.Tensor` of shape `(Q, P, D)`.
         """
         num_sentences, grid_size, dim = features.shape
-        weight = self.linear.weight.view(-1, self.num_points, dim)  # (out, points, D)
+        mapped = F.linear(features, self.linear.weight.view(-1, dim))  # (Q, S, out * points)
         # Rows ordered (point, step); all sentences side by side in the columns.
-        table = torch.einsum("qsd,okd->ksqo", features, weight).reshape(self.num_points * grid_size, -1)
+        table = mapped.view(num_sentences, grid_size, -1, self.num_points).permute(3, 1, 0, 2)
+        table = table.reshape(self.num_points * grid_size, -1)
         steps, weights = sample_points(proposals_grid, self.num_points, grid_size)
         rows = steps + grid_size * torch.arange(self.num_points, device=steps.device)[:, None]
         sums = F.embedding_bag(rows.flatten(1), table, per_sample_weights=weights.flatten(1).to(table), mode="sum")
-        return sums.view(len(rows), num_sentences, -1).transpose(0, 1) + self.linear.bias
+        # Contiguous, or each layer that reads it would keep a copy of its own.
+        return sums.view(len(rows), num_sentences, -1).transpose(0, 1).contiguous() + self.linear.bias
 
 
 class LocalizationHead(nn.Module):
@@ -211,7 +213,12 @@ class LocalizationHead(nn.Module):
         """
         # The encoders may be of another precision, such as a checkpoint in bfloat16 under a new head.
         features, sentence = features.to(self.norm.weight.dtype), sentence.to(self.norm.weight.dtype)
-        features = self.projection(self.resample(self.norm(features)))
+        features = self.norm(features)
+        # Both are linear and interpolation weights sum to one, so the order is free: the shorter sequence is projected.
+        if features.shape[1] < self.config.grid_size:
+            features = self.resample(self.projection(features))
+        else:
+            features = self.projection(self.resample(features))
         features = self.projection_scale(features, sentence)
         recurrent, _ = self.lstm(features)
         direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)

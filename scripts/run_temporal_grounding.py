@@ -91,7 +91,7 @@ class ModelArguments:
     train_text: bool = field(default=False, metadata={"help": "Train the sentence encoder too."})
     head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
     grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
-    num_train_proposals: int = field(default=1024, metadata={"help": "Proposals drawn for each training step."})
+    num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int = field(default=160, metadata={"help": "Height and width of the frames, in pixels."})
 

@@ -1,19 +1,193 @@
-"""The benchmark runs on tiny shapes and writes its record; its times are not judged."""
+"""The benchmark runs on tiny shapes and writes its record; bytes are counted by hand too, times are not judged."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+import benchmark as script  # noqa: E402
 
 
-def test_the_benchmark_checks_equality_and_writes_its_record(tmp_path):
-    command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(tmp_path)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    record = json.loads((tmp_path / "benchmark.json").read_text())
-    assert {"versions", "device", "commit", "seed", "results"} <= set(record)
-    assert set(record["results"]["proposal_features"]) == {"seconds", "csr_ratio", "literal_ratio"}
-    assert set(record["results"]["sentences"]) == {"seconds", "4_sentences_ratio", "16_sentences_ratio"}
-    assert all(value > 0 for times in record["results"].values() for value in times.values())
+class SumOf(nn.Module):
+    """The loss is the sum of what `run` makes of the arguments; a sum keeps nothing."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.run = run
+
+    def forward(self, pixel_values_videos, features):
+        return SimpleNamespace(loss=self.run(self.parts, pixel_values_videos, features).sum())
+
+
+@pytest.fixture
+def batch():
+    return {"pixel_values_videos": torch.randn(5, 8), "features": torch.randn(5, 8)}
+
+
+def test_a_linear_layer_keeps_its_input(batch):
+    model = SumOf(lambda parts, pixels, features: parts["linear"](features), linear=nn.Linear(8, 4))
+    assert script.bytes_kept(model, batch) == 5 * 8 * 4
+
+
+def test_a_part_of_a_storage_counts_as_all_of_it_and_once(batch):
+    def run(parts, pixels, features):
+        return parts["first"](features[:2]) + parts["second"](features[2:4])
+
+    model = SumOf(run, first=nn.Linear(8, 4), second=nn.Linear(8, 4))
+    assert script.bytes_kept(model, batch) == 5 * 8 * 4
+
+
+def test_pixels_parameters_and_buffers_do_not_count(batch):
+    def run(parts, pixels, features):
+        # A product keeps the factor by which the other one's gradient is multiplied: the pixels, the running mean and
+        # the weight, in this order.
+        return pixels * parts["norm"].weight * parts["norm"].running_mean + parts["norm"].weight * parts["norm"].bias
+
+    model = SumOf(run, norm=nn.BatchNorm1d(8))
+    assert script.bytes_kept(model, batch) == 0
+
+
+def test_what_is_frozen_keeps_nothing(batch):
+    model = SumOf(lambda parts, pixels, features: parts["linear"](features), linear=nn.Linear(8, 4))
+    assert script.bytes_kept(model.requires_grad_(False), batch) == 0
+
+
+def test_layers_keep_their_inputs_and_a_checkpoint_its_own(batch):
+    def run(parts, pixels, features):
+        return parts["layers"](features)
+
+    def run_checkpointed(parts, pixels, features):
+        return checkpoint(parts["layers"], features, use_reentrant=False)
+
+    layers = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 4))
+    # The first layer's input, and the sigmoid's result, which is also the last layer's input.
+    assert script.bytes_kept(SumOf(run, layers=layers), batch) == (5 * 8 + 5 * 16) * 4
+    assert script.bytes_kept(SumOf(run_checkpointed, layers=layers), batch) == 5 * 8 * 4
+
+
+def test_what_the_loss_does_not_need_is_not_counted_and_nothing_stays(batch):
+    def run(parts, pixels, features):
+        parts["other"](features).exp()
+        return parts["linear"](features)
+
+    model = SumOf(run, linear=nn.Linear(8, 4), other=nn.Linear(8, 32))
+    assert script.bytes_kept(model, batch) == 5 * 8 * 4
+    assert not any(type(held) is script._Packed for held in gc.get_objects())
+
+
+def test_what_does_not_fit_is_null_and_the_others_are_timed():
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    seconds = script.median_seconds({1: lambda: None, 4: too_large}, repeats=2)
+    assert seconds[1] > 0 and seconds[4] is None
+    with pytest.raises(ValueError, match="another"):
+        script.unless_out_of_memory(lambda: (_ for _ in ()).throw(ValueError("another")))
+
+
+def test_the_table_is_relative_to_full_and_names_what_did_not_fit():
+    rows = [
+        {
+            "size": "giant",
+            "mode": mode,
+            "trainable_parameters": {"backbone": backbone, "head": 3_000_000},
+            "bytes_kept": kept,
+            "step_seconds": {1: seconds},
+        }
+        for mode, backbone, kept, seconds in (
+            ("full", 1_000_000_000, {1: 2**34, 4: 2**34, 8: None}, 8.0),
+            ("scada_outer", 14_000_000, {1: 2**30, 4: 2**31, 8: 2**32}, 2.0),
+        )
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script.markdown_table(rows).split("\n")]
+    full, outer = (dict(zip(lines[0], line, strict=True)) for line in lines[2:])
+    assert lines[0][:2] == ["size", "mode"] and not any("peak" in title for title in lines[0])
+    assert full["kept for backward, GiB: 1 / 4 / 8 sentences"] == "16.000 / 16.000 / out of memory"
+    assert outer["kept for backward, GiB: 1 / 4 / 8 sentences"] == "1.000 / 2.000 / 4.000"
+    assert outer["trainable, M: backbone + head"] == "14.00 + 3.00"
+    assert outer["kept, of full"].startswith("0.062 / 0.125 / ")
+    assert outer["step, s"] == "2.000" and outer["step, of full"] == "0.250"
+
+
+@pytest.fixture
+def one_thread():
+    """Where tests run side by side, several threads would mostly wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(output_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # See `one_thread`.
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    return json.loads((output_dir / "benchmark.json").read_text())
+
+
+def test_the_record_says_where_it_comes_from(record):
+    assert {"device", "device_name", "dtype", "threads", "commit", "seed", "date", "num_frames"} <= set(record)
+    assert set(record["versions"]) == {"torch", "transformers", "peft"}
+
+
+def test_the_ways_of_the_proposal_features_are_timed(record):
+    times = record["results"]["proposal_features"]
+    assert times.pop("device") == "cpu"
+    assert set(times) == {"seconds", "csr_ratio", "literal_ratio"}
+    assert all(value > 0 for value in times.values())
+
+
+def test_each_mode_has_its_figures(record):
+    rows = record["results"]["tuning"]
+    assert [(row["size"], row["mode"]) for row in rows] == [("tiny", mode) for mode in script.MODES]
+    for row in rows:
+        assert set(row["bytes_kept"]) == {"1", "4", "8"} and row["step_seconds"]["1"] > 0
+        assert ("bytes_kept_checkpointed" in row) == (row["mode"] in ("full", "scada", "scada_outer"))
+        assert ("inference_seconds" in row) == (row["mode"] in ("frozen", "scada", "scada_inner", "scada_outer"))
+        assert all(seconds > 0 for seconds in row.get("inference_seconds", {"1": 1.0}).values())
+
+
+def test_the_counts_are_as_the_placement_of_the_weights_demands(record):
+    rows = {row["mode"]: row for row in record["results"]["tuning"]}
+    kept = {mode: {int(n): value for n, value in row["bytes_kept"].items()} for mode, row in rows.items()}
+    trainable = {mode: row["trainable_parameters"]["backbone"] for mode, row in rows.items()}
+    assert trainable["frozen"] == 0
+    assert trainable["scada"] == trainable["scada_inner"] + trainable["scada_outer"]
+    assert trainable["tia"] < trainable["scada_inner"] < trainable["partial"] < trainable["full"]
+    assert len({row["trainable_parameters"]["head"] for row in rows.values()}) == 1
+    for n in (1, 4, 8):
+        assert kept["frozen"][n] < kept["scada_outer"][n] < kept["full"][n]
+        assert kept["tia"][n] < kept["full"][n]
+    # The backbone's share, as `frozen` has the head's: a video's sentences share it, but for inner branches'.
+    backbone = {mode: {n: kept[mode][n] - kept["frozen"][n] for n in (1, 4, 8)} for mode in kept}
+    assert backbone["full"][8] < 1.01 * backbone["full"][1]
+    assert backbone["scada_outer"][8] < 1.5 * backbone["scada_outer"][1]
+    assert backbone["scada_inner"][8] > 6 * backbone["scada_inner"][1]
+    for mode in ("full", "scada"):
+        assert all(value < kept[mode][int(n)] for n, value in rows[mode]["bytes_kept_checkpointed"].items())
+
+
+def test_nothing_is_timed_if_not_asked_for(tmp_path, monkeypatch, capsys, one_thread):
+    arguments = ["--small", "--no_time", "--parts", "tuning", "--modes", "scada_outer", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    script.main()
+    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    assert set(results) == {"tuning"}
+    figures = {"size", "mode", "trainable_parameters", "bytes_kept", "bytes_kept_checkpointed"}
+    assert [set(row) for row in results["tuning"]] == [figures]
+    assert "| tiny | scada_outer |" in capsys.readouterr().out

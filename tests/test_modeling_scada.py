@@ -544,7 +544,7 @@ def test_an_old_file_without_newer_fields_loads(tiny_config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "scada", **sub_configs, "grid_size": 24}))
     config = ScadaConfig.from_pretrained(tmp_path)
     assert (config.grid_size, config.hidden_size, config.num_sample_points) == (24, 256, 16)
-    assert config.num_train_proposals == 1024 and config.video_config.image_size == 32
+    assert config.num_train_proposals == 512 and config.video_config.image_size == 32
 
 
 def test_sub_configurations_as_dicts_as_objects_and_by_default(tiny_config):
