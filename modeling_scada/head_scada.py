@@ -214,7 +214,7 @@ class LocalizationHead(nn.Module):
         # The encoders may be of another precision, such as a checkpoint in bfloat16 under a new head.
         features, sentence = features.to(self.norm.weight.dtype), sentence.to(self.norm.weight.dtype)
         features = self.norm(features)
-        # Both are linear and interpolation weights sum to one, so the order is free: the shorter sequence is projected.
+        # Both are linear, and interpolation weights sum to one: the order is free, and the shorter one is projected.
         if features.shape[1] < self.config.grid_size:
             features = self.resample(self.projection(features))
         else:
