@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
-from modeling_scada import ScadaAdapterConfig, ScadaForTemporalGrounding
+from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding
 from modeling_scada.adapter_scada import Condition, InnerBranch, OuterBranch, ScadaLayer, resolve_layers
 
 
@@ -331,6 +331,21 @@ def test_rules_follow_the_depth_of_the_model(make_model):
         if isinstance(layer, ScadaLayer)
     ]
     assert wrapped == [(1, False, True), (3, True, True)]
+
+
+@pytest.mark.parametrize(
+    ("width", "num_layers", "limit"),
+    [(384, 12, 2e6), (768, 12, 6e6), (1408, 40, 15e6)],
+    ids=["VideoMAE-S", "VideoMAE-B", "VideoMAE-g"],
+)
+def test_the_default_placement_trains_a_few_million_weights(width, num_layers, limit):
+    video_config = {"model_type": "videomae", "hidden_size": width, "num_hidden_layers": num_layers}
+    video_config |= {"num_attention_heads": 2, "intermediate_size": 2 * width}  # the adapter does not see these
+    with torch.device("meta"):
+        model = ScadaForTemporalGrounding(ScadaConfig(video_config=video_config))
+        model = get_peft_model(model, ScadaAdapterConfig())
+    num_trainable = sum(weight.numel() for weight in layers_of(model).parameters() if weight.requires_grad)
+    assert limit / 2 < num_trainable < limit
 
 
 # A fresh adapter

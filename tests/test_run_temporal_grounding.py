@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import EvalPrediction, HfArgumentParser, pipeline
 
 
@@ -147,6 +148,16 @@ def test_an_adapter_trains_with_the_head_and_loads_with_its_model_from_one_folde
     last = [value for name, value in adapter.items() if name.endswith(("up.weight", "lora_B.default.weight"))]
     assert last and all(value.abs().max() > 0 for value in last)
     assert any("gate" in name for name in adapter) == (tuning["tuning"] == "scada")
+
+
+def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
+    folders = [str(tmp_path / name) for name in ("plain", "checkpointed")]
+    for folder, checkpointing in zip(folders, (False, True), strict=True):
+        script.run(*parse(recipe | {"output_dir": folder, "gradient_checkpointing": checkpointing}))
+    plain, checkpointed = (load_file(f"{folder}/adapter_model.safetensors") for folder in folders)
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "scada"])
