@@ -18,7 +18,7 @@ hook: a layer that is checkpointed runs again in the backward pass and has to fi
 
 import enum
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -402,9 +402,9 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             self._outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
         for branch in inner:
             features = branch(features, condition)
-            # With several adapters active, the first conditioned branch lets the batch grow for the others.
-            if branch.gate is not None and not condition.per_sentence:
-                condition = Condition(condition.sentence_embeds, condition.video_index, condition.grid, True)
+            if branch.gate is not None:
+                # The batch has grown, for the other adapters if several are active.
+                condition = replace(condition, per_sentence=True)
         return features.reshape(-1, *hidden_states.shape[1:])
 
 
