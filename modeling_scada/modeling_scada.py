@@ -113,23 +113,23 @@ class ScadaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+    def _modules_saved_with_adapters(self) -> list[Any]:
+        """peft's wrappers of the modules that each adapter has a copy of, such as the head."""
+        return [module for module in self.modules() if hasattr(module, "modules_to_save")]
+
     def load_adapter(self, *args, **kwargs) -> Any:
         """As transformers has it, and the adapter's head becomes the active one too, also beside other adapters."""
         loading_info = super().load_adapter(*args, **kwargs)
-        modules: Iterable[Any] = self.modules()
-        for module in modules:
-            if hasattr(module, "modules_to_save"):
-                active = [name for name in self.active_adapters() if name in module.modules_to_save]
-                module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))
+        for module in self._modules_saved_with_adapters():
+            active = [name for name in self.active_adapters() if name in module.modules_to_save]
+            module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))
         return loading_info
 
     def enable_adapters(self) -> None:
         """As transformers has it, and the trained head comes back too: `disable_adapters` put the untrained one in."""
         super().enable_adapters()
-        modules: Iterable[Any] = self.modules()
-        for module in modules:
-            if hasattr(module, "modules_to_save"):
-                module.enable_adapters(True)
+        for module in self._modules_saved_with_adapters():
+            module.enable_adapters(True)
 
     def enable_input_require_grads(self) -> None:
         """

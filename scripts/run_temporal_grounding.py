@@ -153,13 +153,12 @@ class GroundingTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             model = self.model if model is None else model
+            args = self.args
             has_adapter = isinstance(self.model, PeftModel)
             learning_rates = {
-                "model.video_backbone.": getattr(
-                    self.args, "adapter_learning_rate" if has_adapter else "backbone_learning_rate"
-                ),
-                "model.text_encoder.": self.args.text_learning_rate,
-                "head.": self.args.learning_rate,
+                "model.video_backbone.": args.adapter_learning_rate if has_adapter else args.backbone_learning_rate,
+                "model.text_encoder.": args.text_learning_rate,
+                "head.": args.learning_rate,
             }
             decayed = set(self.get_decay_parameter_names(model))
             groups: dict[tuple[str, bool], dict] = {}
