@@ -17,12 +17,22 @@ for equality before anything is timed.
     - `peak_bytes` of a training step at 1, 4 and 8 sentences, on a GPU;
     - `step_seconds`: forward, backward and AdamW at 1 sentence;
     - `inference_seconds` for 1, 4 and 16 sentences, in the modes where inference differs.
+- `input_pipeline`: which of the two waits, the training step or the reading of videos. For each size, with one video
+  and one sentence a batch,
+    - `videos_per_second` of a `DataLoader` over the collator, with 0, 1 and 2 workers: decoding, scaling, normalising
+      and tokenizing, with nothing else to do (the decoder has threads of its own). All of them give the same
+      batches, which is checked first. The videos are made here, and stay in the system's cache: what a slow disk costs
+      is not in it;
+    - `step_seconds` of the mode `scada` on the loader's first batch, with no videos read meanwhile;
+    - `pipeline_over_step`: the loader's seconds a batch over the step's. With workers the step waits for videos where
+      this is more than 1; with 0 workers, which read between the steps, it is what reading adds to each step. On a CPU
+      workers and step also take the cores from each other.
 
 Runs on a GPU, in bfloat16 but for the adapters, if there is one, else on the CPU in float32. On a GPU, what does not
 fit is `null` in the record. A CPU has no such guard: choose sizes that fit (`full` keeps model, gradients and two
 moments, 16 bytes a parameter, and 4 more for the model that it is copied from, beside `bytes_kept`).
 
-Writes `benchmark.json`, with versions, device, commit and seed, anew after each mode, and prints a table.
+Writes `benchmark.json`, with versions, device, commit and seed, anew after each measurement, and prints tables.
 """
 
 import argparse
@@ -32,23 +42,29 @@ import json
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import peft
 import torch
 import transformers
 from run_temporal_grounding import ModelArguments, prepare_tuning
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
-from modeling_scada import ScadaConfig, ScadaForTemporalGrounding
+from modeling_scada import ScadaConfig, ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.head_scada import ProposalFeatures, all_proposals, sample_points
+from processing.collator import TemporalGroundingCollator
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,6 +86,14 @@ CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
 INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
+
+PIPELINE_MODE = "scada"
+NUM_WORKERS = (0, 1, 2)
+# Such as data sets of people's videos hold; sizes in pixels.
+VIDEOS = {"num_videos": 12, "duration_seconds": 30, "fps": 25, "height": 360, "width": 480}
+SMALL_VIDEOS = {"num_videos": 4, "duration_seconds": 2, "fps": 10, "height": 48, "width": 64}
+# At this rate they took about as long to decode, for their size, as real h264 videos did.
+BITS_PER_PIXEL = 0.1
 
 
 def unless_out_of_memory(measure: Callable[[], Any]) -> Any:
@@ -267,6 +291,27 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dic
     optimizer.step()
 
 
+def prepare_step(
+    plain: ScadaForTemporalGrounding, mode: str
+) -> tuple[Any, Any, Callable[[dict[str, torch.Tensor]], None]]:
+    """
+    Returns:
+        `tuple`: A copy of the model on the device, the same prepared for the mode and in training mode, and its
+        training step.
+    """
+    gc.collect()  # A checkpointed model refers to itself, and the last one would count towards this one's peak.
+    base: Any = copy.deepcopy(plain)
+    model: Any = add_tuning(base.to(DEVICE, DTYPE), mode).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return base, model, partial(training_step, model, torch.optim.AdamW(trainable, lr=1e-5))
+
+
+def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch where and how the model wants it."""
+    batch = {name: value.to(DEVICE) for name, value in batch.items()}
+    return batch | {"pixel_values_videos": batch["pixel_values_videos"].to(DTYPE)}
+
+
 def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
     """The most bytes on the GPU at a time during a training step, model, optimizer and pixels included."""
     step(batch)  # The first one makes the optimizer's state.
@@ -321,13 +366,8 @@ def benchmark_mode(
     """
     if repeats is not None and mode in INFERENCE_MODES:
         check_equality(plain, mode, batch)
-    gc.collect()  # A checkpointed model refers to itself, and the last one would count towards this one's peak.
-    batch = {name: value.to(DEVICE) for name, value in batch.items()}
-    batch["pixel_values_videos"] = batch["pixel_values_videos"].to(DTYPE)
-    base: Any = copy.deepcopy(plain)
-    model: Any = add_tuning(base.to(DEVICE, DTYPE), mode)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = partial(training_step, model, torch.optim.AdamW(trainable, lr=1e-5))
+    batch = to_device(batch)
+    base, model, step = prepare_step(plain, mode)
     batches = {count: with_sentences(batch, 0, count) for count in TRAINING_SENTENCES}
     result: dict[str, Any] = {
         "trainable_parameters": {
@@ -335,7 +375,6 @@ def benchmark_mode(
             for name, part in (("backbone", base.model.video_backbone), ("head", base.head))
         }
     }
-    model.train()
     result |= measure_memory(model, step, batches)
     if repeats is not None:
         result["step_seconds"] = median_seconds({1: partial(step, batches[1])}, repeats)
@@ -347,6 +386,193 @@ def benchmark_mode(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
     return result
+
+
+def draw_frames(rng: np.random.Generator, num_frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """
+    Frames that a codec has some work with: a camera that swings over a texture, another part of it in the middle that
+    goes the other way, and grain.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        num_frames (`int`): How many.
+        height (`int`), width (`int`): Of the frames, in pixels.
+
+    Yields:
+        `np.ndarray` of shape `(height, width, 3)`, uint8: RGB frames.
+    """
+    canvas_size = (2 * height, 2 * width)
+    texture = np.zeros((*canvas_size, 3))
+    for cell in (3, 12, 48):
+        noise = torch.from_numpy(rng.random((1, 3, canvas_size[0] // cell + 1, canvas_size[1] // cell + 1)))
+        texture += nn.functional.interpolate(noise, canvas_size, mode="bilinear")[0].permute(1, 2, 0).numpy() / 3
+    canvas = (240 * texture).astype(np.uint8)
+    phases, periods = rng.uniform(0, 2 * np.pi, 2), np.array([250, 380])
+    for k in range(num_frames):
+        y, x = ((1 + np.sin(phases + 2 * np.pi * k / periods)) / 2 * (height, width)).astype(int)
+        frame = canvas[y : y + height, x : x + width].copy()
+        patch = canvas[height - y : 2 * height - y, width - x : 2 * width - x]
+        middle = np.s_[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]
+        frame[middle] = patch[middle]
+        yield frame + rng.integers(0, 12, frame.shape, dtype=np.uint8)
+
+
+def make_videos(
+    folder: Path, num_videos: int, duration_seconds: int, fps: int, height: int, width: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Writes videos, which the seed determines, as h264 in mp4, or as MPEG-4 part 2 where PyAV comes without x264.
+
+    Args:
+        folder (`Path`): To write to.
+        num_videos (`int`): How many.
+        duration_seconds (`int`): Length of each, in seconds.
+        fps (`int`): Frames per second.
+        height (`int`), width (`int`): In pixels, even.
+        seed (`int`): Of all randomness.
+
+    Returns:
+        `tuple`: Their rows, as the collator takes them, with one sentence each; and what the record says of them.
+    """
+    encoder = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    # One thread, and no instructions of this CPU alone: otherwise equal frames give slightly different files.
+    x264_options = {"preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+    rows = []
+    for index in range(num_videos):
+        path = folder / f"{index}.mp4"
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream(encoder, rate=fps, options=x264_options if encoder == "libx264" else {})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.bit_rate = int(BITS_PER_PIXEL * fps * height * width)
+            frames = draw_frames(np.random.default_rng([seed, index]), duration_seconds * fps, height, width)
+            for k, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts = k
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        # Another segment for each video, as its pixels are others too: batches in another order differ in both.
+        start_seconds = duration_seconds * index / (2 * num_videos)
+        segment = [start_seconds, start_seconds + duration_seconds / 4]
+        rows.append({"video": str(path), "sentences": ["the red circle moves left"], "segments": [[segment]]})
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    facts = {
+        "encoder": encoder,
+        "num_videos": num_videos,
+        "duration_seconds": duration_seconds,
+        "fps": fps,
+        "height": height,
+        "width": width,
+        "megabits_per_second": 8e-6 * num_bytes / (num_videos * duration_seconds),
+    }
+    return rows, facts
+
+
+def make_loader(rows: list[dict[str, Any]], collator: TemporalGroundingCollator, num_workers: int) -> DataLoader:
+    """The loader that `Trainer` makes of the rows, but in their order and with one video a batch."""
+    return DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=collator,
+        num_workers=num_workers,
+        pin_memory=DEVICE.type == "cuda",
+        # Started once, by the check: an epoch is many more videos than there are here.
+        persistent_workers=num_workers > 0,
+    )
+
+
+def check_same_batches(loaders: Mapping[int, Iterable[dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """
+    Checks that loaders give equal batches in the same order.
+
+    Args:
+        loaders (`Mapping[int, Iterable]`): By number of workers.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The first batch.
+
+    Raises:
+        AssertionError: If a batch differs.
+        ValueError: If one of the loaders gives more batches than another.
+    """
+    first_batch: dict[str, torch.Tensor] = {}
+    for index, batches in enumerate(zip(*loaders.values(), strict=True)):
+        expected = batches[0]
+        first_batch = first_batch or expected
+        for num_workers, batch in zip(loaders, batches, strict=True):
+            if set(batch) != set(expected) or not all(torch.equal(batch[name], expected[name]) for name in expected):
+                raise AssertionError(f"Batch {index} with {num_workers} workers is not that of {next(iter(loaders))}.")
+    return first_batch
+
+
+def read_all(loader: Iterable[object]) -> None:
+    """A pass over all batches of the loader."""
+    for _ in loader:
+        pass
+
+
+def benchmark_input_pipeline(
+    plain: ScadaForTemporalGrounding, rows: list[dict[str, Any]], num_frames: int, repeats: int
+) -> dict[str, Any]:
+    """
+    Args:
+        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU.
+        rows (`list[dict[str, Any]]`): Of the videos, see [`make_videos`].
+        num_frames (`int`): Frames sampled from a video.
+        repeats (`int`): Passes over all videos, and steps, that are timed.
+
+    Returns:
+        `dict[str, Any]`: The figures that the module's docstring names, by number of workers where there are several;
+        `None` for those that the GPU's memory was not enough for.
+    """
+    image_size = plain.config.video_config.image_size
+    processor = ScadaProcessor(
+        ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size}),
+        AutoTokenizer.from_pretrained(REPOSITORY / "hub_configs" / "moving_shapes_text"),
+    )
+    collator = TemporalGroundingCollator(processor)
+    loaders = {num_workers: make_loader(rows, collator, num_workers) for num_workers in NUM_WORKERS}
+    batch = to_device(check_same_batches(loaders))
+    _, _, step = prepare_step(plain, PIPELINE_MODE)
+    passes = {num_workers: partial(read_all, loader) for num_workers, loader in loaders.items()}
+    seconds = median_seconds(passes | {"step": partial(step, batch)}, repeats)
+    step_seconds = seconds.pop("step")
+    return {
+        "videos_per_second": {n: len(rows) / pass_seconds for n, pass_seconds in seconds.items()},
+        "step_seconds": step_seconds,
+        "pipeline_over_step": {
+            n: None if step_seconds is None else pass_seconds / len(rows) / step_seconds
+            for n, pass_seconds in seconds.items()
+        },
+    }
+
+
+def numbers_text(values: Iterable[float | None]) -> str:
+    """The numbers of a cell."""
+    return " / ".join("out of memory" if value is None else f"{value:.3f}" for value in values) or "-"
+
+
+def table_of(lines: list[dict[str, str]]) -> str:
+    """Lines by title to a markdown table; titles under which no line has anything are left out."""
+    titles = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
+    cells = [titles, ["---"] * len(titles), *([line[title] for title in titles] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def pipeline_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each of the results of [`benchmark_input_pipeline`] with their `size` and `mode`."""
+    workers = " / ".join(map(str, NUM_WORKERS))
+    return table_of(
+        [
+            {
+                "size": row["size"],
+                "mode": row["mode"],
+                f"videos per second: {workers} workers": numbers_text(row["videos_per_second"].values()),
+                "step, s": numbers_text([row["step_seconds"]]),
+                f"reading a batch, of a step: {workers} workers": numbers_text(row["pipeline_over_step"].values()),
+            }
+            for row in rows
+        ]
+    )
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -362,9 +588,6 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     def over(values: dict[int, Any], units: dict[int, Any]) -> dict[int, float | None]:
         pairs = {n: (value, units[n]) for n, value in values.items() if n in units}
         return {n: None if None in pair else pair[0] / pair[1] for n, pair in pairs.items()}
-
-    def text(values: dict[int, float | None]) -> str:
-        return " / ".join("out of memory" if value is None else f"{value:.3f}" for value in values.values()) or "-"
 
     gib = dict.fromkeys(TRAINING_SENTENCES, 2**30)
     lines = []
@@ -384,17 +607,15 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             "inference, of 1": over(inference_seconds, dict.fromkeys(inference_seconds, inference_seconds.get(1))),
         }
         names = {"size": row["size"], "mode": row["mode"], "trainable, M: backbone + head": " + ".join(trainable)}
-        lines.append(names | {title: text(values) for title, values in numbers.items()})
-    titles = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
-    cells = [titles, ["---"] * len(titles), *([line[title] for title in titles] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        lines.append(names | {title: numbers_text(values.values()) for title, values in numbers.items()})
+    return table_of(lines)
 
 
 def main() -> None:
     """Runs the parts asked for and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
-    parts = ["proposal_features", "tuning"]
+    parts = ["proposal_features", "tuning", "input_pipeline"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="Of the backbone.")
@@ -428,8 +649,12 @@ def main() -> None:
         "results": results,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    num_measurements = len(sizes_to_run) * len(args.modes) * ("tuning" in args.parts)
-    progress = tqdm(total=num_measurements + ("proposal_features" in args.parts), desc="benchmark")
+    num_of_part = {
+        "proposal_features": 1,
+        "tuning": len(sizes_to_run) * len(args.modes),
+        "input_pipeline": len(sizes_to_run),
+    }
+    progress = tqdm(total=sum(num_of_part[part] for part in args.parts), desc="benchmark")
 
     def save() -> None:
         (args.output_dir / "benchmark.json").write_text(json.dumps(record, indent=2))
@@ -452,6 +677,21 @@ def main() -> None:
                 rows.append(row | benchmark_mode(plain, mode, batch, None if args.no_time else args.repeats))
                 save()
         print(markdown_table(rows))
+    if "input_pipeline" in args.parts:
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            progress.set_postfix_str("making videos")
+            shape = SMALL_VIDEOS if args.small else VIDEOS
+            videos, facts = make_videos(Path(folder), **shape, seed=args.seed)
+            results["input_pipeline"] = facts | {"rows": rows}
+            for size in sizes_to_run:
+                progress.set_postfix_str(f"{size}, input pipeline")
+                plain = ScadaForTemporalGrounding(model_config(size))
+                figures = benchmark_input_pipeline(plain, videos, args.num_frames, args.repeats)
+                rows.append({"size": size, "mode": PIPELINE_MODE} | figures)
+                save()
+        print(json.dumps(facts))  # It names the encoder, which is not x264 everywhere.
+        print(pipeline_table(rows))
 
 
 if __name__ == "__main__":

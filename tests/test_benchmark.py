@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from processing.collator import TemporalGroundingCollator
+from processing.video_io import probe
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -132,6 +136,87 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    rows, _ = script.make_videos(tmp_path_factory.mktemp("videos"), **script.SMALL_VIDEOS, seed=0)
+    return rows
+
+
+def test_the_videos_are_as_said_and_follow_from_the_seed(videos, tmp_path):
+    shape = script.SMALL_VIDEOS
+    for name in ("again", "other"):
+        (tmp_path / name).mkdir()
+    again, facts = script.make_videos(tmp_path / "again", **shape, seed=0)
+    other, _ = script.make_videos(tmp_path / "other", **shape, seed=1)
+    assert {name: facts[name] for name in shape} == shape
+    assert len({Path(row["video"]).read_bytes() for row in [*videos, *other]}) == 2 * shape["num_videos"]
+    for row, row_again in zip(videos, again, strict=True):
+        assert Path(row["video"]).read_bytes() == Path(row_again["video"]).read_bytes()
+        seen = probe(row["video"])
+        assert (seen.duration_seconds, seen.height, seen.width) == (2.0, shape["height"], shape["width"])
+        with av.open(row["video"]) as container:
+            assert container.streams.video[0].codec_context.name == "h264"
+
+
+def test_without_x264_the_videos_are_mpeg4(tmp_path, tiny_processor, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    rows, facts = script.make_videos(tmp_path, **script.SMALL_VIDEOS, seed=0)
+    assert facts["encoder"] == "mpeg4" and facts["megabits_per_second"] > 0
+    with av.open(rows[0]["video"]) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    assert TemporalGroundingCollator(tiny_processor)(rows)["pixel_values_videos"].std() > 0.1
+
+
+def test_loaders_have_to_give_the_same_batches_in_the_same_order(videos, tiny_processor):
+    collator = TemporalGroundingCollator(tiny_processor)
+    batches = [collator([row]) for row in videos]
+    kept = script.check_same_batches({0: batches, 1: script.make_loader(videos, collator, num_workers=1)})
+    assert kept is batches[0]
+    assert script.check_same_batches({0: batches, 1: [dict(batch) for batch in batches]}) is batches[0]
+    with pytest.raises(AssertionError, match="Batch 0 with 1 workers"):
+        script.check_same_batches({0: batches, 1: script.make_loader(videos[::-1], collator, num_workers=0)})
+    for name in batches[-1]:
+        changed = batches[-1][name].clone()
+        changed.view(-1)[-1] += 1
+        with pytest.raises(AssertionError, match="Batch 3 with 2 workers"):
+            script.check_same_batches({0: batches, 1: batches, 2: [*batches[:-1], batches[-1] | {name: changed}]})
+        without = {key: value for key, value in batches[-1].items() if key != name}
+        with pytest.raises(AssertionError, match="Batch 3 with 1 workers"):
+            script.check_same_batches({0: batches, 1: [*batches[:-1], without]})
+    with pytest.raises(ValueError, match="shorter"):
+        script.check_same_batches({0: batches, 1: batches[:-1]})
+
+
+@pytest.fixture
+def plain():
+    return script.ScadaForTemporalGrounding(script.model_config("tiny"))
+
+
+def test_other_batches_are_found_before_anything_is_timed(plain, videos, monkeypatch, one_thread):
+    make_loader = script.make_loader
+    monkeypatch.setattr(script, "NUM_WORKERS", (0, 1))
+    monkeypatch.setattr(script, "make_loader", lambda rows, collator, n: make_loader(rows[:: 1 - 2 * n], collator, 0))
+    monkeypatch.setattr(script, "median_seconds", lambda functions, repeats: pytest.fail("something was timed"))
+    with pytest.raises(AssertionError, match="Batch 0 with 1 workers"):
+        script.benchmark_input_pipeline(plain, videos, num_frames=16, repeats=1)
+
+
+@pytest.mark.parametrize("step_seconds, ratios", [(0.5, {0: 2.0, 1: 0.5}), (None, {0: None, 1: None})])
+def test_the_pipeline_is_compared_video_by_video(plain, videos, monkeypatch, one_thread, step_seconds, ratios):
+    def median_seconds(functions, repeats):
+        for function in functions.values():
+            function()
+        return {0: 4.0, 1: 1.0, "step": step_seconds}
+
+    monkeypatch.setattr(script, "NUM_WORKERS", (0, 1))
+    monkeypatch.setattr(script, "median_seconds", median_seconds)
+    figures = script.benchmark_input_pipeline(plain, videos, num_frames=16, repeats=1)
+    assert figures["videos_per_second"] == {0: 1.0, 1: 4.0}
+    assert figures["step_seconds"] == step_seconds and figures["pipeline_over_step"] == ratios
+    table = script.pipeline_table([{"size": "tiny", "mode": "scada"} | figures])
+    assert "| tiny | scada | 1.000 / 4.000 | " in table and ("out of memory" in table) == (step_seconds is None)
+
+
+@pytest.fixture(scope="module")
 def record(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(output_dir)]
@@ -180,6 +265,17 @@ def test_the_counts_are_as_the_placement_of_the_weights_demands(record):
     assert backbone["scada_inner"][8] > 6 * backbone["scada_inner"][1]
     for mode in ("full", "scada"):
         assert all(value < kept[mode][int(n)] for n, value in rows[mode]["bytes_kept_checkpointed"].items())
+
+
+def test_the_input_pipeline_has_its_figures(record):
+    pipeline = record["results"]["input_pipeline"]
+    (row,) = pipeline.pop("rows")
+    assert set(pipeline) == {"encoder", "megabits_per_second", *script.SMALL_VIDEOS}
+    assert (row["size"], row["mode"]) == ("tiny", "scada")
+    assert set(row["videos_per_second"]) == set(row["pipeline_over_step"]) == {"0", "1", "2"}
+    for workers, rate in row["videos_per_second"].items():
+        assert rate > 0 and row["step_seconds"] > 0
+        assert row["pipeline_over_step"][workers] == pytest.approx(1 / rate / row["step_seconds"])
 
 
 def test_nothing_is_timed_if_not_asked_for(tmp_path, monkeypatch, capsys, one_thread):
