@@ -1,0 +1,1 @@
+"""The `evaluate` module over `processing.metrics`: `evaluate.load("processing/temporal_grounding")`."""
