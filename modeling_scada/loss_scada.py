@@ -1,7 +1,8 @@
 """
 Losses of temporal grounding as pure tensor functions (METHOD section 8; terms [S], weights and thresholds [D]).
 
-All work on `Q` sentences at once and return the mean over the sentences. Times are grid coordinates in `0..S`.
+All work on `Q` sentences at once and return a value for each; [`temporal_grounding_loss`] takes their mean. Times are
+grid coordinates in `0..S`.
 """
 
 import torch
@@ -84,14 +85,14 @@ def boundary_loss(
         target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
 
     Returns:
-        `torch.Tensor`: Scalar.
+        `torch.Tensor` of shape `(Q,)`.
     """
     centers_grid = torch.arange(boundary_logits.shape[1], device=targets_grid.device) + 0.5
     lengths_grid = targets_grid[..., 1] - targets_grid[..., 0]
     radius_grid = (BOUNDARY_RADIUS * lengths_grid).clamp_min(1)[..., None, None]
     near = (centers_grid[:, None] - targets_grid[:, :, None]).abs() <= radius_grid  # (Q, K, S, 2)
     positive = (near & target_mask[..., None, None]).any(1)
-    return balanced_bce(boundary_logits.transpose(1, 2), positive.transpose(1, 2)).mean()
+    return balanced_bce(boundary_logits.transpose(1, 2), positive.transpose(1, 2)).mean(-1)
 
 
 def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
@@ -103,9 +104,9 @@ def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Te
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
 
     Returns:
-        `torch.Tensor`: Scalar.
+        `torch.Tensor` of shape `(Q,)`.
     """
-    return balanced_bce(logits, above_or_best(iou, POSITIVE_IOU)).mean()
+    return balanced_bce(logits, above_or_best(iou, POSITIVE_IOU))
 
 
 def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
@@ -117,13 +118,13 @@ def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
 
     Returns:
-        `torch.Tensor`: Scalar.
+        `torch.Tensor` of shape `(Q,)`.
     """
     error = (logits.sigmoid() - iou) ** 2
     high, low = iou > 0.7, iou < 0.3
     bins = [high, ~high & ~low, low]
     present = torch.stack([rows.any(-1) for rows in bins]).sum(0)
-    return (torch.stack([masked_mean(error, rows) for rows in bins]).sum(0) / present).mean()
+    return torch.stack([masked_mean(error, rows) for rows in bins]).sum(0) / present
 
 
 def offset_loss(
@@ -140,7 +141,7 @@ def offset_loss(
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with it.
 
     Returns:
-        `torch.Tensor`: Scalar.
+        `torch.Tensor` of shape `(Q,)`.
     """
     length = (proposals_grid[:, 1] - proposals_grid[:, 0])[:, None]
     expected = torch.cat(
@@ -152,7 +153,7 @@ def offset_loss(
         dim=-1,
     )
     error = F.smooth_l1_loss(offsets, expected / length, reduction="none").mean(-1)
-    return masked_mean(error, above_or_best(iou, OFFSET_IOU)).mean()
+    return masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
 def temporal_grounding_loss(
@@ -163,7 +164,7 @@ def temporal_grounding_loss(
     labels: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """
-    `L = L_boundary + L_iou + L_offset`.
+    `L = L_boundary + L_iou + L_offset`, the mean over the sentences that have a target (0 if none has).
 
     Args:
         boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
@@ -182,9 +183,11 @@ def temporal_grounding_loss(
     iou, target_index = (temporal_iou(proposals, targets_grid) * target_mask[:, None]).max(-1)  # (Q, P)
     own_target = targets_grid.gather(1, target_index[..., None].expand(-1, -1, 2))  # (Q, P, 2)
     classification, regression = iou_logits.float().unbind(-1)
-    return {
+    terms = {
         "loss_boundary": boundary_loss(boundary_logits.float(), targets_grid, target_mask),
         "loss_iou_classification": IOU_CLASSIFICATION_WEIGHT * iou_classification_loss(classification, iou),
         "loss_iou_regression": IOU_REGRESSION_WEIGHT * iou_regression_loss(regression, iou),
         "loss_offset": OFFSET_WEIGHT * offset_loss(offsets.float(), proposals, own_target, iou),
     }
+    has_target = target_mask.any(-1)
+    return {name: masked_mean(values, has_target) for name, values in terms.items()}

@@ -59,7 +59,7 @@ class ScadaTemporalGroundingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
-            Sum of `loss_dict`.
+            Sum of `loss_dict`; of `num_items_in_batch`, if given, this batch's share.
         logits (`torch.FloatTensor` of shape `(B, M, P)`):
             Log-odds of each proposal's score, so that `logits.sigmoid()` is the score; the dtype's lowest value for
             sentences that are padding. `P` is all proposals at inference and a random sample of them in training.
@@ -88,8 +88,8 @@ class ScadaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # Trainer divides the loss by the accumulation steps unless a model takes `num_items_in_batch`.
-    accepts_loss_kwargs = False
+    # Trainer then passes `num_items_in_batch`, and does not divide by the accumulation steps and devices itself.
+    accepts_loss_kwargs = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -314,6 +314,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         sentence_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> ScadaTemporalGroundingOutput:
         """
@@ -330,6 +331,10 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                 Start and end of up to `K` target segments a sentence, in `[0, 1]` of the window, padded with -100.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the video backbone's states too.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                How many values of all `labels` that the gradient is accumulated over are not -100, as `Trainer`
+                counts them. The loss is then this batch's share of the mean over all of their sentences (exactly so
+                if all sentences have the same number of segments).
 
         Raises:
             ValueError: If the shapes do not fit each other or the backbone.
@@ -367,6 +372,9 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                 head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, labels[keep]
             )
             loss = torch.stack(list(loss_dict.values())).sum()
+            if num_items_in_batch is not None:
+                # None at all if no video of the batch could be read.
+                loss = loss * labels.ne(-100).sum() / max(num_items_in_batch, 1)
         return ScadaTemporalGroundingOutput(
             loss=loss,
             logits=logits,

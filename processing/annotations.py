@@ -3,21 +3,42 @@ Annotations: from a data set in `datasets`' forms to rows of one schema.
 
 A row is a video: `video` (a path, a URL, bytes, or what `Video(decode=False)` gives), optionally `video_id` and
 `duration` (seconds), `sentences`, and `segments`: for each sentence `[start, end]` in seconds, or a list of these.
+`scripts/prepare_dataset.py` writes such rows from the files that data sets are published as.
 """
 
+import hashlib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, Video, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 REQUIRED_COLUMNS = ("video", "sentences", "segments")
+# What the columns are called in `lmms-lab/charades_sta` (one row a sentence: `caption`, `timestamp`) and in
+# `friedrichor/ActivityNet_Captions` (one row a video: `sentences`, `timestamps`).
+_PRESETS = {"sentences": ("caption",), "segments": ("timestamps", "timestamp")}
+# In the order of preference where a video is there twice.
+VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
 
 
-def load_annotations(name_or_path: str, split: str) -> Dataset:
+def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
     """
-    One split of a data set.
+    One split of a data set, one row a video.
+
+    Rows that hold one sentence each are grouped by their video (in a stream, those that follow each other). Columns
+    named as in `lmms-lab/charades_sta` and `friedrichor/ActivityNet_Captions` are renamed, and since such data sets
+    are as their authors left them, segments are clipped to `[0, duration]` and those that are then empty are left out;
+    a warning says how many.
 
     Args:
         name_or_path (`str`):
@@ -25,50 +46,297 @@ def load_annotations(name_or_path: str, split: str) -> Dataset:
             "train"), a folder of such files, or a Hub id.
         split (`str`):
             Name of the split.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read rows when they are needed instead of downloading and converting all of them first.
 
     Returns:
-        `datasets.Dataset` with the columns `video`, `sentences` and `segments`; videos are not decoded.
+        `datasets.Dataset`, or `datasets.IterableDataset` if `streaming`, with the columns `video`, `sentences` and
+        `segments`; videos are not decoded.
 
     Raises:
         FileNotFoundError: If a file or folder does not exist, and the name is no Hub id either.
-        ValueError: If the split or a column is missing.
+        ValueError: If the split or a column is missing, or a segment is empty or ends before it starts.
     """
     path = Path(name_or_path)
     if path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         splits = load_from_disk(str(path))
     elif path.suffix in _FILE_BUILDERS and path.exists():
-        splits = load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path))
+        splits = load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
     elif path.suffix in _FILE_BUILDERS:
         raise FileNotFoundError(f"The annotation file {name_or_path} does not exist.")
     else:
-        splits = load_dataset(name_or_path)
-    if isinstance(splits, Dataset):
-        splits = DatasetDict({str(splits.split or "train"): splits})
+        splits = load_dataset(name_or_path, streaming=streaming)
+    if not isinstance(splits, (DatasetDict, IterableDatasetDict)):
+        splits = {str(splits.split or "train"): splits}
     if split not in splits:
         raise ValueError(f"Received split {split!r} of {name_or_path}; it has {sorted(splits)}. Name one of these.")
     dataset = splits[split]
-    if missing := [column for column in REQUIRED_COLUMNS if column not in dataset.column_names]:
-        raise ValueError(f"{name_or_path} lacks the columns {missing}; it has {dataset.column_names}.")
+    if streaming and isinstance(dataset, Dataset):
+        dataset = dataset.to_iterable_dataset()
+
+    # Videos stay paths and bytes: their decoder would be torchcodec's, ours reads the file itself.
+    if streaming and dataset.features:
+        dataset = dataset.decode(False)
+    dataset, is_raw = _with_our_columns(dataset, name_or_path)
+    if streaming:
+        shards = [dataset.shard(dataset.num_shards, index) for index in range(dataset.num_shards)]
+        arguments = {"shards": shards, "is_raw": is_raw, "name": name_or_path}
+        return IterableDataset.from_generator(_stream_videos, gen_kwargs=arguments)
     if isinstance(dataset.features["video"], Video):
         dataset = dataset.cast_column("video", Video(decode=False))
-    return dataset
+    if is_raw or isinstance(next(iter(dataset["sentences"]), None), str):
+        return _group_by_video(dataset, is_raw, name_or_path)
+    kept = []
+    columns = (dataset["video"], dataset["sentences"], dataset["segments"])
+    for index, (video, sentences, segments) in enumerate(zip(*columns, strict=True)):
+        where = f"row {index} of {name_or_path} ({video_name(video)})"
+        _check_numbers(sentences, segments, where)
+        _check_segments(segments, where)
+        if sentences:
+            kept.append(index)
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
 
-def resolve_video(video: Any, video_root: str | Path | None) -> Any:
+class CleanedSegment(NamedTuple):
     """
-    What the video processor can read: relative paths are joined to `video_root`.
+    What [`clean_segment`] makes of a segment.
 
     Args:
-        video (`str`, `bytes` or `dict`): A row's `video`; a dict has `path` and `bytes`, as `datasets` gives it.
-        video_root (`str` or `Path`, *optional*): Folder of the videos.
+        segment (`list[float]` or `None`): Start and end, in seconds; `None` if it has to be dropped.
+        is_clipped (`bool`): Whether a part outside the video was cut off.
+        is_repaired (`bool`): Whether start and end were swapped.
+        reason (`str` or `None`): Why it has to be dropped.
+    """
+
+    segment: list[float] | None
+    is_clipped: bool = False
+    is_repaired: bool = False
+    reason: str | None = None
+
+
+def clean_segment(
+    segment: Iterable[float], duration_seconds: float | None = None, repair_reversed: str = "drop"
+) -> CleanedSegment:
+    """
+    What the peers' evaluations do with annotations as they are published: clip to the video, then drop what is empty.
+
+    Args:
+        segment (`Iterable[float]`): Start and end, in seconds.
+        duration_seconds (`float`, *optional*): Length of the video, in seconds; if not given, ends are not clipped.
+        repair_reversed (`str`, *optional*, defaults to `"drop"`):
+            What to do with a segment that ends before it starts: `"drop"` it or `"swap"` its ends.
 
     Returns:
-        `str` or `bytes`.
+        [`CleanedSegment`].
+
+    Raises:
+        ValueError: If `segment` is not two numbers, or `repair_reversed` neither of the two.
     """
+    if repair_reversed not in ("drop", "swap"):
+        raise ValueError(f"Received repair_reversed={repair_reversed!r}; expected 'drop' or 'swap'.")
+    start_seconds, end_seconds = (float(time) for time in segment)
+    if not (math.isfinite(start_seconds) and math.isfinite(end_seconds)):
+        return CleanedSegment(None, reason=f"its times are not finite ({start_seconds} to {end_seconds})")
+    is_repaired = end_seconds < start_seconds
+    if is_repaired:
+        if repair_reversed != "swap":
+            return CleanedSegment(None, reason=f"it ends before it starts ({start_seconds:g} to {end_seconds:g} s)")
+        start_seconds, end_seconds = end_seconds, start_seconds
+    latest_seconds = math.inf if duration_seconds is None else duration_seconds
+    clipped = [max(start_seconds, 0.0), min(end_seconds, latest_seconds)]
+    if clipped[0] >= clipped[1]:
+        of_video = "" if duration_seconds is None else f" of {duration_seconds:g} s"
+        reason = "it has no length" if start_seconds == end_seconds else "it lies outside its video"
+        return CleanedSegment(None, reason=f"{reason} ({start_seconds:g} to {end_seconds:g} s{of_video})")
+    return CleanedSegment(clipped, clipped != [start_seconds, end_seconds], is_repaired)
+
+
+def clean_sentence(sentence: str) -> str:
+    """The sentence without white space around it, and with a space for each line break and the white space at it."""
+    return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
+
+
+class VideoFiles:
+    """
+    Finds the file of a row's video.
+
+    A name is looked for as it is; then with any of the extensions that videos have, and with or without the `v_` that
+    names of ActivityNet start with. Of several files `.mp4` comes first, then `.mkv`, then `.webm`.
+
+    Args:
+        root (`str` or `Path`, *optional*): Folder that relative paths start from; the current one if not given.
+    """
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = root
+        self._files_of_folder: dict[Path, dict[str, Path]] = {}
+
+    def find(self, video: Any) -> str | bytes:
+        """
+        Args:
+            video (`str`, `bytes` or `dict`): A row's `video`; a dict has `path` and `bytes`, as `datasets` gives it.
+
+        Returns:
+            `str` or `bytes`: What the video processor can read: a path, a URL, or the content of a file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        if isinstance(video, dict):
+            if video.get("bytes") is not None:
+                return video["bytes"]
+            video = video["path"]
+        if isinstance(video, bytes) or video.startswith(("http://", "https://")):
+            return video
+        path = Path(self.root or "") / video
+        if path.is_file():
+            return str(path)
+        stem = _without_extension(path.name)
+        files = self._files(path.parent)
+        for name in (stem, stem.removeprefix("v_"), f"v_{stem}"):
+            if name in files:
+                return str(files[name])
+        raise FileNotFoundError(
+            f"There is no video {video!r} in {path.parent}, with any extension that videos have, with or without 'v_' "
+            "before its name. Check the folder that paths start from (`video_root`)."
+        )
+
+    def _files(self, folder: Path) -> dict[str, Path]:
+        """The videos of a folder by name without extension; listed once, since folders of thousands take long."""
+        if folder not in self._files_of_folder:
+            found = [Path(entry) for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
+            ranked = [path for path in found if path.suffix.lower() in VIDEO_EXTENSIONS]
+            ranked.sort(key=lambda path: (VIDEO_EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
+            self._files_of_folder[folder] = {_without_extension(path.name): path for path in ranked}
+        return self._files_of_folder[folder]
+
+
+def video_name(video: Any) -> str:
+    """What to call a row's `video` in a message: its path or URL, or how many bytes it has."""
     if isinstance(video, dict):
-        if video.get("bytes") is not None:
-            return video["bytes"]
-        video = video["path"]
-    if isinstance(video, bytes) or video.startswith(("http://", "https://")) or video_root is None:
-        return video
-    return str(Path(video_root) / video)
+        video = video["path"] or video["bytes"]
+    return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
+
+
+def _video_key(video: Any) -> Any:
+    """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
+    if isinstance(video, dict):
+        video = video["path"] if video.get("bytes") is None else video["bytes"]
+    return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
+
+
+def _without_extension(name: str) -> str:
+    """Names of QVHighlights have dots in them, so only what is an extension of videos is one."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in VIDEO_EXTENSIONS else name
+
+
+def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
+    """The data set with its columns renamed where they are those of a preset; whether they were."""
+    # Of some streams only the rows tell.
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    names: dict[str, str] = {}
+    for column, others in _PRESETS.items():
+        if column not in columns:
+            names |= {other: column for other in others if other in columns}
+    if missing := [column for column in REQUIRED_COLUMNS if column not in [*columns, *names.values()]]:
+        raise ValueError(
+            f"{name} lacks the columns {missing}; it has {columns}. Rename them (`rename_column`), or prepare the "
+            "data with scripts/prepare_dataset.py."
+        )
+    return dataset.rename_columns(names), bool(names)
+
+
+def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:
+    """Rows of one sentence, or of all sentences of a video, to rows of all; cleaned if they are as published."""
+    groups: dict[Any, list[int]] = {}
+    is_row_a_sentence = isinstance(next(iter(dataset["sentences"]), None), str)
+    for index, video in enumerate(dataset["video_id" if "video_id" in dataset.column_names else "video"]):
+        groups.setdefault(_video_key(video) if is_row_a_sentence else index, []).append(index)
+    texts = dataset.select_columns([c for c in ("sentences", "segments", "duration") if c in dataset.column_names])
+    dropped: Counter[str] = Counter()
+    rows, first_indices = [], []
+    for indices in groups.values():
+        row = _merge([texts[index] for index in indices], is_raw, dropped, f"row {indices[0]} of {name}")
+        if row["sentences"]:
+            rows.append(row)
+            first_indices.append(indices[0])
+    _warn_of_dropped(dropped, name)
+    videos = dataset.select(first_indices).remove_columns(["sentences", "segments"])
+    for column in ("sentences", "segments"):
+        videos = videos.add_column(column, [row[column] for row in rows])
+    return videos
+
+
+def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> Iterator[dict]:
+    """As [`_group_by_video`], for rows of a video that follow each other. The workers of a loader share the shards."""
+    dropped: Counter[str] = Counter()
+    for shard in shards:
+        for _, group in groupby(enumerate(shard), lambda item: _stream_key(*item)):
+            of_video = [row for _, row in group]
+            row = _merge(of_video, is_raw, dropped, f"video {video_name(of_video[0]['video'])} of {name}")
+            if row["sentences"]:
+                yield of_video[0] | row
+    _warn_of_dropped(dropped, name)
+
+
+def _stream_key(index: int, row: dict) -> Any:
+    return _video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
+
+
+def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], where: str) -> dict[str, list]:
+    """`sentences` and `segments` of the rows of a video; from rows as published, without those of no length."""
+    merged: dict[str, list] = {"sentences": [], "segments": []}
+    for row in rows:
+        is_row_a_sentence = isinstance(row["sentences"], str)
+        sentences = [row["sentences"]] if is_row_a_sentence else row["sentences"]
+        segments = [row["segments"]] if is_row_a_sentence else row["segments"]
+        _check_numbers(sentences, segments, where)
+        if is_raw:
+            sentences, segments = _clean_row(sentences, segments, row.get("duration"), dropped)
+        else:
+            _check_segments(segments, where)
+        merged["sentences"] += sentences
+        merged["segments"] += segments
+    return merged
+
+
+def _clean_row(
+    sentences: list[str], segments: list, duration_seconds: float | None, dropped: Counter[str]
+) -> tuple[list[str], list]:
+    """Sentences and segments as published to those that can be used; the reasons why others cannot are counted."""
+    kept = []
+    for sentence, segment in zip(sentences, segments, strict=True):
+        text, cleaned = clean_sentence(sentence), clean_segment(segment, duration_seconds)
+        reason = str(cleaned.reason).partition(" (")[0] if cleaned.segment is None else "its text is empty"
+        if text and cleaned.segment is not None:
+            kept.append((text, cleaned.segment))
+        else:
+            dropped[reason] += 1
+    return [text for text, _ in kept], [segment for _, segment in kept]
+
+
+def _warn_of_dropped(dropped: Counter[str], name: str) -> None:
+    if dropped:
+        reasons = ", ".join(f"{count} because {reason}" for reason, count in dropped.items())
+        logger.warning(f"{name}: {dropped.total()} sentences were left out: {reasons}.")
+
+
+def _check_numbers(sentences: list[str], segments: list, where: str) -> None:
+    if len(sentences) != len(segments):
+        raise ValueError(f"Received {len(sentences)} sentences but {len(segments)} segments in {where}.")
+
+
+def _check_segments(segments: list, where: str) -> None:
+    """
+    Raises:
+        ValueError: If a segment is empty or ends before it starts. One outside its video shows when that is read.
+    """
+    for of_sentence in segments:
+        pairs = of_sentence if of_sentence and isinstance(of_sentence[0], (list, tuple)) else [of_sentence]
+        for pair in pairs:
+            if len(pair) != 2 or not pair[0] < pair[1]:
+                raise ValueError(
+                    f"Received the segment {pair} in {where}; expected [start, end] in seconds, the end after the "
+                    "start. Correct it, or let scripts/prepare_dataset.py drop such segments or swap their ends."
+                )

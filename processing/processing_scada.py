@@ -18,6 +18,10 @@ SEGMENT_TOLERANCE_SECONDS = 2.0
 LABEL_PADDING = -100.0
 
 
+class SegmentOutsideVideoError(ValueError):
+    """A target segment lies outside its video: the annotation belongs to another, usually a longer, version of it."""
+
+
 class ScadaProcessor(ProcessorMixin):
     r"""
     Joins a [`ScadaVideoProcessor`] and a tokenizer.
@@ -91,7 +95,8 @@ class ScadaProcessor(ProcessorMixin):
 
         Raises:
             ValueError: If there is no video, no sentence or an empty one, a number of sentences or segments that does
-                not fit, or a segment that ends before it starts or lies outside its video.
+                not fit, or a segment that ends before it starts or lies outside its video (for the last of these
+                [`SegmentOutsideVideoError`]).
             FileNotFoundError, VideoReadError: If a video cannot be read.
         """
         if videos is None:
@@ -111,6 +116,29 @@ class ScadaProcessor(ProcessorMixin):
         if keep_timelines:
             batch["timelines"] = timelines
         return batch
+
+    def encode_text(
+        self, text: list[list[str]], segments: list, timelines: Sequence[Timeline]
+    ) -> dict[str, np.ndarray]:
+        """
+        The part of a batch that does not come from pixels, for videos that were read before.
+
+        Args:
+            text (`list[list[str]]`): Sentences of each of `B` videos.
+            segments (`list`): Target segments in seconds, in the nesting of `text`: for each sentence `[start, end]`,
+                or a list of these.
+            timelines (`Sequence[Timeline]`): Of each video, as [`ScadaVideoProcessor`] returns them.
+
+        Returns:
+            `dict[str, np.ndarray]`: `input_ids` and `attention_mask` `(B, M, L)`, `sentence_mask` `(B, M)` and
+            `labels` `(B, M, K, 2)`.
+
+        Raises:
+            ValueError: As calling the processor.
+        """
+        sentences = _nest_text(text, len(timelines))
+        targets = _nest_segments(segments, text, sentences)
+        return {**self._tokenize(sentences), "labels": _labels(targets, list(timelines))}
 
     def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
@@ -279,7 +307,7 @@ def _check_segments(segments_seconds: np.ndarray, window: Timeline) -> None:
             raise ValueError(f"Received the {where}: it does not end after it starts. Swap or drop it.")
         inside = window.start_seconds <= start_seconds < window.end_seconds
         if not inside or end_seconds > window.end_seconds + SEGMENT_TOLERANCE_SECONDS:
-            raise ValueError(
+            raise SegmentOutsideVideoError(
                 f"Received the {where}: it lies outside its video, which lasts from {window.start_seconds:g} to "
                 f"{window.end_seconds:g} s. Times are in seconds from the first frame; clip or drop the segment."
             )

@@ -253,7 +253,8 @@ def _open_video(source: VideoSource) -> Iterator[_OpenVideo]:
     file, name = _file_and_name(source)
     video = None
     try:
-        with av.open(file, mode="r") as container:
+        # Titles of downloaded files are in any encoding.
+        with av.open(file, mode="r", metadata_errors="replace") as container:
             stream = next(
                 (s for s in container.streams.video if not s.disposition & Disposition.attached_pic),
                 None,

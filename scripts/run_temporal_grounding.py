@@ -6,14 +6,21 @@ On two cores, in minutes (the first line makes the data):
     python scripts/make_moving_shapes.py --output_dir outputs/moving_shapes
     python scripts/run_temporal_grounding.py hub_configs/moving_shapes.json
 
-Charades-STA on GPUs, from pretrained encoders:
+Charades-STA on GPUs, from pretrained encoders, with data from `prepare_dataset.py`; and a baseline of it:
 
-    accelerate launch scripts/run_temporal_grounding.py \
+    accelerate launch scripts/run_temporal_grounding.py hub_configs/charades_sta_videomae_base.json \
+        --dataset data/charades_sta --video_root path/to/Charades_v1_480
+    accelerate launch scripts/run_temporal_grounding.py hub_configs/charades_sta_videomae_base.json \
+        --dataset data/charades_sta --video_root path/to/Charades_v1_480 \
+        --tuning frozen --output_dir outputs/charades_sta_videomae_base_frozen
+
+One's own videos:
+
+    python scripts/run_temporal_grounding.py \
         --video_model MCG-NJU/videomae-base --text_model distilbert-base-uncased \
-        --dataset path/to/charades_sta --train_split train --eval_split test --video_root path/to/videos \
-        --num_frames 512 --image_size 160 --max_sentences 4 \
+        --dataset data/my_videos --video_root path/to/videos --num_frames 512 --image_size 160 --max_sentences 4 \
         --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --bf16 \
-        --num_train_epochs 10 --output_dir outputs/charades_sta
+        --num_train_epochs 10 --output_dir outputs/my_videos
 
 `--tuning` says which part of the video backbone trains:
 - `frozen`: none of it;
@@ -27,14 +34,19 @@ Charades-STA on GPUs, from pretrained encoders:
 The head always trains, the sentence encoder with `--train_text`. With `lora`, `tia` and `scada` the output folder gets
 the adapter, beside the model that it belongs to if that was put together here; it loads like any other model's.
 
-A JSON file with the same names as its single argument is a recipe.
+A JSON file with the same names as the first argument is a recipe; arguments after it replace the recipe's.
+
+The same command once more goes on with a run that was stopped, at its last whole checkpoint, as if it had never been
+stopped. What is drawn for a video (sentences, augmentation) depends on the seed, the epoch and the video alone.
 """
 
-import os
+import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,9 +56,11 @@ from transformers import (
     EvalPrediction,
     HfArgumentParser,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_scada import ScadaAdapterConfig, ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.adapter_scada import resolve_layers
@@ -57,6 +71,17 @@ from processing.metrics import recall_at, soft_nms, temporal_iou
 
 NUM_RANKED = 5
 PADDING = -100.0
+# A checkpoint that has this file is whole: it is written last.
+COMPLETE = "checkpoint_is_complete"
+BROKEN_VIDEOS = "broken_videos.jsonl"
+RUN_ARGUMENTS = "run_arguments.json"
+SHUFFLE_BUFFER = 1000
+# Of `TrainingArguments`; with others, a run that goes on would not be the one that was stopped.
+ARGUMENTS_OF_A_RUN = (
+    *("learning_rate", "backbone_learning_rate", "adapter_learning_rate", "text_learning_rate", "weight_decay"),
+    *("lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "optim", "max_grad_norm"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "bf16", "fp16"),
+)
 
 
 @dataclass
@@ -106,8 +131,18 @@ class DataArguments:
     video_root: str | None = field(
         default=None, metadata={"help": "Folder of the videos; the data set's own folder if not given."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read annotations while training instead of before; needs max_steps."}
+    )
     max_sentences: int | None = field(
         default=None, metadata={"help": "Sentences of a video a training step, drawn afresh; all if not given."}
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "Random crop and flip of the training videos, as AdaTAD has it."}
+    )
+    skip_broken_videos: bool = field(
+        default=False,
+        metadata={"help": "Leave out videos that cannot be read, and list them in broken_videos.jsonl."},
     )
     blind: bool = field(
         default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
@@ -136,10 +171,28 @@ class GroundingTrainingArguments(TrainingArguments):
             )
 
 
-class GroundingTrainer(Trainer):
-    """`Trainer` with a learning rate for each part of the model, and a collator for evaluation."""
+class EpochCallback(TrainerCallback):
+    """Tells the collator the epoch; logs at each checkpoint too, so that no logged mean of losses spans a stop."""
 
-    def __init__(self, *args, eval_collator, **kwargs):
+    def __init__(self, collator: TemporalGroundingCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+
+class GroundingTrainer(Trainer):
+    """
+    `Trainer` with a learning rate for each part of the model, a collator for evaluation, and checkpoints that show
+    whether they are whole.
+    """
+
+    def __init__(self, *args, eval_collator: TemporalGroundingCollator, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
 
@@ -149,6 +202,30 @@ class GroundingTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        # Reduced to a few numbers a sentence here, before anything is gathered; the first target of a sentence stands
+        # for its labels from here on, since the number of targets may differ from batch to batch.
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if outputs is None:
+            return loss, None, None
+        return loss, ranked_ious(outputs, labels), labels[:, :, 0]
+
+    def _save_checkpoint(self, model, trial):
+        run_dir = Path(self._get_output_dir(trial=trial))
+        marker = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE
+        if self.args.should_save:
+            marker.unlink(missing_ok=True)
+        # Older checkpoints go only when this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            marker.touch()
+            rotate_checkpoints(str(run_dir), limit, best_model_checkpoint=self.state.best_model_checkpoint)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -184,8 +261,8 @@ class GroundingTrainer(Trainer):
 @torch.no_grad()
 def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
     """
-    For `preprocess_logits_for_metrics`: reduces all proposals to the IoU of each sentence's best segments, so that
-    little is gathered. IoU does not depend on the unit of time, so no seconds are needed.
+    Reduces all proposals to the IoU of each sentence's best segments. IoU does not depend on the unit of time, so no
+    seconds are needed.
 
     Args:
         outputs (`tuple[torch.Tensor, ...]`): `logits` `(B, M, P)` and `pred_segments` `(B, M, P, 2)`.
@@ -193,7 +270,7 @@ def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torc
 
     Returns:
         `torch.Tensor` of shape `(B, M, 5)`: IoU of the segments after soft-NMS with the best target, best ranked
-        first; -100 for sentences that are padding.
+        first; -100 for sentences without a target, which are padding or belong to a video that could not be read.
     """
     scores = outputs[0].double().sigmoid().cpu().numpy()
     segments = outputs[1].double().cpu().numpy()
@@ -209,9 +286,10 @@ def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torc
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`R@n, IoU=m` and mIoU in percent, over all sentences."""
+    """`R@n, IoU=m` and mIoU in percent, over all sentences; and how many these are."""
     ious = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED)
-    return recall_at(ious[ious[:, 0] != PADDING])
+    ious = ious[ious[:, 0] != PADDING]
+    return recall_at(ious) | {"sentences": len(ious)}
 
 
 def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
@@ -267,6 +345,31 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: ModelArguments) -> Sc
     return model
 
 
+def last_checkpoint(output_dir: str) -> str | None:
+    """The last checkpoint in a folder that was written to its end; `None` if there is none."""
+    whole = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If the run in the folder, which is about to go on, was started with other arguments.
+    """
+    path = Path(output_dir) / RUN_ARGUMENTS
+    earlier = json.loads(path.read_text()) if path.exists() else arguments
+    if others := [
+        f"{name}: {earlier.get(name)!r} there, {value!r} now"
+        for name, value in arguments.items()
+        if earlier.get(name) != value
+    ]:
+        raise ValueError(
+            f"{output_dir} holds a run that was started with other arguments ({'; '.join(others)}). Give the same "
+            "ones to go on with it, another --output_dir for a new run, or --resume_from_checkpoint to go on from one "
+            "of its checkpoints with these."
+        )
+
+
 def run(
     model_args: ModelArguments, data_args: DataArguments, training_args: GroundingTrainingArguments
 ) -> dict[str, float]:
@@ -276,12 +379,21 @@ def run(
     Returns:
         `dict[str, float]`: Metrics of the evaluation at the end, in percent, named `eval_...`.
     """
+    output_dir = training_args.output_dir
+    arguments = asdict(model_args) | asdict(data_args)
+    arguments |= {name: value for name, value in training_args.to_dict().items() if name in ARGUMENTS_OF_A_RUN}
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and (checkpoint := last_checkpoint(output_dir)) is not None:
+        check_same_run(output_dir, arguments)
+        print(f"Going on from {checkpoint}.")
+
     set_seed(training_args.seed)
     base_model, processor = build_model(model_args)
-    if peft_config(model_args) is not None and model_args.model_name_or_path is None and training_args.should_save:
+    if peft_config(model_args) is not None and model_args.model_name_or_path is None:
         # An adapter is worth nothing without the model it was trained on, and this one has no other folder.
-        base_model.save_pretrained(training_args.output_dir)
-        base_model.name_or_path = training_args.output_dir
+        if training_args.should_save:
+            base_model.save_pretrained(output_dir)
+        base_model.name_or_path = output_dir
     model = prepare_tuning(base_model, model_args)
     parts = {
         "head": base_model.head,
@@ -295,43 +407,85 @@ def run(
     print(", ".join(f"{name}: {count:,}" for name, count in trainable.items()))
 
     video_root = data_args.video_root
-    if video_root is None and os.path.exists(data_args.dataset):
-        dataset_path = Path(data_args.dataset)
+    dataset_path = Path(data_args.dataset)
+    if video_root is None and dataset_path.exists():
         video_root = str(dataset_path if dataset_path.is_dir() else dataset_path.parent)
+    train_dataset = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
+    if data_args.streaming:
+        train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
+        # Each process reads its own rows: batches that one process makes for all cannot be joined, as the numbers of
+        # sentences differ.
+        training_args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+    broken_videos_log = Path(output_dir) / BROKEN_VIDEOS if data_args.skip_broken_videos else None
+    make_collator = partial(
+        TemporalGroundingCollator,
+        processor,
+        video_root,
+        blind=data_args.blind,
+        broken_videos_log=broken_videos_log,
+        seed=training_args.seed,
+    )
+    train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)
     trainer = GroundingTrainer(
         model=model,
         args=training_args,
-        train_dataset=load_annotations(data_args.dataset, data_args.train_split),
-        eval_dataset=load_annotations(data_args.dataset, data_args.eval_split),
-        data_collator=TemporalGroundingCollator(processor, video_root, data_args.max_sentences, data_args.blind),
-        eval_collator=TemporalGroundingCollator(processor, video_root, blind=data_args.blind),
+        train_dataset=train_dataset,
+        eval_dataset=load_annotations(data_args.dataset, data_args.eval_split, data_args.streaming),
+        data_collator=train_collator,
+        eval_collator=make_collator(),
         processing_class=processor,
         compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=ranked_ious,
+        callbacks=[EpochCallback(train_collator)],
     )
+    if training_args.should_save:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2))
     started_seconds = time.process_time()
-    training = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    training = trainer.train(resume_from_checkpoint=checkpoint)
     # Of this process alone, whatever else the machine does.
-    processor_time = {"train_processor_seconds": time.process_time() - started_seconds}
-    trainer.save_metrics("train", training.metrics | trainable | processor_time)
+    measured = trainable | {"train_processor_seconds": time.process_time() - started_seconds}
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    if broken_videos_log is not None:
+        lines = broken_videos_log.read_text().splitlines() if broken_videos_log.exists() else []
+        measured["broken_videos"] = len({json.loads(line)["video"] for line in lines})
+        print(f"Left out {measured['broken_videos']} videos that could not be read; see {broken_videos_log}.")
+    trainer.save_metrics("train", training.metrics | measured)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return metrics
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments, or a JSON recipe as the single one, and runs."""
-    argv = sys.argv[1:] if argv is None else argv
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, GroundingTrainingArguments]:
+    """
+    The script's arguments; where the first is a JSON file, they replace those in it.
+
+    Raises:
+        ValueError: If the recipe has a name that is no argument.
+    """
     parser = HfArgumentParser((ModelArguments, DataArguments, GroundingTrainingArguments))  # type: ignore[arg-type]
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        run(*parser.parse_json_file(argv[0]))
-    else:
-        run(*parser.parse_args_into_dataclasses(argv))
+    if argv and argv[0].endswith(".json"):
+        recipe = json.loads(Path(argv[0]).read_text())
+        actions = {action.dest: action for action in parser._actions}
+        if unknown := sorted(set(recipe) - set(actions)):
+            raise ValueError(
+                f"The recipe {argv[0]} has {unknown}, which are no arguments; see --help for their names."
+            )
+        for name in recipe:
+            actions[name].required = False
+        parser.set_defaults(**recipe)
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv)  # type: ignore[return-value]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the arguments and runs."""
+    run(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Annotations in the forms that `datasets` knows, to rows of one schema."""
 
 import json
+import logging
+import math
+import os
 from pathlib import Path
 
 import datasets
 import pytest
-from datasets import Dataset, DatasetDict, Video
+from datasets import Dataset, DatasetDict, IterableDataset, Video
+from torch.utils.data import DataLoader
 
-from processing.annotations import load_annotations, resolve_video
+from processing.annotations import CleanedSegment, VideoFiles, clean_segment, clean_sentence, load_annotations
 
 
 ROWS = [
@@ -41,6 +45,26 @@ def write_json(path: Path, rows=ROWS) -> str:
 def write_parquet(path: Path, rows=ROWS) -> str:
     Dataset.from_list(rows).to_parquet(str(path))
     return str(path)
+
+
+def write_saved(path: Path, rows=ROWS) -> str:
+    Dataset.from_list(rows).save_to_disk(path)
+    return str(path)
+
+
+FORMS = {"rows.jsonl": write_jsonl, "rows.json": write_json, "rows.parquet": write_parquet, "rows": write_saved}
+
+
+def load(tmp_path: Path, rows: list[dict], streaming: bool = False, form: str = "rows.jsonl") -> list[dict]:
+    return list(load_annotations(FORMS[form](tmp_path / form, rows), "train", streaming))
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What transformers' logger, which hands nothing up by itself, warns of."""
+    monkeypatch.setattr(logging.getLogger("processing"), "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.message for record in caplog.records if record.name == "processing.annotations"]
 
 
 @pytest.mark.parametrize(
@@ -124,30 +148,500 @@ def test_videos_are_not_decoded(tmp_path, make_clip, form):
     assert loaded.features["video"] == Video(decode=False)
     video = loaded[0]["video"]
     assert set(video) == {"path", "bytes"}
-    resolved = resolve_video(video, None)
-    assert (resolved if isinstance(resolved, bytes) else Path(resolved).read_bytes()) == clip.read_bytes()
+    found = VideoFiles().find(video)
+    assert (found if isinstance(found, bytes) else Path(found).read_bytes()) == clip.read_bytes()
+
+
+# Published data sets
+
+# In the likeness of `lmms-lab/charades_sta`, of which each row is a sentence.
+CHARADES_ROWS = [
+    {"video": "B2C3D.mp4", "caption": "a person opens a door.", "timestamp": [0.0, 6.9]},
+    {"video": "A1B2C.mp4", "caption": "person sits down#quickly.", "timestamp": [10.1, 20.5]},
+    {"video": "B2C3D.mp4", "caption": "the person\nlaughs. ", "timestamp": [3.5, 9.25]},
+    {"video": "C3D4E.mp4", "caption": "a person runs.", "timestamp": [8.0, 2.0]},
+    {"video": "A1B2C.mp4", "caption": "a person stands.", "timestamp": [4.0, 4.0]},
+]
+# In the likeness of `friedrichor/ActivityNet_Captions`, of which each row is a video.
+ACTIVITYNET_ROWS = [
+    {
+        "video_id": "v_AbCdEfGhIjk",
+        "video": "v_AbCdEfGhIjk.mp4",
+        "caption": "A man runs. He stops. He sits.",
+        "source": "ActivityNet_Captions",
+        "duration": 82.73,
+        "timestamps": [[0.83, 19.86], [17.0, 82.81], [60.0, 50.0]],
+        "sentences": ["A man runs.", " He\nstops.  ", " He sits."],
+    },
+    {
+        "video_id": "v_all-dropped_",
+        "video": "v_all-dropped_.mp4",
+        "caption": "Nothing. Never.",
+        "source": "ActivityNet_Captions",
+        "duration": 10.0,
+        "timestamps": [[5.0, 5.0], [10.5, 12.0]],
+        "sentences": ["Nothing.", "Never."],
+    },
+    {
+        "video_id": "v_12345678901",
+        "video": "v_12345678901.mp4",
+        "caption": "Une fête.",
+        "source": "ActivityNet_Captions",
+        "duration": 30.5,
+        "timestamps": [[-0.5, 30.6], [31.0, 40.0], [1.0, 2.0]],
+        "sentences": ["Une fête.", "It is over.", "He waves."],
+    },
+]
+ACTIVITYNET_EXPECTED = [
+    {**ACTIVITYNET_ROWS[0], "sentences": ["A man runs.", "He stops."], "segments": [[0.83, 19.86], [17.0, 82.73]]},
+    {**ACTIVITYNET_ROWS[2], "sentences": ["Une fête.", "He waves."], "segments": [[0.0, 30.5], [1.0, 2.0]]},
+]
+for _row in ACTIVITYNET_EXPECTED:
+    del _row["timestamps"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_charades_of_the_hub(tmp_path, warnings, form):
+    """Rows of one sentence come together by video, in the order in which the videos are named first."""
+    assert load(tmp_path, CHARADES_ROWS, form=form) == [
+        {
+            "video": "B2C3D.mp4",
+            "sentences": ["a person opens a door.", "the person laughs."],
+            "segments": [[0.0, 6.9], [3.5, 9.25]],
+        },
+        {"video": "A1B2C.mp4", "sentences": ["person sits down#quickly."], "segments": [[10.1, 20.5]]},
+    ]
+    (warning,) = warnings()
+    assert "2 sentences were left out" in warning
+    assert "1 because it ends before it starts" in warning and "1 because it has no length" in warning
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_activitynet_of_the_hub(tmp_path, warnings, form, streaming):
+    """Segments are clipped, what is then empty goes, and so does a video of which nothing is left."""
+    assert load(tmp_path, ACTIVITYNET_ROWS, streaming, form) == ACTIVITYNET_EXPECTED
+    (warning,) = warnings()
+    assert "4 sentences were left out" in warning
+    # However long the videos are, the reason is one.
+    for reason in ("1 because it ends before it starts", "1 because it has no length", "2 because it lies outside"):
+        assert reason in warning
+
+
+def test_no_warning_without_reason(tmp_path, warnings):
+    for rows in (ROWS, CHARADES_ROWS[:3]):
+        load(tmp_path, rows)
+        (tmp_path / "rows.jsonl").unlink()
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_own_rows_of_one_sentence(tmp_path, form):
+    """The schema's own names, a sentence a row; several segments of a sentence and other columns stay."""
+    rows = [
+        {"video": "a.mp4", "video_id": "a", "sentences": "he sits", "segments": [[0.5, 1.0], [3.0, 4.0]], "note": 7},
+        {"video": "b.mp4", "video_id": "b", "sentences": " a  door", "segments": [[2.0, 4.0]], "note": 8},
+        {"video": "a.mp4", "video_id": "a", "sentences": "he stands", "segments": [[5.0, 6.0]], "note": 9},
+    ]
+    assert load(tmp_path, rows, form=form) == [
+        {
+            "video": "a.mp4",
+            "video_id": "a",
+            "sentences": ["he sits", "he stands"],
+            "segments": [[[0.5, 1.0], [3.0, 4.0]], [[5.0, 6.0]]],
+            "note": 7,
+        },
+        # As they are: what is in the package's own schema has been cleaned.
+        {"video": "b.mp4", "video_id": "b", "sentences": [" a  door"], "segments": [[[2.0, 4.0]]], "note": 8},
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_sentence_belong_together_by_id_where_there_is_one(tmp_path, streaming):
+    """Two copies of a file are one video if their id says so, and one file can be two."""
+    rows = [
+        {"video": "480p/a.mp4", "video_id": "a", "caption": "one", "timestamp": [0.0, 1.0]},
+        {"video": "720p/a.mp4", "video_id": "a", "caption": "two", "timestamp": [0.0, 2.0]},
+        {"video": "720p/a.mp4", "video_id": "b", "caption": "three", "timestamp": [0.0, 3.0]},
+    ]
+    loaded = load(tmp_path, rows, streaming)
+    assert [(row["video_id"], row["sentences"]) for row in loaded] == [("a", ["one", "two"]), ("b", ["three"])]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["rows.parquet", "rows"])
+def test_videos_of_one_name_in_different_folders_stay_apart(tmp_path, make_clip, form, streaming):
+    """A saved data set keeps of a file its content and the last part of its path."""
+    clips = []
+    for folder, first_code in (("x", 0), ("y", 50)):
+        (tmp_path / folder).mkdir()
+        clips.append(make_clip(f"{folder}/clip.mp4", first_code=first_code))
+    rows = [{"video": str(clip), "sentences": f"in {clip.parent.name}", "segments": [0.0, 1.0]} for clip in clips]
+    table = Dataset.from_list(rows).cast_column("video", Video())
+    path = tmp_path / form
+    table.to_parquet(str(path)) if form == "rows.parquet" else table.save_to_disk(path)
+    loaded = list(load_annotations(str(path), "train", streaming))
+    assert [row["sentences"] for row in loaded] == [["in x"], ["in y"]]
+    for row, clip in zip(loaded, clips, strict=True):
+        found = VideoFiles().find(row["video"])
+        assert (found if isinstance(found, bytes) else Path(found).read_bytes()) == clip.read_bytes()
+
+
+# Streams
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [ROWS, sorted(CHARADES_ROWS, key=lambda row: row["video"])], ids=["own", "charades"])
+def test_a_stream_gives_the_same_rows(tmp_path, form, rows):
+    """Rows of a video follow each other here."""
+    path = FORMS[form](tmp_path / form, rows)
+    stream = load_annotations(path, "train", streaming=True)
+    assert isinstance(stream, IterableDataset)
+    expected = load_annotations(path, "train").to_list()
+    assert list(stream) == expected and len(expected) == 2
+    assert list(stream) == expected  # once more: the next epoch
+
+
+def test_a_stream_of_a_saved_data_set_of_several_splits(tmp_path):
+    splits = {"train": Dataset.from_list(ROWS[:1]), "test": Dataset.from_list(ROWS[1:])}
+    DatasetDict(splits).save_to_disk(tmp_path / "data")
+    assert list(load_annotations(str(tmp_path / "data"), "test", streaming=True)) == ROWS[1:]
+    with pytest.raises(ValueError, match="'val'"):
+        load_annotations(str(tmp_path / "data"), "val", streaming=True)
+
+
+def test_a_stream_of_several_files(tmp_path):
+    rows = [{**ROWS[1], "video": f"{index}.mp4"} for index in range(6)]
+    for index in range(3):
+        write_parquet(tmp_path / f"train-{index}.parquet", rows[2 * index : 2 * index + 2])
+    assert list(load_annotations(str(tmp_path), "train", streaming=True)) == rows
+
+
+def test_a_missing_column_shows_in_a_stream_too(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"video": "a.mp4", "sentences": ["a"]}])
+    with pytest.raises(ValueError, match=r"lacks the columns \['segments'\]"):
+        load_annotations(path, "train", streaming=True)
+
+
+@pytest.mark.parametrize("kind", ["own", "published"])
+@pytest.mark.parametrize("form", ["disk", "parquet"])
+def test_a_stream_does_not_decode_videos(tmp_path, make_clip, form, kind):
+    clip = make_clip()
+    row = {**ROWS[0], "video": str(clip)}
+    if kind == "published":
+        row["timestamps"] = row.pop("segments")
+    rows = Dataset.from_list([row]).cast_column("video", Video())
+    path = tmp_path / ("data" if form == "disk" else "rows.parquet")
+    rows.save_to_disk(path) if form == "disk" else rows.to_parquet(str(path))
+    (loaded,) = load_annotations(str(path), "train", streaming=True)
+    assert set(loaded["video"]) == {"path", "bytes"}
+    found = VideoFiles().find(loaded["video"])
+    assert (found if isinstance(found, bytes) else Path(found).read_bytes()) == clip.read_bytes()
+    assert loaded["segments"] == ROWS[0]["segments"]
+
+
+@pytest.fixture
+def stream(tmp_path):
+    rows = [{**ROWS[1], "video": f"{index}.mp4"} for index in range(12)]
+    return load_annotations(write_jsonl(tmp_path / "rows.jsonl", rows), "train", streaming=True)
+
+
+def test_a_stream_can_be_shuffled(stream):
+    """As `Trainer` does: another order each epoch, the same for the same epoch."""
+    shuffled = stream.shuffle(seed=1, buffer_size=6)
+    orders = []
+    for epoch in (0, 1, 0):
+        shuffled.set_epoch(epoch)
+        orders.append([int(Path(row["video"]).stem) for row in shuffled])
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert orders[0] == orders[2] and orders[0] != orders[1] and orders[0] != list(range(12))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_goes_through_a_data_loader(stream, num_workers):
+    """Each row once, also where there are more workers than files."""
+    context = "fork" if num_workers else None
+    loader = DataLoader(
+        stream, batch_size=5, collate_fn=list, num_workers=num_workers, multiprocessing_context=context
+    )
+    batches = [[row["video"] for row in batch] for batch in loader]
+    assert sorted(sum(batches, [])) == sorted(f"{index}.mp4" for index in range(12))
+
+
+def test_a_stream_goes_on_where_it_was(stream):
+    """As after a checkpoint in the middle of an epoch."""
+    rows = iter(stream)
+    for _ in range(5):
+        next(rows)
+    state = stream.state_dict()
+    rest = [row["video"] for row in rows]
+    stream.load_state_dict(state)
+    assert [row["video"] for row in stream] == rest == [f"{index}.mp4" for index in range(5, 12)]
+
+
+# Segments
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("segment", [[3.0, 3.0], [4.0, 3.0], [math.nan, 3.0]], ids=str)
+@pytest.mark.parametrize("several", [False, True])
+def test_segments_of_the_own_schema_have_to_be_right(tmp_path, segment, several, streaming):
+    """Nothing is repaired in silence here; the row is named, by its number or its video."""
+    segments = [[[0.0, 1.0], segment]] if several else [segment]
+    rows = [ROWS[1], {"video": "bad.mp4", "sentences": ["a cat"], "segments": segments}]
+    if several:
+        rows[0] = {**ROWS[1], "segments": [ROWS[1]["segments"]]}
+    with pytest.raises(ValueError, match=r"Received the segment .* in .*bad\.mp4") as caught:
+        load(tmp_path, rows, streaming, "rows.parquet")
+    assert str(segment) in str(caught.value) and "rows.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("segment", [[3.0, 3.0], [4.0, 3.0]], ids=str)
+def test_segments_of_own_rows_of_one_sentence_have_to_be_right(tmp_path, segment):
+    rows = [
+        {"video": "a.mp4", "sentences": "a cat", "segments": [0.0, 1.0]},
+        {"video": "bad.mp4", "sentences": "a dog", "segments": segment},
+    ]
+    with pytest.raises(ValueError, match=r"Received the segment .* in row 1 of .*rows\.jsonl"):
+        load(tmp_path, rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["segments", "timestamps"])
+def test_as_many_segments_as_sentences(tmp_path, column, streaming):
+    """Checked when loading, not when a training run comes across it."""
+    rows = [{"video": "bad.mp4", "duration": 9.5, "sentences": ["a cat", "a dog"], column: [[3.0, 9.25]]}]
+    with pytest.raises(ValueError, match="Received 2 sentences but 1 segments"):
+        load(tmp_path, rows, streaming)
+
+
+def test_a_row_without_sentences_is_treated_alike_in_a_stream(tmp_path):
+    path = write_parquet(tmp_path / "rows.parquet", [*ROWS, {**ROWS[0], "sentences": [], "segments": []}])
+    assert list(load_annotations(path, "train", streaming=True)) == load_annotations(path, "train").to_list() == ROWS
+
+
+CLEAN_SEGMENTS = [
+    # segment, duration, kept, clipped, why not
+    ([1.0, 2.0], 10.0, [1.0, 2.0], False, None),
+    ([1, 2], 10, [1.0, 2.0], False, None),
+    ((1.0, 2.0), None, [1.0, 2.0], False, None),
+    # The bounds themselves are inside.
+    ([0.0, 10.0], 10.0, [0.0, 10.0], False, None),
+    ([9.0, 10.000001], 10.0, [9.0, 10.0], True, None),
+    ([-0.5, 3.0], 10.0, [0.0, 3.0], True, None),
+    ([-0.5, 12.0], 10.0, [0.0, 10.0], True, None),
+    # Without a duration only the start can be clipped.
+    ([5.0, 1e6], None, [5.0, 1e6], False, None),
+    ([-1.0, 1e6], None, [0.0, 1e6], True, None),
+    # Nothing is left.
+    ([3.0, 3.0], 10.0, None, False, "no length"),
+    ([0.0, 0.0], None, None, False, "no length"),
+    ([12.0, 12.0], 10.0, None, False, "no length"),
+    ([10.0, 11.0], 10.0, None, False, "outside"),
+    ([12.0, 15.0], 10.0, None, False, "outside"),
+    ([-3.0, -1.0], 10.0, None, False, "outside"),
+    ([-3.0, 0.0], None, None, False, "outside"),
+    ([0.0, 1.0], 0.0, None, False, "outside"),
+    # Backwards.
+    ([2.0, 1.0], 10.0, None, False, "ends before it starts"),
+    ([2.0, 1.0], None, None, False, "ends before it starts"),
+    ([math.nan, 1.0], 10.0, None, False, "not finite"),
+    ([1.0, math.nan], 10.0, None, False, "not finite"),
+    ([1.0, math.inf], 10.0, None, False, "not finite"),
+    ([-math.inf, 1.0], None, None, False, "not finite"),
+]
+
+
+@pytest.mark.parametrize(("segment", "duration", "kept", "is_clipped", "reason"), CLEAN_SEGMENTS)
+def test_clean_segment(segment, duration, kept, is_clipped, reason):
+    cleaned = clean_segment(segment, duration)
+    assert cleaned[:3] == (kept, is_clipped, False)
+    assert cleaned.reason is None if reason is None else reason in cleaned.reason
+    assert kept is None or all(type(time) is float for time in cleaned.segment)
+    if reason != "ends before it starts":
+        assert clean_segment(segment, duration, repair_reversed="swap") == cleaned
 
 
 @pytest.mark.parametrize(
-    ("video", "root", "expected"),
+    ("segment", "duration", "kept", "is_clipped", "reason"),
     [
-        ("a/b.mp4", "/videos", "/videos/a/b.mp4"),
-        ("a/b.mp4", Path("/videos"), "/videos/a/b.mp4"),
-        ("a/b.mp4", None, "a/b.mp4"),
-        ("/there/b.mp4", "/videos", "/there/b.mp4"),
-        ("http://host/b.mp4", "/videos", "http://host/b.mp4"),
-        ("https://host/b.mp4", "/videos", "https://host/b.mp4"),
-        ("https.mp4", "/videos", "/videos/https.mp4"),
-        (b"content", "/videos", b"content"),
-        (b"content", None, b"content"),
-        ({"path": "b.mp4", "bytes": None}, "/videos", "/videos/b.mp4"),
-        ({"path": "b.mp4"}, "/videos", "/videos/b.mp4"),
-        ({"path": "b.mp4", "bytes": None}, None, "b.mp4"),
-        ({"path": "b.mp4", "bytes": b"content"}, "/videos", b"content"),
-        ({"path": None, "bytes": b"content"}, None, b"content"),
-        ({"path": "https://host/b.mp4", "bytes": None}, "/videos", "https://host/b.mp4"),
+        ([2.0, 1.0], 10.0, [1.0, 2.0], False, None),
+        ([2.0, 1.0], None, [1.0, 2.0], False, None),
+        # First swapped, then clipped: the other way round, the segment would be another.
+        ([12.0, 5.0], 10.0, [5.0, 10.0], True, None),
+        ([3.0, -1.0], 10.0, [0.0, 3.0], True, None),
+        ([15.0, 12.0], 10.0, None, False, "outside"),
+        ([-1.0, -2.0], 10.0, None, False, "outside"),
     ],
 )
-def test_resolve_video(video, root, expected):
-    resolved = resolve_video(video, root)
-    assert (resolved, type(resolved)) == (expected, type(expected))
+def test_clean_segment_swaps(segment, duration, kept, is_clipped, reason):
+    cleaned = clean_segment(segment, duration, repair_reversed="swap")
+    assert isinstance(cleaned, CleanedSegment)
+    assert (cleaned.segment, cleaned.is_clipped) == (kept, is_clipped)
+    if kept is None:
+        assert reason in cleaned.reason
+    else:
+        assert cleaned.is_repaired and cleaned.reason is None
+
+
+def test_clean_segment_drops_by_default():
+    assert clean_segment([2.0, 1.0], 10.0) == clean_segment([2.0, 1.0], 10.0, "drop")
+    assert clean_segment([2.0, 1.0], 10.0).segment is None
+
+
+@pytest.mark.parametrize("repair_reversed", ["swop", "", None])
+def test_a_repair_that_there_is_not(repair_reversed):
+    with pytest.raises(ValueError, match=f"repair_reversed={repair_reversed!r}; expected 'drop' or 'swap'"):
+        clean_segment([1.0, 2.0], 10.0, repair_reversed)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("He sits.", "He sits."),
+        (" They sit. ", "They sit."),
+        ("\tHe sits.\n", "He sits."),
+        ("He\nsits.", "He sits."),
+        ("He \r\n \n sits.", "He sits."),
+        # Nothing else changes.
+        ("He  sits#  A café, “it” is.", "He  sits#  A café, “it” is."),
+        (" \n ", ""),
+    ],
+)
+def test_clean_sentence(sentence, expected):
+    assert clean_sentence(sentence) == expected
+
+
+@pytest.mark.parametrize(("segment", "duration"), [([-3.0, -1.0], None), ([12.0, 15.0], 10.0)])
+def test_the_reason_says_no_nonsense(segment, duration):
+    """A video whose duration is not known does not last forever."""
+    reason = clean_segment(segment, duration).reason
+    assert "inf" not in reason and f"{segment[0]:g} to {segment[1]:g}" in reason
+    assert duration is None or f"{duration:g} s" in reason
+
+
+# Files of videos
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        ("a/b.mp4", "{root}/a/b.mp4"),
+        ("{other}/b.mp4", "{other}/b.mp4"),
+        ("http://host/b.mp4", "http://host/b.mp4"),
+        ("https://host/b.mp4", "https://host/b.mp4"),
+        ("https.mp4", "{root}/https.mp4"),
+        (b"content", b"content"),
+        ({"path": "a/b.mp4", "bytes": None}, "{root}/a/b.mp4"),
+        ({"path": "a/b.mp4"}, "{root}/a/b.mp4"),
+        ({"path": "gone.mp4", "bytes": b"content"}, b"content"),
+        ({"path": None, "bytes": b"content"}, b"content"),
+        ({"path": "https://host/b.mp4", "bytes": None}, "https://host/b.mp4"),
+    ],
+)
+@pytest.mark.parametrize("root_as", ["str", "Path", "current folder"])
+def test_forms_of_a_video(tmp_path, monkeypatch, video, expected, root_as):
+    root, other = touch(tmp_path / "root", "a/b.mp4", "https.mp4"), touch(tmp_path / "other", "b.mp4")
+    if isinstance(video, str):
+        video = video.format(other=other)
+    if root_as == "current folder":
+        monkeypatch.chdir(root)
+    files = VideoFiles({"str": str(root), "Path": root, "current folder": None}[root_as])
+    if isinstance(expected, str):
+        expected = expected.format(root=root, other=other) if root_as != "current folder" else expected
+        expected = expected.replace("{root}/", "").format(other=other)
+    found = files.find(video)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("there", "video", "expected"),
+    [
+        # Any extension, also instead of the one named; with or without `v_`.
+        (["abc.mkv"], "abc.mp4", "abc.mkv"),
+        (["abc.MP4"], "abc.mp4", "abc.MP4"),
+        (["abc.WebM"], "abc", "abc.WebM"),
+        (["abc.mov"], "abc", "abc.mov"),
+        (["abc.mp4"], "abc.MKV", "abc.mp4"),
+        (["abc.webm"], "v_abc", "abc.webm"),
+        (["v_abc.webm"], "abc", "v_abc.webm"),
+        (["v_abc.mkv"], "abc.mp4", "v_abc.mkv"),
+        (["abc.mkv"], "v_abc.mp4", "abc.mkv"),
+        # Several: the name as it is, the best known extension, the name without or with `v_`.
+        (["abc.webm", "abc.mkv", "abc.mp4"], "abc", "abc.mp4"),
+        (["abc.webm", "abc.mkv"], "abc", "abc.mkv"),
+        (["abc.webm", "abc.avi", "abc.mov"], "abc.mp4", "abc.webm"),
+        (["abc.webm", "abc.MP4"], "abc", "abc.MP4"),
+        (["abc.webm", "abc.mkv", "abc.mp4"], "abc.webm", "abc.webm"),
+        (["v_abc.mp4", "abc.webm"], "abc", "abc.webm"),
+        (["v_abc.webm", "abc.mp4"], "v_abc", "v_abc.webm"),
+        # Dots that begin no extension, as in QVHighlights and TACoS.
+        (["abc_210.0_360.0.mp4"], "abc_210.0_360.0.mp4", "abc_210.0_360.0.mp4"),
+        (["abc_210.0_360.0.mp4"], "abc_210.0_360.0", "abc_210.0_360.0.mp4"),
+        (["abc_210.0_360.0.mkv", "abc_210.0_300.0.mp4"], "abc_210.0_360.0.mp4", "abc_210.0_360.0.mkv"),
+        (["s13-d21.avi"], "s13-d21", "s13-d21.avi"),
+        # Folders below, the name's own or an absolute one.
+        (["val/v_abc.mkv", "abc.mp4"], "val/abc.mp4", "val/v_abc.mkv"),
+        (["val/abc.mkv", "abc.mp4"], "abc", "abc.mp4"),
+        (["v_v_abc.mp4"], "v_abc", "v_v_abc.mp4"),
+        # A name as it is may have any extension, or none.
+        (["abc.vid", "abc.mp4"], "abc.vid", "abc.vid"),
+        (["abc", "abc.mp4"], "abc", "abc"),
+    ],
+)
+def test_find(tmp_path, there, video, expected):
+    files = VideoFiles(touch(tmp_path, *there))
+    assert files.find(video) == str(tmp_path / expected)
+    assert files.find({"path": str(tmp_path / video), "bytes": None}) == str(tmp_path / expected)
+
+
+@pytest.mark.parametrize(
+    ("there", "video"),
+    [
+        ([], "abc.mp4"),
+        (["abc.json", "abc.txt", "abc.jpg", "abc.mp4.part", "abc.mp4.txt", "abc"], "v_abc"),
+        (["abcd.mp4", "ab.mp4", "x_abc.mp4", "v_v_abc.mp4"], "abc"),
+        (["abc_210.0_300.0.mp4", "abc_210.mp4"], "abc_210.0_360.0"),
+        (["val/abc.mp4"], "abc.mp4"),
+        (["abc.mp4"], "train/abc.mp4"),
+        ([".mp4"], "abc"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_folder(tmp_path, there, video):
+    files = VideoFiles(touch(tmp_path, *there))
+    with pytest.raises(FileNotFoundError) as caught:
+        files.find(video)
+    assert repr(video) in str(caught.value)
+    assert str((tmp_path / video).parent) in str(caught.value)
+
+
+def test_a_folder_is_no_video(tmp_path):
+    touch(tmp_path, "abc/frame.jpg", "abc.mp4/frame.jpg")
+    for video in ("abc", "abc.mp4", "v_abc"):
+        with pytest.raises(FileNotFoundError, match=video):
+            VideoFiles(tmp_path).find(video)
+    touch(tmp_path, "abc.webm")
+    assert VideoFiles(tmp_path).find("abc") == str(tmp_path / "abc.webm")
+
+
+def test_a_folder_is_listed_once(tmp_path, monkeypatch):
+    """Listing thousands of files for each video would take longer than reading it."""
+    touch(tmp_path, *(f"a/{index}.webm" for index in range(5)), "b/0.mkv")
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path)) or scandir(path))
+    files = VideoFiles(tmp_path)
+    for index in range(5):
+        assert files.find(f"a/{index}.mp4") == str(tmp_path / f"a/{index}.webm")
+    assert files.find("b/v_0") == str(tmp_path / "b/0.mkv")
+    with pytest.raises(FileNotFoundError):
+        files.find("a/5.mp4")
+    assert listed == [tmp_path / "a", tmp_path / "b"]

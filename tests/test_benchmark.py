@@ -19,7 +19,7 @@ from processing.video_io import probe
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
+sys.path.append(str(REPOSITORY / "scripts"))
 
 import benchmark as script  # noqa: E402
 

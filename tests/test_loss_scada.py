@@ -91,9 +91,14 @@ def slow_offset(offsets, proposals, own_targets, ious) -> float:
 
 
 def slow_loss(boundary_logits, iou_logits, offsets, proposals, targets) -> dict[str, float]:
-    """`targets`: for each sentence a list of (start, end) in [0, 1], without padding. Weights of METHOD section 8."""
+    """
+    `targets`: for each sentence a list of (start, end) in [0, 1], without padding; those without any are left out.
+    Weights of METHOD section 8.
+    """
     rows = {name: [] for name in TERMS}
     for sentence, in_unit in enumerate(targets):
+        if not in_unit:
+            continue
         segments = [(start * GRID_SIZE, end * GRID_SIZE) for start, end in in_unit]
         all_ious = [[iou_of(proposal, segment) for segment in segments] for proposal in proposals]
         ious = [max(of_proposal, default=0.0) for of_proposal in all_ious]
@@ -154,9 +159,53 @@ def test_a_target_that_no_proposal_overlaps():
     assert all(torch.isfinite(term) for term in alone.values())
 
 
-def test_a_sentence_without_any_target():
-    targets = [[], TARGETS["long"]]
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_sentence_without_any_target_is_left_out(place):
+    """Padding, or a video that could not be read: neither in the sum nor in the number that divides it."""
+    targets = [TARGETS["long"], TARGETS["two"]]
+    targets.insert(place, [])
     assert_equal_to_reference(targets, SAMPLE, padded(targets))
+    outputs = [output.requires_grad_() for output in random_outputs(3, len(SAMPLE))]
+    loss = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), padded(targets))
+    for gradient in torch.autograd.grad(sum(loss.values()), outputs):
+        assert [bool(row.abs().sum() > 0) for row in gradient] == [sentence != place for sentence in range(3)]
+
+
+@pytest.mark.parametrize("num_sentences", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_no_sentence_has_a_target(num_sentences, scale):
+    """0 and gradients of 0, not NaN: such a batch must not stop a training run, nor change the model."""
+    outputs = [(scale * output).requires_grad_() for output in random_outputs(num_sentences, len(SAMPLE))]
+    labels = torch.full((num_sentences, 2, 2), -100.0)
+    loss = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), labels)
+    assert [loss[name].item() for name in TERMS] == [0, 0, 0, 0]
+    for gradient in torch.autograd.grad(sum(loss.values()), outputs):
+        assert (gradient == 0).all()
+
+
+def test_each_function_gives_a_value_for_each_sentence():
+    """That of the sentence alone, whatever else is in the batch."""
+    targets = list(TARGETS.values())
+    labels = padded(targets)
+    target_mask = labels[..., 0] >= 0
+    targets_grid = labels.clamp_min(0) * GRID_SIZE
+    proposals = torch.tensor(SAMPLE, dtype=torch.float32)
+    iou, best = (temporal_iou(proposals, targets_grid) * target_mask[:, None]).max(-1)
+    own = targets_grid.gather(1, best[..., None].expand(-1, -1, 2))
+    boundary_logits, iou_logits, offsets = random_outputs(len(targets), len(SAMPLE))
+    values = {
+        "loss_boundary": loss_scada.boundary_loss(boundary_logits, targets_grid, target_mask),
+        "loss_iou_classification": loss_scada.iou_classification_loss(iou_logits[..., 0], iou),
+        "loss_iou_regression": 5 * loss_scada.iou_regression_loss(iou_logits[..., 1], iou),
+        "loss_offset": 10 * loss_scada.offset_loss(offsets, proposals, own, iou),
+    }
+    alone = [
+        slow_loss([row.tolist()], [pairs.tolist()], [moves.tolist()], SAMPLE, [of_sentence])
+        for row, pairs, moves, of_sentence in zip(boundary_logits, iou_logits, offsets, targets, strict=True)
+    ]
+    for name in TERMS:
+        assert values[name].shape == (len(targets),)
+        assert values[name].tolist() == pytest.approx([terms[name] for terms in alone], rel=1e-4, abs=1e-6), name
 
 
 def test_a_target_without_length_is_finite():

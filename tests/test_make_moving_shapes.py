@@ -17,7 +17,7 @@ import pytest
 
 
 # On the path rather than loaded by file name, since the worker processes import the script by its name.
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 script = importlib.import_module("make_moving_shapes")
 
 FPS = 10

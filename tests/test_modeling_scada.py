@@ -421,6 +421,97 @@ def test_score_logit_by_hand(logit):
     assert _score_logits(torch.tensor([[[logit, logit]]])).item() == pytest.approx(expected, rel=1e-4)
 
 
+# Gradient accumulation
+
+
+@pytest.fixture
+def double_loss(monkeypatch):
+    """The loss and what goes into it are computed in float32; in float64, a tolerance is one of the code alone."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())
+
+
+@pytest.fixture
+def accumulation_batch():
+    """Four videos of a clip with three, one, two and no sentences with a target; one of them is padding."""
+    generator = torch.Generator().manual_seed(3)
+    sentence_mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]])
+    labels = torch.rand(4, 3, 1, 2, generator=generator, dtype=torch.float64).sort(-1).values
+    labels[sentence_mask == 0] = -100
+    labels[3] = -100  # could not be read
+    return {
+        "pixel_values_videos": torch.randn(4, 16, 3, 32, 32, generator=generator, dtype=torch.float64),
+        "input_ids": torch.randint(5, 100, (4, 3, 6), generator=generator),
+        "sentence_mask": sentence_mask,
+        "labels": labels,
+    }
+
+
+def all_proposals_without_dropout(config, model):
+    """In training mode, and yet nothing is drawn."""
+    config.num_train_proposals = 10_000
+    for module in model.double().train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
+@pytest.mark.parametrize("num_items_as", [int, torch.tensor])
+@pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 3], [1, 2]], [[3], [0, 1, 2]], [[0, 1, 2, 3]]], ids=str)
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    tiny_config, tiny_model, accumulation_batch, double_loss, num_items_as, parts
+):
+    """Each sentence weighs the same, however many others are in its part."""
+    model = all_proposals_without_dropout(tiny_config, tiny_model)
+    expected = model(**accumulation_batch)
+    assert expected.loss.dtype == torch.float64 and expected.logits.shape[-1] == 136
+    expected.loss.backward()
+    expected_gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    assert sum(gradient.abs().sum() for gradient in expected_gradients.values()) > 1
+    model.zero_grad()
+
+    num_items = num_items_as(2 * (3 + 1 + 2))  # as Trainer counts: a start and an end of each sentence
+    losses = []
+    for part in parts:
+        batch = {name: tensor[part] for name, tensor in accumulation_batch.items()}
+        losses.append(model(**batch, num_items_in_batch=num_items).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(sum(losses), expected.loss, rtol=1e-10, atol=0)
+    for name, weight in model.named_parameters():
+        scale = expected_gradients[name].abs().max().item()
+        torch.testing.assert_close(weight.grad, expected_gradients[name], rtol=0, atol=1e-10 * max(scale, 1.0))
+
+
+def test_the_mean_of_the_parts_would_be_another_loss(tiny_config, tiny_model, accumulation_batch, double_loss):
+    """So the test above can fail: without the count, a sentence weighs more where there are fewer beside it."""
+    model = all_proposals_without_dropout(tiny_config, tiny_model)
+    parts = [{name: tensor[[k]] for name, tensor in accumulation_batch.items()} for k in range(3)]
+    mean = sum(run(model, part).loss for part in parts) / 3
+    assert abs(mean - run(model, accumulation_batch).loss) > 1e-2
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
+def test_a_batch_without_targets_has_no_loss(tiny_model, tiny_batch, num_items):
+    labels = torch.full_like(tiny_batch["labels"], -100)
+    outputs = tiny_model.train()(**{**tiny_batch, "labels": labels}, num_items_in_batch=num_items)
+    assert outputs.loss.item() == 0
+    outputs.loss.backward()
+    assert all((weight.grad == 0).all() for weight in tiny_model.parameters())
+
+
+def test_trainer_counts_what_the_model_divides_by(tiny_model, accumulation_batch, tmp_path):
+    """And it leaves the division by the number of steps to the model."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(tmp_path, use_cpu=True)
+    trainer = Trainer(tiny_model, arguments)
+    assert trainer.model_accepts_loss_kwargs
+    parts = [{name: tensor[k : k + 2] for name, tensor in accumulation_batch.items()} for k in (0, 2)]
+    _, counted = trainer.get_batch_samples(iter(parts), 2, torch.device("cpu"))
+    assert int(counted) == 2 * (3 + 1 + 2)
+
+
 # Labels
 
 

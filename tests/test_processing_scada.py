@@ -13,6 +13,7 @@ import torch
 from transformers import AutoProcessor
 
 from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
+from processing.processing_scada import SegmentOutsideVideoError
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,6 +254,65 @@ def test_bad_segments_of_several_videos(clip, other_clip, tiny_processor):
     tiny_processor(**arguments, segments=[[0.5, 1.0], [4.5, 5.0]])
     with pytest.raises(ValueError, match=r"segment \[4.5, 5\] s: it lies outside its video.*0 to 2 s"):
         tiny_processor(**arguments, segments=[[4.5, 5.0], [0.5, 1.0]])
+
+
+# --- text and targets of videos that were read before ---
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ([[SHORT, LONG, MIDDLE], [MIDDLE]], [[[0.5, 1.0], [0.0, 2.0], [1.0, 1.25]], [[2.5, 5.0]]]),
+        # Several segments of a sentence, and an end that is clipped.
+        ([[LONG], [SHORT, MIDDLE]], [[[[0.5, 1.0], [1.5, 3.5]]], [[[1.0, 2.0]], [[0.0, 1.0], [2, 3], [4, 5]]]]),
+        ([[LONG], [SHORT]], [[[0.5, 1.0]], [[1.0, 2.0]]]),
+        ([[LONG], [SHORT]], [[0.5, 1.0], [1.0, 2.0]]),
+    ],
+)
+def test_encode_text_is_what_calling_the_processor_gives(text, segments, clip, other_clip, tiny_processor):
+    whole = tiny_processor([clip, other_clip], text, segments, return_timelines=True)
+    timelines = [
+        tiny_processor.video_processor(video, return_timelines=True)["timelines"][0] for video in (clip, other_clip)
+    ]
+    encoded = tiny_processor.encode_text(text, segments, timelines)
+    assert set(encoded) == set(whole) - {"pixel_values_videos", "timelines"}
+    for name, array in encoded.items():
+        assert isinstance(array, np.ndarray)
+        assert torch.equal(torch.from_numpy(array), whole[name]) and whole[name].dtype == torch.from_numpy(array).dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "segments", "message"),
+    [
+        ([[SHORT]], [[[0.5, 1.0]], [[0.5, 1.0]]], "2 videos but sentences for 1"),
+        ([[SHORT], [LONG]], [[[0.5, 1.0]]], "segments of 1 videos for 2"),
+        ([[SHORT], []], [[[0.5, 1.0]], []], "no sentence for video 1"),
+        ([[SHORT], [" "]], [[[0.5, 1.0]], [[0.5, 1.0]]], "sentence ' ' for video 1"),
+        ([[SHORT], [LONG, MIDDLE]], [[[0.5, 1.0]], [[0.5, 1.0]]], "2 sentences but segments of 1 for video 1"),
+        ([[SHORT], [LONG]], [[[0.5, 1.0]], [[1.0, 0.5]]], "does not end after it starts"),
+    ],
+)
+def test_bad_text_to_encode(text, segments, message, tiny_processor):
+    """As when calling the processor."""
+    with pytest.raises(ValueError, match=message):
+        tiny_processor.encode_text(text, segments, [Timeline(0.0, 2.0), Timeline(0.0, 5.0)])
+
+
+@pytest.mark.parametrize("segment", [[2.0, 3.0], [30.0, 31.0], [0.5, 4.1], [-0.5, 1.0]], ids=str)
+def test_a_segment_outside_its_video_is_an_error_of_its_own(segment, clip, tiny_processor):
+    """So that whoever reads many videos can tell it from a mistake in the call."""
+    assert issubclass(SegmentOutsideVideoError, ValueError)
+    with pytest.raises(SegmentOutsideVideoError, match="outside its video"):
+        tiny_processor(clip, SHORT, segment)
+    with pytest.raises(SegmentOutsideVideoError, match="outside its video"):
+        tiny_processor.encode_text([[SHORT]], [[segment]], [Timeline(0.0, 2.0)])
+
+
+@pytest.mark.parametrize("segment", [[1.0, 0.5], [1.0, 1.0], [math.nan, 1.0]], ids=str)
+def test_other_mistakes_are_no_segments_outside(segment, clip, tiny_processor):
+    with pytest.raises(ValueError) as caught:
+        tiny_processor(clip, SHORT, segment)
+    assert not isinstance(caught.value, SegmentOutsideVideoError)
 
 
 def write_audio(path):

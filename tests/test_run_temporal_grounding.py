@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import EvalPrediction, HfArgumentParser, pipeline
+from transformers import EvalPrediction, HfArgumentParser, TrainerCallback, pipeline
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
+sys.path.append(str(REPOSITORY / "scripts"))
 
 import run_temporal_grounding as script  # noqa: E402
 
 from modeling_scada import ScadaForTemporalGrounding  # noqa: E402
+from processing.video_io import VideoReadError  # noqa: E402
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def run_script(recipe: dict, path: Path) -> None:
     """The script with a recipe as its single argument, in a process of its own."""
     path.write_text(json.dumps(recipe))
     command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -222,6 +224,256 @@ def test_ranked_ious_against_segments_known_by_construction():
 def test_removing_unused_columns_is_refused(recipe):
     with pytest.raises(ValueError, match="remove_unused_columns"):
         parse(recipe | {"remove_unused_columns": True})
+
+
+# Kills its own process, once and for all, in the middle of the step or of writing the checkpoint after the one given.
+KILLED_RUN = """
+import os, signal, sys
+sys.path.append("scripts")
+import run_temporal_grounding as script
+
+what, step, recipe = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+
+def dying(method, *, first):
+    def run_or_die(self, *args, **kwargs):
+        result = None if first else method(self, *args, **kwargs)
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(self, *args, **kwargs) if first else result
+    return run_or_die
+
+trainer = script.GroundingTrainer
+if what == "step":
+    # Gradients are there, the weights are not updated yet.
+    trainer.training_step = dying(trainer.training_step, first=False)
+else:
+    # The model is written, optimizer and random states are not.
+    trainer._save_optimizer_and_scheduler = dying(trainer._save_optimizer_and_scheduler, first=True)
+script.main([recipe])
+"""
+
+
+@pytest.fixture
+def long_recipe(recipe, make_clip, tmp_path):
+    """Eight steps, two epochs of four videos: what is drawn for a video, dropout and the shuffling all matter."""
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    make_clip(name="3.mp4", num_frames=30, fps=10)
+    rows.append(rows[2] | {"video": "3.mp4"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return recipe | {
+        "tuning": "scada",
+        "train_text": True,
+        "max_sentences": 1,
+        "augment": True,
+        "num_train_proposals": 20,
+        "max_steps": 8,
+        "per_device_train_batch_size": 1,
+        "adapter_learning_rate": 1e-2,
+        "logging_steps": 3,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 1,
+    }
+
+
+@pytest.mark.parametrize("what, step, goes_on_from", [("step", 7, 6), ("checkpoint", 6, 4), ("checkpoint", 2, None)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what, step, goes_on_from):
+    """Step 4 ends the first epoch, so the runs go on in the middle of an epoch, at the start of one, and from 0."""
+    script.run(*parse(long_recipe))
+    killed = long_recipe | {"output_dir": str(tmp_path / "killed")}
+    (tmp_path / "killed.json").write_text(json.dumps(killed))
+    command = [sys.executable, "-c", KILLED_RUN, what, str(step), str(tmp_path / "killed.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "killed" / "eval_results.json").exists()
+    if what == "checkpoint":
+        half = tmp_path / "killed" / f"checkpoint-{step}"
+        assert (half / "adapter_model.safetensors").exists() and not (half / "optimizer.pt").exists()
+    expected = None if goes_on_from is None else str(tmp_path / "killed" / f"checkpoint-{goes_on_from}")
+    assert script.last_checkpoint(killed["output_dir"]) == expected
+
+    script.run(*parse(killed))
+    states = []
+    for folder in (tmp_path / "run", tmp_path / "killed"):
+        state = json.loads((folder / "trainer_state.json").read_text())
+        states.append([(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry])
+    assert states[0] == states[1] and len(states[0]) >= 4
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "killed")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    checkpoints = [path.name for path in (tmp_path / "killed").glob("checkpoint-*")]
+    assert checkpoints == ["checkpoint-8"]
+
+
+def test_a_finished_run_with_other_arguments_is_not_gone_on_with(recipe):
+    finished = recipe | {"save_strategy": "steps", "save_steps": 1}
+    script.run(*parse(finished))
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.01 now.*another --output_dir"):
+        script.run(*parse(finished | {"learning_rate": 1e-2}))
+    with pytest.raises(ValueError, match=r"tuning: 'scada' there, 'frozen' now"):
+        script.run(*parse(finished | {"tuning": "frozen"}))
+
+
+def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tensor]:
+    """What one update gets to see, by name, from `batch_size * steps` videos."""
+    training = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 1}
+    model_args, data_args, training_args = parse(recipe | training | {"max_grad_norm": 0, "eval_strategy": "no"})
+    script.set_seed(0)
+    model, processor = script.build_model(model_args)
+    model = script.prepare_tuning(model, model_args).eval()
+    model.train = lambda mode=True: model  # no dropout, which would differ
+    seen = {}
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    collator = script.TemporalGroundingCollator(processor, Path(recipe["dataset"]).parent)
+    trainer = script.GroundingTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=script.load_annotations(data_args.dataset, "train"),
+        data_collator=collator,
+        eval_collator=collator,
+        callbacks=[Recorder()],
+    )
+    trainer.train()
+    return seen
+
+
+def test_accumulated_gradients_are_those_of_one_batch(recipe):
+    """The videos have one, two and three sentences: each sentence counts the same, whatever its batch."""
+    recipe |= {"num_train_proposals": 16 * 17 // 2, "max_sentences": None}
+    together, accumulated = gradients(recipe, 3, 1), gradients(recipe, 1, 3)
+    assert together.keys() == accumulated.keys() and together
+    assert max(value.abs().max() for value in together.values()) > 1e-2
+    for name, value in together.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def even_recipe(recipe, make_clip, tmp_path):
+    """Five videos, one step of plain gradient descent with nothing drawn, so that runs can be compared."""
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for index in (3, 4):
+        make_clip(name=f"{index}.mp4", num_frames=30, fps=10)
+        rows.append(rows[index - 2] | {"video": f"{index}.mp4"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    (tmp_path / "text" / "config.json").write_text(json.dumps(config | {"dropout": 0.0, "attention_dropout": 0.0}))
+    return recipe | {
+        "num_train_proposals": 16 * 17 // 2,
+        "max_sentences": None,
+        "max_steps": 1,
+        "optim": "sgd",
+        "max_grad_norm": 0,
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "no",
+    }
+
+
+def results_of(recipe: dict) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The metrics of a finished run, and its trained weights."""
+    folder = Path(recipe["output_dir"])
+    metrics = json.loads((folder / "eval_results.json").read_text())
+    # `Trainer`'s loss is a mean over batches, and these differ.
+    measured = {name: value for name, value in metrics.items() if re.search(r"@|mIoU|sentences", name)}
+    return measured, load_file(folder / "adapter_model.safetensors")
+
+
+def test_two_processes_train_and_measure_as_one_does(even_recipe, tmp_path):
+    """Batches of unlike numbers of sentences; five videos do not divide by two processes."""
+    script.run(*parse(even_recipe))
+    two = even_recipe | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    (tmp_path / "two.json").write_text(json.dumps(two))
+    # What `accelerate launch` runs on one machine; by itself it starts several processes on GPUs alone.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(tmp_path / "two.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "trainer_state.json").read_text())["max_steps"] == 1
+    (metrics, weights), (other_metrics, other_weights) = results_of(even_recipe), results_of(two)
+    assert metrics["eval_sentences"] == 11 and metrics == pytest.approx(other_metrics, abs=1e-4)
+    assert weights.keys() == other_weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(other_weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_streamed_annotations_train_the_same_model(even_recipe, tmp_path):
+    """A batch of all five videos, so that their order does not matter."""
+    script.run(*parse(even_recipe | {"per_device_train_batch_size": 5}))
+    streamed = even_recipe | {"output_dir": str(tmp_path / "streamed"), "streaming": True}
+    script.run(*parse(streamed | {"per_device_train_batch_size": 5}))
+    (metrics, weights), (other_metrics, other_weights) = results_of(even_recipe), results_of(streamed)
+    assert metrics == pytest.approx(other_metrics, abs=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(other_weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_broken_video_stops_the_run_or_is_left_out_and_counted(even_recipe, tmp_path):
+    clip = (tmp_path / "1.mp4").read_bytes()
+    (tmp_path / "1.mp4").write_bytes(clip[: len(clip) // 2])
+    (tmp_path / "3.mp4").unlink()
+    with pytest.raises((VideoReadError, FileNotFoundError), match=r"[13]\.mp4"):
+        script.run(*parse(even_recipe))
+    script.run(*parse(even_recipe | {"per_device_train_batch_size": 5, "skip_broken_videos": True}))
+    train_results = json.loads((tmp_path / "run" / "train_results.json").read_text())
+    assert train_results["broken_videos"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "broken_videos.jsonl").read_text().splitlines()]
+    assert {line["video"] for line in lines} == {"1.mp4", "3.mp4"}
+    metrics, weights = results_of(even_recipe)
+
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    good = [row for row in rows if row["video"] not in ("1.mp4", "3.mp4")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in good))
+    script.run(*parse(even_recipe | {"per_device_train_batch_size": 3, "output_dir": str(tmp_path / "good")}))
+    good_metrics, good_weights = results_of({"output_dir": str(tmp_path / "good")})
+    assert metrics["eval_sentences"] == good_metrics["eval_sentences"] == 7
+    for name in (f"eval_R{n}@{m}" for n in (1, 5) for m in (0.3, 0.5, 0.7)):
+        assert metrics[name] == good_metrics[name]
+    for name, value in good_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_sentences_with_unlike_numbers_of_segments_are_measured_together(recipe, tmp_path):
+    """QVHighlights: the number of targets differs from batch to batch."""
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"segments": [[segment] for segment in row["segments"]]} for row in rows]
+    rows[0]["segments"][0] = [[0.0, 0.5], [1.0, 1.5], [1.5, 2.0]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    metrics = script.run(*parse(recipe | {"per_device_eval_batch_size": 1}))
+    assert metrics["eval_sentences"] == 6
+
+
+RECIPES = sorted(path for path in (REPOSITORY / "hub_configs").glob("*.json"))
+# METHOD section 10.
+ADAPTER_RATES = {"small": 4e-4, "base": 4e-4, "large": 2e-4, "huge": 1e-4, "giant": 8e-5}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes(path):
+    arguments = [str(path), "--use_cpu", "--bf16", "false"]
+    model_args, data_args, training_args = script.parse_arguments(arguments)
+    assert model_args.tuning == "scada" and model_args.num_frames % 16 == 0
+    if not path.stem.startswith("moving_shapes"):
+        data, _, size = path.stem.partition("_videomae_")
+        assert training_args.output_dir == f"outputs/{path.stem}" and data_args.dataset == f"data/{data}"
+        assert training_args.adapter_learning_rate == ADAPTER_RATES[size]
+        assert training_args.backbone_learning_rate == 1e-5 and training_args.weight_decay == 0.05
+        assert model_args.num_frames == {"charades_sta": 512, "activitynet_captions": 768}[data]
+        assert model_args.image_size == (168 if size == "giant" else 160)
+        assert json.loads(path.read_text())["bf16"]
+    for tuning in ("frozen", "full"):
+        overridden, *_ = script.parse_arguments([*arguments, "--tuning", tuning, "--num_frames", "32"])
+        assert (overridden.tuning, overridden.num_frames) == (tuning, 32)
+        assert overridden.image_size == model_args.image_size
+
+
+def test_a_recipe_with_a_name_that_is_no_argument_is_refused(tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps({"dataset": "data", "learning_rat": 1e-3}))
+    with pytest.raises(ValueError, match="learning_rat"):
+        script.parse_arguments([str(tmp_path / "recipe.json")])
 
 
 @pytest.mark.slow

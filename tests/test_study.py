@@ -9,7 +9,7 @@ import pytest
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
+sys.path.append(str(REPOSITORY / "scripts"))
 
 import study  # noqa: E402
 

@@ -1,0 +1,109 @@
+"""Evaluating a model: predictions in seconds, metrics that are the training script's, and what is written."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
+from processing.video_io import VideoReadError
+
+
+# By its path: `import evaluate` is the library.
+SPEC = importlib.util.spec_from_file_location(
+    "evaluate_script", Path(__file__).resolve().parents[1] / "scripts" / "evaluate.py"
+)
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_processor, make_clip, tmp_path):
+    """A model's folder, and two videos with three sentences, the last of which has two segments."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    make_clip("a.mp4", num_frames=20, fps=10)
+    make_clip("b.webm", num_frames=40, fps=10, codec="libvpx-vp9")
+    rows = [
+        {"video": "a.mp4", "video_id": "a", "sentences": ["it begins", "it ends"], "segments": [[[0, 1]], [[1, 2]]]},
+        {"video": "b.mp4", "video_id": "b", "sentences": ["it is there"], "segments": [[[0, 1.5], [2, 4]]]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return tmp_path
+
+
+def evaluate(folder: Path, *arguments: str) -> tuple[dict, list[dict]]:
+    command = [str(folder / "model"), str(folder / "rows.jsonl"), "--split", "train", "--num_workers", "0"]
+    script.main([*command, "--output_dir", str(folder / "out"), *arguments])
+    record = json.loads((folder / "out" / "metrics.json").read_text())
+    return record, [json.loads(line) for line in (folder / "out" / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_predictions_are_the_models_and_metrics_follow_from_them(saved):
+    record, predictions = evaluate(saved)
+    model = ScadaForTemporalGrounding.from_pretrained(saved / "model").eval()
+    processor = ScadaProcessor.from_pretrained(saved / "model")
+    inputs = processor(str(saved / "a.mp4"), ["it begins", "it ends"], return_timelines=True)
+    timelines = inputs.pop("timelines")
+    with torch.no_grad():
+        (expected,) = processor.post_process_temporal_grounding(model(**inputs), timelines, top_k=10)
+    for prediction, of_sentence in zip(predictions, expected, strict=False):
+        found = np.array(prediction["segments"])
+        np.testing.assert_allclose(found[:, :2], of_sentence["segments"], rtol=1e-12)
+        np.testing.assert_allclose(found[:, 2], of_sentence["scores"], rtol=1e-12)
+    assert [(row["video"], row["sentence"]) for row in predictions] == [
+        ("a", "it begins"),
+        ("a", "it ends"),
+        ("b", "it is there"),
+    ]
+    assert [row["targets"] for row in predictions] == [[[0, 1]], [[1, 2]], [[0, 1.5], [2, 4]]]
+
+    def iou(segment, target):
+        shared = max(0.0, min(segment[1], target[1]) - max(segment[0], target[0]))
+        return shared / (segment[1] - segment[0] + target[1] - target[0] - shared)
+
+    best = [max(iou(row["segments"][0], target) for target in row["targets"]) for row in predictions]
+    assert record["metrics"]["mIoU"] == pytest.approx(100 * sum(best) / 3)
+    assert record["metrics"]["R1@0.3"] == pytest.approx(100 * sum(value >= 0.3 for value in best) / 3)
+    assert (record["split"], record["videos"], record["sentences"], record["broken_videos"]) == ("train", 2, 3, [])
+    assert record["how"]["num_frames"] == 16 and record["how"]["top_k"] == 10
+
+
+def test_a_broken_video_stops_the_evaluation_or_is_left_out_and_named(saved):
+    whole, _ = evaluate(saved)
+    (saved / "b.webm").write_bytes((saved / "b.webm").read_bytes()[:100])
+    with pytest.raises(VideoReadError, match=r"b\.webm"):
+        evaluate(saved)
+    record, predictions = evaluate(saved, "--skip_broken_videos")
+    assert [row["video"] for row in predictions] == ["a", "a"]
+    assert (record["videos"], record["sentences"]) == (1, 2) and whole["sentences"] == 3
+    (broken,) = record["broken_videos"]
+    assert broken["video"] == "b.mp4" and "b.webm" in broken["reason"]
+
+
+def test_workers_and_streams_find_the_same(saved):
+    expected = evaluate(saved)[1]
+    assert evaluate(saved, "--num_workers", "2")[1] == expected
+    assert evaluate(saved, "--streaming")[1] == expected
+
+
+def test_submission_to_qvhighlights(saved):
+    annotations = [
+        {"qid": 7, "query": "it ends ", "vid": "a", "relevant_windows": [[1, 2]]},
+        {"qid": 9, "query": "it is\nthere", "vid": "b"},
+    ]
+    path = saved / "highlight_val_release.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in annotations))
+    _, predictions = evaluate(saved, "--qvhighlights", str(path))
+    lines = [json.loads(line) for line in (saved / "out" / "submission.jsonl").read_text().splitlines()]
+    assert [(line["qid"], line["query"], line["vid"]) for line in lines] == [
+        (7, "it ends ", "a"),
+        (9, "it is\nthere", "b"),
+    ]
+    assert [line["pred_relevant_windows"] for line in lines] == [row["segments"] for row in predictions[1:]]
+    path.write_text(json.dumps(annotations[0] | {"query": "it was not asked"}))
+    with pytest.raises(ValueError, match="it was not asked.*qid 7"):
+        evaluate(saved, "--qvhighlights", str(path))

@@ -1,0 +1,810 @@
+"""
+The script that prepares annotations: every oddity of the published files, in files made here in the same formats.
+
+What is expected was worked out by hand.
+"""
+
+import csv
+import importlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from processing.annotations import load_annotations
+
+
+# On the path rather than loaded by file name, since the worker processes import the script by its name.
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+script = importlib.import_module("prepare_dataset")
+
+REVERSED = "it ends before it starts"
+EMPTY = "it has no length"
+OUTSIDE = "it lies outside its video"
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """`prepare(format, {file name: content}, **kwargs) -> (report, {split: rows})`, into `tmp_path / "out"`."""
+
+    def run(format, files, durations=None, **kwargs):
+        paths = [write(tmp_path / name, content) for name, content in files.items()]
+        if durations is not None:
+            kwargs["durations"] = [write(tmp_path / name, content) for name, content in durations.items()]
+        output = kwargs.pop("output", tmp_path / "out")
+        report = script.prepare_dataset(format, paths, output, **kwargs)
+        assert json.loads((output / "report.json").read_text(encoding="utf-8")) == report
+        splits = datasets.load_from_disk(str(output))
+        return report, {name: load_annotations(str(output), name).to_list() for name in splits}
+
+    return run
+
+
+def write(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif isinstance(content, dict):
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+    return path
+
+
+def where_and_why(dropped):
+    return [(entry["where"], entry["reason"].partition(" (")[0].partition(" of ")[0]) for entry in dropped]
+
+
+def charades_durations(lengths):
+    """Charades' own csv: free text with commas, quotes and line breaks in front of the length."""
+    columns = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length".split(",")
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for name, length in lengths.items():
+        script_text = 'A person, "awakening",\nputs a cup\r\non the shelf; then # leaves.'
+        writer.writerow(
+            [name, "HR43", "Kitchen", 6, 7, "Yes", script_text, "a;b", "A,\nB", "c092 11.90 21.20", length]
+        )
+    return file.getvalue().encode()
+
+
+CHARADES_TRAIN = """A1B2C 0.0 6.9##a person is putting a cup on a shelf.
+ZZ9ZZ 4.0 10.0##person closes door # 3 with the café's key.
+A1B2C 24.3 32.2##person ends after the video.
+A1B2C 20.0 12.5##person is annotated backwards.
+A1B2C 30.7 31.0##person is wholly after the video.
+ZZ9ZZ 3.0 3.0## person has no time.
+ZZ9ZZ 1.0 2.0##a person says ## twice.  Two spaces.
+
+ZZ9ZZ 1.0 2.0##
+"""
+CHARADES_ROWS = [
+    {
+        "video": "A1B2C.mp4",
+        "video_id": "A1B2C",
+        "duration": 30.66,
+        "sentences": ["a person is putting a cup on a shelf.", "person ends after the video."],
+        "segments": [[[0.0, 6.9]], [[24.3, 30.66]]],
+    },
+    {
+        "video": "ZZ9ZZ.mp4",
+        "video_id": "ZZ9ZZ",
+        "duration": 10.0,
+        "sentences": ["person closes door # 3 with the café's key.", "a person says ## twice.  Two spaces."],
+        "segments": [[[4.0, 10.0]], [[1.0, 2.0]]],
+    },
+]
+
+
+def test_charades_sta(prepare, tmp_path, capsys):
+    """Also: two splits at once, and nothing is made of videos where none are at hand."""
+    report, splits = prepare(
+        "charades-sta",
+        {"charades_sta_train.txt": CHARADES_TRAIN, "charades_sta_test.txt": "T0000 0.5 12.0##Test it.\n"},
+        {
+            "Charades_v1_train.csv": charades_durations({"A1B2C": 30.66, "OTHER": 5.0, "ZZ9ZZ": 10.0}),
+            "Charades_v1_test.csv": charades_durations({"T0000": "12.00"}),
+        },
+    )
+    test_row = {"video": "T0000.mp4", "video_id": "T0000", "duration": 12.0, "sentences": ["Test it."]}
+    assert splits == {"train": CHARADES_ROWS, "test": [test_row | {"segments": [[[0.5, 12.0]]]}]}
+    train = report["splits"]["train"]
+    assert (train["read"], train["kept"], train["clipped"], train["repaired"], train["videos"]) == (8, 4, 1, 0, 2)
+    assert where_and_why(train["dropped"]) == [
+        ("charades_sta_train.txt:4", REVERSED),
+        ("charades_sta_train.txt:5", OUTSIDE),
+        ("charades_sta_train.txt:6", EMPTY),
+        ("charades_sta_train.txt:9", "its text is empty"),
+    ]
+    assert report["splits"]["test"]["kept"] == report["splits"]["test"]["read"] == 1
+    assert (report["read"], report["kept"], report["clipped"], report["repaired"]) == (9, 5, 1, 0)
+    assert report["dropped"] == train["dropped"]
+    assert report["missing_videos"] is None
+    assert report["without_duration"] == []
+    assert "broken_videos" not in report
+    printed = capsys.readouterr().out
+    assert "train (charades_sta_train.txt): 8 sentences read, 4 kept, of 2 videos; 1 clipped" in printed
+    assert "1 because it ends before it starts, 1 because it lies outside its video, 1 because" in printed
+    features = datasets.load_from_disk(str(tmp_path / "out"))["test"].features
+    assert features == datasets.Features(
+        {
+            "video": datasets.Value("string"),
+            "video_id": datasets.Value("string"),
+            "duration": datasets.Value("float64"),
+            "sentences": datasets.List(datasets.Value("string")),
+            "segments": datasets.List(datasets.List(datasets.List(datasets.Value("float64")))),
+        }
+    )
+
+
+def test_reversed_rows_swapped(prepare):
+    """A swapped row is also clipped where it ends after its video; one of no length stays dropped."""
+    content = "A 20.0 12.5##One.\nA 31.0 25.0##Two.\nA 3.0 3.0##Three.\n"
+    report, splits = prepare(
+        "charades-sta", {"train.txt": content}, {"d.csv": "id,length\nA,30\n"}, repair_reversed="swap"
+    )
+    assert splits["train"][0]["segments"] == [[[12.5, 20.0]], [[25.0, 30.0]]]
+    assert (report["read"], report["kept"], report["clipped"], report["repaired"]) == (3, 2, 1, 2)
+    assert where_and_why(report["dropped"]) == [("train.txt:3", EMPTY)]
+
+
+def test_unknown_durations(prepare, capsys):
+    """Ends are not clipped, and that is said."""
+    content = "A 1.0 99.0##One.\nB 1.0 99.0##Two.\nC 1.0 99.0##Three.\n"
+    report, splits = prepare("charades-sta", {"train.txt": content}, {"d.csv": "id,length\nB,30\nC,\n"})
+    assert [(row["duration"], row["segments"]) for row in splits["train"]] == [
+        (None, [[[1.0, 99.0]]]),
+        (30.0, [[[1.0, 30.0]]]),
+        (None, [[[1.0, 99.0]]]),
+    ]
+    assert report["clipped"] == 1
+    assert report["without_duration"] == ["A.mp4", "C.mp4"]
+    assert "2 videos have no known duration" in capsys.readouterr().out
+
+
+LONG_SENTENCE = " ".join(f"word{number}" for number in range(82))
+ACTIVITYNET = {
+    "v_AbCdEfGhIjk": {
+        "duration": 82.73,
+        "timestamps": [[0.83, 19.86], [17, 60.81], [60, 82.83], [50.5, 40.0], [82.73, 82.75]],
+        "sentences": ["A person  sits.", " They leave.\n", " One\n ends late.", "Backwards.", "After the end."],
+    },
+    "v_-_0000000-_": {
+        "duration": 755,
+        "timestamps": [[7, 7], [-1.5, 3], [0, 755], [1, 2], [0.1, 0.30000000000000004]],
+        "sentences": [" No time.", "一个人 läuft…", LONG_SENTENCE, "\n", "a\r\n\r\n b\tc\u00a0 d\n"],
+    },
+    "v_nothing_left": {"duration": 1.58, "timestamps": [[1.58, 1.6]], "sentences": ["Gone."]},
+}
+
+
+def test_activitynet_captions(prepare):
+    only_first = {"v_AbCdEfGhIjk": ACTIVITYNET["v_AbCdEfGhIjk"] | {"timestamps": [[1, 2]], "sentences": ["Other."]}}
+    report, splits = prepare(
+        "activitynet-captions", {"train.json": ACTIVITYNET, "val_1.json": only_first, "val_2.json": only_first}
+    )
+    first = {"video": "v_AbCdEfGhIjk.mp4", "video_id": "v_AbCdEfGhIjk", "duration": 82.73}
+    assert splits["train"] == [
+        first
+        | {
+            "sentences": ["A person  sits.", "They leave.", "One ends late."],
+            "segments": [[[0.83, 19.86]], [[17.0, 60.81]], [[60.0, 82.73]]],
+        },
+        {
+            "video": "v_-_0000000-_.mp4",
+            "video_id": "v_-_0000000-_",
+            "duration": 755.0,
+            "sentences": ["一个人 läuft…", LONG_SENTENCE, "a b\tc\u00a0 d"],
+            "segments": [[[0.0, 3.0]], [[0.0, 755.0]], [[0.1, 0.30000000000000004]]],
+        },
+    ]
+    assert splits["val_1"] == splits["val_2"] == [first | {"sentences": ["Other."], "segments": [[[1.0, 2.0]]]}]
+    train = report["splits"]["train"]
+    assert (train["read"], train["kept"], train["clipped"], train["videos"]) == (11, 6, 2, 2)
+    assert where_and_why(train["dropped"]) == [
+        ("train.json: v_AbCdEfGhIjk[3]", REVERSED),
+        ("train.json: v_AbCdEfGhIjk[4]", OUTSIDE),
+        ("train.json: v_-_0000000-_[0]", EMPTY),
+        ("train.json: v_-_0000000-_[3]", "its text is empty"),
+        ("train.json: v_nothing_left[0]", OUTSIDE),
+    ]
+    assert (report["read"], report["kept"]) == (13, 8)
+
+
+QVHIGHLIGHTS = [
+    {"qid": 1, "query": "A chef cooks.", "duration": 150, "vid": "NUsG9BgSes0_210.0_360.0",
+     "relevant_windows": [[82, 150], [0, 2]], "relevant_clip_ids": [41], "saliency_scores": [[1, 1, 2]]},
+    {"qid": 2, "query": " Trees ", "duration": 126, "vid": "b.mkv_0.0_126.0", "relevant_windows": [[0, 130], [4, 4]]},
+    {"qid": 3, "query": "The chef rests", "duration": 150, "vid": "NUsG9BgSes0_210.0_360.0",
+     "relevant_windows": [[9, 8], [150, 152]]},
+    {"qid": 4, "query": "Hidden", "duration": 150, "vid": "NUsG9BgSes0_210.0_360.0"},
+]  # fmt: skip
+
+
+def test_qvhighlights(prepare, capsys):
+    """Several windows: the empty ones go, and the sentence where none is left. Names have dots in them."""
+    report, splits = prepare("qvhighlights", {"highlight_val_release.jsonl": QVHIGHLIGHTS})
+    assert splits["val"] == [
+        {
+            "video": "NUsG9BgSes0_210.0_360.0.mp4",
+            "video_id": "NUsG9BgSes0_210.0_360.0",
+            "duration": 150.0,
+            "sentences": ["A chef cooks."],
+            "segments": [[[82.0, 150.0], [0.0, 2.0]]],
+        },
+        {
+            "video": "b.mkv_0.0_126.0.mp4",
+            "video_id": "b.mkv_0.0_126.0",
+            "duration": 126.0,
+            "sentences": ["Trees"],
+            "segments": [[[0.0, 126.0]]],
+        },
+    ]
+    assert (report["read"], report["kept"], report["clipped"]) == (4, 2, 1)
+    assert report["dropped"] == [
+        {
+            "where": "highlight_val_release.jsonl:3",
+            "reason": "it ends before it starts (9 to 8 s); it lies outside its video (150 to 152 s of 150 s)",
+        },
+        {
+            "where": "highlight_val_release.jsonl:4",
+            "reason": "it has no relevant_windows, as in QVHighlights' test file",
+        },
+    ]
+    assert where_and_why(report["dropped_segments"]) == [("highlight_val_release.jsonl:2", EMPTY)]
+    assert "of sentences with others left: 1 because it has no length" in capsys.readouterr().out
+
+
+def test_qvhighlights_without_any_window(prepare, tmp_path):
+    with pytest.raises(ValueError, match="No sentence of .*_test_release.jsonl is left .1 because it has no relevant"):
+        prepare("qvhighlights", {"highlight_test_release.jsonl": [QVHIGHLIGHTS[3]]})
+    assert not (tmp_path / "out").exists()
+
+
+def test_tacos(prepare):
+    """Times are in frames: 4 per second here."""
+    entry = {
+        "timestamps": [[2, 10], [0, 41], [5, 5]],
+        "sentences": ["He cuts.", "He washes.", "He."],
+        "fps": 4,
+        "num_frames": 40,
+    }
+    report, splits = prepare("tacos", {"test.json": {"s13-d21.avi": entry, "s13-d25": entry | {"fps": 29.4}}})
+    assert splits["test"][0] == {
+        "video": "s13-d21.avi",
+        "video_id": "s13-d21",
+        "duration": 10.0,
+        "sentences": ["He cuts.", "He washes."],
+        "segments": [[[0.5, 2.5]], [[0.0, 10.0]]],
+    }
+    assert splits["test"][1]["video"] == "s13-d25.mp4"
+    np.testing.assert_allclose(splits["test"][1]["segments"], [[[0.068027, 0.340136]], [[0, 1.360544]]], atol=1e-6)
+    assert (report["read"], report["kept"], report["clipped"]) == (6, 4, 2)
+
+
+OWN_ROWS = [
+    {
+        "video": "kitchen.mp4",
+        "video_id": "kitchen",
+        "duration": None,
+        "sentences": ["A man, who is tall, leaves.", "He is back."],
+        "segments": [[[12.4, 15.1]], [[1.0, 2.5], [7.0, 9.0]]],
+    },
+    {
+        "video": "sub/garden.webm",
+        "video_id": "sub/garden",
+        "duration": 20.0,
+        "sentences": ["Ein Käfer fliegt."],
+        "segments": [[[3.0, 20.0]]],
+    },
+]
+
+
+@pytest.mark.parametrize("names", ["video,sentence,segment,duration", "Video, sentences ,segments,duration"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_csv(prepare, names, mark):
+    content = (
+        f'{mark}{names}\r\nkitchen.mp4,"A man, who is tall,\r\nleaves.","[12.4, 15.1]",\r\n'
+        'sub/garden.webm,Ein Käfer fliegt. ,"[3, 22]",20\r\n\r\n,,,\r\n'
+        'kitchen.mp4,He is back.,"[[1.0, 2.5], [7, 9]]",\r\nkitchen.mp4,Never.,"[2, 1]",\r\n'
+    )
+    report, splits = prepare("csv", {"my.csv": content})
+    assert splits == {"train": OWN_ROWS}
+    assert (report["read"], report["kept"], report["clipped"]) == (4, 3, 1)
+    # Lines of the file, of which the first sentence takes two.
+    assert where_and_why(report["dropped"]) == [("my.csv:8", REVERSED)]
+
+
+def test_csv_with_start_and_end(prepare):
+    content = "start,end,video,video_id,sentence\n1,2.5,a.mp4,first,He sits.\n"
+    _, splits = prepare("csv", {"my.csv": content}, split="holdout")
+    row = {"video": "a.mp4", "video_id": "first", "duration": None, "sentences": ["He sits."]}
+    assert splits == {"holdout": [row | {"segments": [[[1.0, 2.5]]]}]}
+
+
+def test_jsonl(prepare):
+    """A line a sentence or a line a video, in one file too."""
+    lines = [
+        {"video": "kitchen.mp4", "sentence": " A man, who is tall,\nleaves.", "segment": [12.4, 15.1]},
+        {"video": "sub/garden.webm", "duration": 20, "sentences": ["Ein Käfer fliegt."], "segments": [[3, 22]]},
+        {
+            "video": "kitchen.mp4",
+            "sentences": ["He is back.", "Never."],
+            "segments": [[[1.0, 2.5], [7, 9]], [2, 1]],
+        },
+    ]
+    report, splits = prepare("jsonl", {"test_annotations.jsonl": lines})
+    assert splits == {"test": OWN_ROWS}
+    assert where_and_why(report["dropped"]) == [("test_annotations.jsonl:3[1]", REVERSED)]
+
+
+def test_prepared_rows_are_a_format_of_their_own(prepare, tmp_path):
+    _, splits = prepare("jsonl", {"a.jsonl": OWN_ROWS})
+    assert splits["train"] == OWN_ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("charades_sta_train.txt", "train"),
+        ("charades_sta_test.txt", "test"),
+        ("train.json", "train"),
+        ("val_1.json", "val_1"),
+        ("val_2.json", "val_2"),
+        ("val.json", "val"),
+        ("test.json", "test"),
+        ("highlight_val_release.jsonl", "val"),
+        ("highlight_train_release.jsonl", "train"),
+        ("My-Test.csv", "test"),
+        ("validation.jsonl", "validation"),
+        ("trains_and_tests_of_valves.csv", "train"),
+        ("latest_val_2017.csv", "val"),
+        ("contest.csv", "train"),
+    ],
+)
+def test_split_names(name, split):
+    assert script.split_name(Path("test") / name) == split
+
+
+# As many rows as the published files have.
+
+
+def test_scale_of_charades_sta(prepare):
+    """
+    5,338 videos of 30.06 s, one row each, and 7,070 more of which a video gets up to 11; 1,805 rows end up to 1.54 s
+    too late, and the last four are reversed.
+    """
+    lines = [f"V{k:04d} 5.0 {30.1 + (k % 16) / 10 if k < 1805 else 20.0:.1f}##person {k}." for k in range(5338)]
+    lines += [f"V{k // 11:04d} 2.5 9.9##person {k} again." for k in range(7066)]
+    lines += [f"V{k:04d} 9.9 2.5##person {k} backwards." for k in range(4)]
+    lengths = charades_durations({f"V{k:04d}": 30.06 for k in range(5338)})
+    started_seconds = time.process_time()
+    report, splits = prepare("charades-sta", {"charades_sta_train.txt": "\n".join(lines)}, {"d.csv": lengths})
+    assert time.process_time() - started_seconds < 20
+    rows = splits["train"]
+    assert (report["read"], report["kept"], report["clipped"], report["videos"]) == (12408, 12404, 1805, 5338)
+    assert where_and_why(report["dropped"]) == [(f"charades_sta_train.txt:{12405 + k}", REVERSED) for k in range(4)]
+    assert [row["video_id"] for row in rows] == [f"V{k:04d}" for k in range(5338)]
+    assert rows[3]["sentences"] == ["person 3.", *(f"person {k} again." for k in range(33, 44))]
+    assert rows[3]["segments"] == [[[5.0, 30.06]], *[[[2.5, 9.9]]] * 11]
+    assert sum(len(row["sentences"]) for row in rows) == 12404
+
+
+def test_scale_of_activitynet_captions(prepare):
+    """10,009 videos of 3 sentences, of which 308 have 24 more and one 2 more; 261 rows end 0.1 s too late."""
+    entries = {}
+    for k in range(10009):
+        count = 27 if k < 308 else 5 if k == 308 else 3
+        end_seconds = 100.1 if k < 261 else 90.0
+        entries[f"v_{k:011d}"] = {
+            "duration": 100.0,
+            "timestamps": [[1, 2]] * (count - 1) + [[50.5, end_seconds]],
+            "sentences": [f"{' ' if i % 3 else ''}Person {k} does {i}." for i in range(count)],
+        }
+    for k, segment in zip((5000, 6000, 7000, 8000), ([9, 8], [3, 3], [7.5, 7.25], [0, 0]), strict=True):
+        entries[f"v_{k:011d}"]["timestamps"][1] = segment
+    report, splits = prepare("activitynet-captions", {"train.json": entries})
+    assert (report["read"], report["kept"], report["clipped"], report["videos"]) == (37421, 37417, 261, 10009)
+    assert where_and_why(report["dropped"]) == [
+        ("train.json: v_00000005000[1]", REVERSED),
+        ("train.json: v_00000006000[1]", EMPTY),
+        ("train.json: v_00000007000[1]", REVERSED),
+        ("train.json: v_00000008000[1]", EMPTY),
+    ]
+    rows = splits["train"]
+    assert rows[260]["segments"][-1] == [[50.5, 100.0]]
+    assert rows[308]["sentences"] == [f"Person 308 does {i}." for i in range(5)]
+    assert rows[5000]["sentences"] == ["Person 5000 does 0.", "Person 5000 does 2."]
+
+
+def test_qvhighlights_file_of_the_fixtures(fixtures_dir, tmp_path):
+    path = fixtures_dir / "metrics" / "highlight_val_release.jsonl"
+    report = script.prepare_dataset("qvhighlights", [path], tmp_path / "out")
+    annotated = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = {}
+    for entry in annotated:
+        expected.setdefault(entry["vid"], []).append((entry["query"].strip(), entry["relevant_windows"]))
+    rows = load_annotations(str(tmp_path / "out"), "val").to_list()
+    got = {row["video_id"]: list(zip(row["sentences"], row["segments"], strict=True)) for row in rows}
+    assert got == expected
+    assert list(got) == list(expected)
+    assert report["read"] == report["kept"] == len(annotated) == 1550
+    assert (report["clipped"], report["dropped"], report["without_duration"]) == (0, [], [])
+
+
+# The output folder.
+
+
+def test_splits_are_added_and_replaced(prepare, tmp_path):
+    durations = {"d.csv": "id,length\nA,30\n"}
+    first, _ = prepare("charades-sta", {"charades_sta_train.txt": "A 2.0 1.0##No.\nA 1.0 2.0##Old.\n"}, durations)
+    second, splits = prepare("charades-sta", {"charades_sta_test.txt": "A 3.0 4.0##Test.\n"}, durations)
+    assert {name: rows[0]["sentences"] for name, rows in splits.items()} == {"train": ["Old."], "test": ["Test."]}
+    # Totals are of the call, but how the other split was made is not forgotten.
+    assert (second["read"], second["dropped"]) == (1, [])
+    assert second["splits"]["train"] == first["splits"]["train"]
+    third, splits = prepare("charades-sta", {"charades_sta_train.txt": "A 5.0 6.0##New.\n"}, durations)
+    assert {name: rows[0]["sentences"] for name, rows in splits.items()} == {"train": ["New."], "test": ["Test."]}
+    assert list(third["splits"]) == ["train", "test"]
+    assert third["splits"]["train"]["read"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("has_earlier", [False, True])
+def test_killed_while_writing(prepare, tmp_path, monkeypatch, has_earlier):
+    """The folder is as it was, and the next call does not stumble over what lies about."""
+    if has_earlier:
+        prepare("charades-sta", {"test.txt": "A 1.0 2.0##One.\n"})
+
+    def save_half(splits, folder):
+        Path(folder, "train").mkdir(parents=True)
+        Path(folder, "dataset_dict.json").write_text('{"splits": ["train"]}')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script.DatasetDict, "save_to_disk", save_half)
+        prepare("charades-sta", {"train.txt": "A 1.0 2.0##Two.\n"})
+    assert (tmp_path / "out").exists() == has_earlier
+    if has_earlier:
+        assert load_annotations(str(tmp_path / "out"), "test")["sentences"][0] == ["One."]
+    _, splits = prepare("charades-sta", {"train.txt": "A 1.0 2.0##Two.\n"})
+    assert set(splits) == ({"train", "test"} if has_earlier else {"train"})
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("step", ["between the renames", "before the old one is removed"])
+def test_killed_while_swapping(prepare, tmp_path, step):
+    """No earlier split is lost."""
+    prepare("charades-sta", {"test.txt": "A 1.0 2.0##One.\n"})
+    if step == "between the renames":
+        (tmp_path / "out").rename(tmp_path / ".out.prepare_dataset.old")
+        (tmp_path / ".out.prepare_dataset.new").mkdir()
+    else:
+        (tmp_path / ".out.prepare_dataset.old" / "test").mkdir(parents=True)
+    _, splits = prepare("charades-sta", {"train.txt": "A 1.0 2.0##Two.\n"})
+    assert set(splits) == {"train", "test"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_output_folder_with_something_else(prepare, tmp_path):
+    files = {"train.txt": "A 1.0 2.0##One.\n"}
+    (tmp_path / "out").mkdir()
+    prepare("charades-sta", files)  # empty is fine
+    (tmp_path / "out" / "videos").mkdir()
+    with pytest.raises(ValueError, match=r"out has \['videos'\] in it. Name a new or an empty folder"):
+        prepare("charades-sta", files)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "notes.txt", "mine")
+    with pytest.raises(ValueError, match="other exists, and is no data set that this script wrote"):
+        prepare("charades-sta", files, output=tmp_path / "other")
+    with pytest.raises(ValueError, match="notes.txt exists, and is no data set"):
+        prepare("charades-sta", files, output=tmp_path / "other" / "notes.txt")
+    assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}).save_to_disk(str(tmp_path / "third"))
+    write(tmp_path / "third" / "report.json", "{}")
+    with pytest.raises(ValueError, match="third has other columns than this script writes"):
+        prepare("charades-sta", files, output=tmp_path / "third")
+
+
+def test_push_to_hub(prepare, monkeypatch):
+    """All splits of the folder go."""
+    pushed = []
+    monkeypatch.setattr(
+        script.DatasetDict, "push_to_hub", lambda self, name: pushed.append((name, sorted(self), self["test"][0]))
+    )
+    prepare("charades-sta", {"test.txt": "A 1.0 2.0##One.\n"})
+    assert pushed == []
+    _, splits = prepare("charades-sta", {"train.txt": "A 1.0 2.0##Two.\n"}, push_to_hub="me/charades")
+    assert pushed == [("me/charades", ["test", "train"], splits["test"][0])]
+
+
+# Videos.
+
+
+def test_videos_are_found(prepare, make_clip, tmp_path, capsys):
+    """With any extension, with or without `v_`; rows of missing videos are kept."""
+    (tmp_path / "videos" / "sub").mkdir(parents=True)
+    for name in ("sub/plain.webm", "v_there.mkv", "dotted_0.0_2.5.mp4", "s13-d21.mp4"):
+        (tmp_path / "videos" / name).write_bytes(b"not opened")
+    entry = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["A."]}
+    names = {
+        "v_sub/plain": None,
+        "there": "v_there.mkv",
+        "v_there": "v_there.mkv",
+        "dotted_0.0_2.5": "dotted_0.0_2.5.mp4",
+        "s13-d21.avi": "s13-d21.mp4",
+        "sub/v_plain": "sub/plain.webm",
+        "v_gone": None,
+    }
+    both = {"val_1.json": dict.fromkeys(names, entry), "val_2.json": {"v_gone": entry}}
+    report, splits = prepare("activitynet-captions", both, videos=tmp_path / "videos")
+    fallback = {"v_sub/plain": "v_sub/plain.mp4", "v_gone": "v_gone.mp4"}
+    assert [row["video"] for row in splits["val_1"]] == [path or fallback[name] for name, path in names.items()]
+    assert [row["video_id"] for row in splits["val_1"]][:2] == ["v_sub/plain", "there"]
+    # v_gone is in both.
+    assert (report["missing_videos"], report["missing"]) == (2, ["v_sub/plain.mp4", "v_gone.mp4"])
+    assert report["splits"]["val_1"]["missing_videos"] == 2
+    assert report["splits"]["val_2"]["missing_videos"] == 1
+    assert report["kept"] == report["read"] == 8
+    assert "2 videos are missing: v_sub/plain.mp4, v_gone.mp4" in capsys.readouterr().out
+
+
+def test_durations_from_the_videos(prepare, make_clip, tmp_path):
+    """Where no file says them; URLs are not opened."""
+    make_clip("two_seconds.mkv", num_frames=20)
+    write(tmp_path / "broken.mp4", "this is no video")
+    content = "video,sentence,start,end,duration\n" + "".join(
+        f"{name},One.,1,9,{duration}\n"
+        for name, duration in [("two_seconds", ""), ("broken", ""), ("gone", ""), ("https://a.b/c.mp4", "")]
+    )
+    report, splits = prepare("csv", {"my.csv": content}, videos=tmp_path, num_workers=1)
+    assert [(row["video"], row["duration"], row["segments"]) for row in splits["train"]] == [
+        ("two_seconds.mkv", pytest.approx(2.0), [[[1.0, pytest.approx(2.0)]]]),
+        ("broken.mp4", None, [[[1.0, 9.0]]]),
+        ("gone", None, [[[1.0, 9.0]]]),
+        ("https://a.b/c.mp4", None, [[[1.0, 9.0]]]),
+    ]
+    assert report["clipped"] == 1
+    assert report["without_duration"] == ["broken", "gone", "https://a.b/c.mp4"]
+    assert report["missing"] == ["gone"]
+    assert [entry["video"] for entry in report["broken_videos"]] == ["broken"]
+    assert "different_durations" not in report
+
+
+@pytest.fixture
+def cut_clip(make_clip):
+    """Whole by what it says of itself, but the last tenth of the file is missing."""
+    path = make_clip("cut.mp4", num_frames=30, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    return path
+
+
+def test_check_videos(prepare, make_clip, cut_clip, tmp_path, capsys):
+    make_clip("good.mp4", num_frames=30)
+    make_clip("longer.mp4", num_frames=41)
+    make_clip("almost.mp4", num_frames=39)
+    (tmp_path / "empty.mp4").touch()
+    names = ["good", "cut", "gone", "longer", "almost", "empty"]
+    entry = {"duration": 3.0, "timestamps": [[1, 2]], "sentences": ["A."]}
+    report, splits = prepare(
+        "activitynet-captions",
+        {"train.json": dict.fromkeys(names, entry)},
+        videos=tmp_path,
+        check_videos=True,
+        num_workers=2,
+    )
+    broken = {item["video"]: item["reason"] for item in report["broken_videos"]}
+    assert list(broken) == ["cut.mp4", "empty.mp4"]
+    assert "reading got to" in broken["cut.mp4"]
+    assert "it is empty" in broken["empty.mp4"]
+    assert report["different_durations"] == [
+        {"video": "longer.mp4", "annotated_seconds": 3.0, "own_seconds": pytest.approx(4.1)}
+    ]
+    assert report["missing"] == ["gone.mp4"]
+    assert [row["duration"] for row in splits["train"]] == [3.0] * 6
+    captured = capsys.readouterr()
+    assert "2 videos are broken:\n  cut.mp4: Could not read the video" in captured.out
+    assert "longer.mp4: 4.10 s, annotated as 3.00 s" in captured.out
+    assert "5/5" in captured.err
+
+
+def test_inspection_reads_all_of_a_video(make_clip, cut_clip):
+    """Damage in the middle and a missing end show; whole videos of all kinds do not."""
+    whole = [
+        make_clip("b_frames.mp4", num_frames=50, codec_options={"bf": "3"}),
+        make_clip("uneven.mkv", times_seconds=[0, 0.1, 0.35, 0.4, 1.9]),
+        make_clip("late.mp4", num_frames=12, fps=30, start_seconds=1.25),
+        make_clip("vp9.webm", num_frames=20, codec="libvpx-vp9"),
+        make_clip("stream.ts", num_frames=20, fps=25),
+    ]
+    assert [script.inspect_video(path, decode=True).problem for path in whole] == [None] * 5
+    assert script.inspect_video(cut_clip, decode=False) == script.Inspection(pytest.approx(3.0), None)
+    assert "cut.mp4" in script.inspect_video(cut_clip, decode=True).problem
+    damaged = make_clip("damaged.mp4", num_frames=200, container_options={"movflags": "faststart"})
+    content = bytearray(damaged.read_bytes())
+    middle = len(content) * 3 // 4
+    content[middle : middle + 200] = bytes(200)
+    damaged.write_bytes(content)
+    inspection = script.inspect_video(damaged, decode=True)
+    assert inspection.duration_seconds == pytest.approx(20.0)
+    assert "damaged.mp4" in inspection.problem
+
+
+def test_inspection_reports_what_nobody_expected(make_clip, monkeypatch):
+    monkeypatch.setattr(script, "read_frames", lambda *args: 1 / 0)
+    inspection = script.inspect_video(make_clip(), decode=True)
+    assert inspection == (pytest.approx(2.0), "ZeroDivisionError: division by zero")
+
+
+def halve_or_die(number):
+    if number % 10 == 3:
+        os._exit(1)
+    if number < 0:
+        raise ValueError(f"Received {number}")
+    return number / 2
+
+
+def test_a_crash_takes_nothing_along():
+    items = [2, 3, 4, 13, 6, 8]
+    assert script.map_isolated(halve_or_die, items, 2, "halving") == [1, None, 2, None, 3, 4]
+    with pytest.raises(ValueError, match="Received -1"):
+        script.map_isolated(halve_or_die, [-1, 2, 4], 1, "halving")
+
+
+def test_crashed_videos_are_broken(monkeypatch):
+    monkeypatch.setattr(script, "map_isolated", lambda function, items, *args: [None for _ in items])
+    inspections = script.inspect_videos({"a": "a.mp4"}, Path("videos"), True, 4)
+    assert inspections == {"a": (None, "the process that read it crashed or was killed")}
+
+
+def test_prepared_data_trains(prepare, make_clip, tiny_processor, tmp_path):
+    """From a csv and clips to labels, through the collator: fractions of the videos' own durations."""
+    from processing.collator import TemporalGroundingCollator
+
+    make_clip("v_first.mkv", num_frames=40)
+    make_clip("second.mp4", num_frames=25, first_code=100)
+    content = 'video,sentence,segment\nfirst,a man,"[1, 3]"\nsecond.mp4,b,"[0, 9]"\nfirst,c,"[[0, 0.4], [2.0, 4.5]]"\n'
+    report, _ = prepare("csv", {"my.csv": content}, videos=tmp_path, num_workers=1)
+    assert (report["clipped"], report["without_duration"]) == (2, [])
+    rows = load_annotations(str(tmp_path / "out"), "train")
+    batch = TemporalGroundingCollator(tiny_processor, video_root=tmp_path)([rows[0], rows[1]])
+    expected = [[[[0.25, 0.75], [-100, -100]], [[0, 0.1], [0.5, 1]]], [[[0, 1], [-100, -100]], [[-100, -100]] * 2]]
+    np.testing.assert_allclose(batch["labels"], expected, atol=1e-6)
+    assert batch["sentence_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["pixel_values_videos"].shape == (2, 16, 3, 32, 32)
+
+
+# Errors: where it is, what came, what was expected.
+
+ENTRY = {"duration": 9.0, "timestamps": [[1, 2]], "sentences": ["A."]}
+LINE = {"video": "a.mp4", "sentence": "A.", "segment": [1, 2]}
+MALFORMED = [
+    ("charades-sta", "a.txt", "A 1 2##One.\nA 1 2 3##Two.\n", "a.txt:2: received 'A 1 2 3##Two.', expected `VIDEO"),
+    ("charades-sta", "a.txt", "A 1 2#One.\n", "a.txt:1: .*expected `VIDEO start end##sentence`"),
+    ("charades-sta", "a.txt", "A one 2##One.\n", "a.txt:1: received 'one', expected a number"),
+    ("charades-sta", "a.txt", "A nan 2##One.\n", "a.txt:1: received 'nan', expected a number"),
+    ("charades-sta", "a.txt", b"A 1 2##caf\xe9.\n", "a.txt is not UTF-8 .*Save it as UTF-8"),
+    ("charades-sta", "a.txt", "\n", "No sentence of .*a.txt is left"),
+    ("activitynet-captions", "a.json", '{"v_a": ', "a.json .*expected a JSON object with an entry for each video"),
+    ("activitynet-captions", "a.json", [ENTRY, ENTRY], "a.json .*expected a JSON object with an entry for each video"),
+    ("activitynet-captions", "a.json", "[]", "a.json: received 'list', expected a JSON object"),
+    ("activitynet-captions", "a.json", b'{"\xff": 1}', "a.json is not UTF-8"),
+    ("activitynet-captions", "a.json", {"v_a": [1]}, r"a.json: v_a: received '\[1\]', expected an object"),
+    ("activitynet-captions", "a.json", {"v_a": {"sentences": []}}, "a.json: v_a: .*expected also 'timestamps'"),
+    (
+        "activitynet-captions",
+        "a.json",
+        {"v_a": ENTRY | {"sentences": ["A.", "B."]}},
+        "a.json: v_a: received '2 sentences and 1 segments', expected two lists of one length",
+    ),
+    (
+        "activitynet-captions",
+        "a.json",
+        {"v_a": ENTRY | {"timestamps": [[1, "x"]]}},
+        r"a.json: v_a\[0\]: received 'x', expected a number",
+    ),
+    ("activitynet-captions", "a.json", {"v_a": ENTRY | {"timestamps": [[1]]}}, r"a.json: v_a\[0\]: .*\[start, end\]"),
+    ("activitynet-captions", "a.json", {"v_a": ENTRY | {"sentences": [5]}}, r"v_a\[0\]: .*expected a sentence"),
+    ("activitynet-captions", "a.json", {"v_a": ENTRY | {"duration": 0}}, "v_a: .*expected a positive duration"),
+    ("tacos", "a.json", {"s1": ENTRY}, "a.json: s1: .*expected also 'fps'"),
+    ("tacos", "a.json", {"s1": ENTRY | {"fps": 0, "num_frames": 9}}, "s1: .*a positive number of frames per second"),
+    ("qvhighlights", "a.jsonl", [{"vid": "a", "relevant_windows": [[1, 2]]}], "a.jsonl:1: .*expected also 'query'"),
+    ("qvhighlights", "a.jsonl", [{"vid": "a", "query": 3}], "a.jsonl:1: received '3', expected a text"),
+    (
+        "qvhighlights",
+        "a.jsonl",
+        [{"vid": "a", "query": "A.", "relevant_windows": [[1, 2], [True, 3]]}],
+        "a.jsonl:1: received 'True', expected a number",
+    ),
+    ("jsonl", "a.jsonl", '{"video": "a.mp4"\n', "a.jsonl:1 .*expected one JSON object a line"),
+    ("jsonl", "a.jsonl", "[1]\n", "a.jsonl:1: .*expected one JSON object a line"),
+    ("jsonl", "a.jsonl", [LINE, {"video": "a.mp4", "sentence": "A."}], "a.jsonl:2: .*expected also 'segment'"),
+    ("jsonl", "a.jsonl", [{"sentence": "A.", "segment": [1, 2]}], "a.jsonl:1: .*expected also 'video'"),
+    ("jsonl", "a.jsonl", [LINE | {"segment": []}], r"a.jsonl:1: .*expected `\[start, end\]`"),
+    ("jsonl", "a.jsonl", [LINE | {"segment": [[1, 2], 3]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
+    ("jsonl", "a.jsonl", [LINE | {"video": ""}], "a.jsonl:1: received '', expected a text that is not empty"),
+    (
+        "jsonl",
+        "a.jsonl",
+        [LINE | {"duration": 9}, LINE, LINE | {"duration": 8}],
+        "a.jsonl:3: received 'the duration 8.0', expected 9.0 as further up for a.mp4",
+    ),
+    ("csv", "a.csv", "", "a.csv: .*expected a column `video`"),
+    ("csv", "a.csv", "video,text,segment\na,b,c\n", r"a.csv: .*\['video', 'text', 'segment'\].*`sentence`"),
+    ("csv", "a.csv", "video;sentence;segment\n", "a.csv: .*column `video`, separated by commas"),
+    ("csv", "a.csv", "video,sentence,start\n", "a.csv: .*a column `segment` or `segments` or `start` and `end`"),
+    ("csv", "a.csv", "video,sentence,segment\na,A.,[1, 2]\n", "a.csv:2: received '4 cells', expected 3, as in"),
+    ("csv", "a.csv", "video,sentence,segment\na,A.,1-2\n", r"a.csv:2 .*received '1-2', expected `\[start, end\]`"),
+    ("csv", "a.csv", 'video,sentence,segment\na,"A.,[1]\n', "a.csv:2: received 'unexpected end of data', expected"),
+    ("csv", "a.csv", "video,sentence,start,end\na,A.,1,\n", "a.csv:2: received '', expected a number"),
+    ("csv", "a.csv", "video,sentence,start,end,duration\na,A.,1,2,x\n", "a.csv:2: received 'x', expected a number"),
+    ("csv", "a.csv", b"video,sentence,start,end\na,caf\xe9,1,2\n", "a.csv is not UTF-8 .*in Excel as 'CSV UTF-8'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "name", "content", "message"), MALFORMED)
+def test_malformed_files(prepare, tmp_path, format, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(format, {name: content})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,seconds\nA,3\n", r"d.csv: .*\['id', 'seconds'\].*a column `length` or `duration`"),
+        ("name,length\nA,3\n", "d.csv: .*a column `id`"),
+        ("id,length\nA,-3\n", "d.csv:2: received '-3', expected a positive duration"),
+        ("id,length\nA,3\nA,4\n", "d.csv:3: received '4.0', expected the duration that A has further up"),
+    ],
+)
+def test_malformed_durations(prepare, content, message):
+    with pytest.raises(ValueError, match=message):
+        prepare("charades-sta", {"train.txt": "A 1 2##One.\n"}, {"d.csv": content})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"format": "charades"}, ValueError, "format='charades'; expected one of"),
+        ({"repair_reversed": "flip"}, ValueError, "repair_reversed='flip'; expected 'drop' or 'swap'"),
+        ({"num_workers": 0}, ValueError, "num_workers=0; expected at least 1"),
+        ({"annotations": ["nowhere.txt"]}, FileNotFoundError, "There is no file nowhere.txt"),
+        ({"durations": ["nowhere.csv"]}, FileNotFoundError, "There is no file nowhere.csv"),
+        ({"videos": "nowhere"}, FileNotFoundError, "There is no folder nowhere"),
+        ({"check_videos": True}, ValueError, "--check_videos without --videos"),
+        ({"split": "../up"}, ValueError, "--split '../up'; expected letters, digits and underscores"),
+        ({"annotations": 2}, ValueError, r"one and the same split: train \(a.txt\), train \(a.txt\)"),
+        ({"annotations": 2, "split": "x"}, ValueError, "--split x for 2 files"),
+    ],
+)
+def test_arguments(tmp_path, kwargs, error, message):
+    path = write(tmp_path / "a.txt", "A 1 2##One.\n")
+    arguments = {"format": "charades-sta", "annotations": [path], "output": tmp_path / "out"} | kwargs
+    if isinstance(arguments["annotations"], int):
+        arguments["annotations"] = [path] * arguments["annotations"]
+    with pytest.raises(error, match=message):
+        script.prepare_dataset(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    train = write(tmp_path / "charades_sta_train.txt", "A 1.0 2.0##One.\nA 2.0 1.0##Two.\n")
+    durations = write(tmp_path / "d.csv", "id,length\nA,30\n")
+    command = ["prepare_dataset.py", "--format", "charades-sta", "--annotations", str(train), "--split", "dev"]
+    command += ["--durations", str(durations), "--videos", str(tmp_path), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--repair_reversed", "swap"])
+    script.main()
+    assert load_annotations(str(tmp_path / "out"), "dev")["segments"][0] == [[[1.0, 2.0]], [[1.0, 2.0]]]
+    printed = capsys.readouterr().out
+    assert "dev (charades_sta_train.txt): 2 sentences read, 2 kept, of 1 videos; 0 clipped" in printed
+    assert "1 videos are missing: A.mp4" in printed
+    assert f"--dataset {tmp_path / 'out'} --video_root {tmp_path}" in printed
