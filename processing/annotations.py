@@ -191,7 +191,7 @@ class VideoFiles:
         path = Path(self.root or "") / video
         if path.is_file():
             return str(path)
-        stem = _without_extension(path.name)
+        stem = without_extension(path.name)
         files = self._files(path.parent)
         for name in (stem, stem.removeprefix("v_"), f"v_{stem}"):
             if name in files:
@@ -207,7 +207,7 @@ class VideoFiles:
             found = [Path(entry) for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
             ranked = [path for path in found if path.suffix.lower() in VIDEO_EXTENSIONS]
             ranked.sort(key=lambda path: (VIDEO_EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
-            self._files_of_folder[folder] = {_without_extension(path.name): path for path in ranked}
+            self._files_of_folder[folder] = {without_extension(path.name): path for path in ranked}
         return self._files_of_folder[folder]
 
 
@@ -225,7 +225,7 @@ def _video_key(video: Any) -> Any:
     return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
 
 
-def _without_extension(name: str) -> str:
+def without_extension(name: str) -> str:
     """Names of QVHighlights have dots in them, so only what is an extension of videos is one."""
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in VIDEO_EXTENSIONS else name

@@ -53,7 +53,7 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset, DatasetDict, Features, Value
 from tqdm import tqdm
 
-from processing.annotations import VIDEO_EXTENSIONS, VideoFiles, clean_segment, clean_sentence
+from processing.annotations import VideoFiles, clean_segment, clean_sentence, without_extension
 from processing.video_io import VideoReadError, probe, read_frames
 
 
@@ -169,14 +169,14 @@ def read_charades_sta(path: Path) -> Iterator[Sentence]:
         if not separator or len(fields) != 3:
             raise _malformed(where, line, "`VIDEO start end##sentence`")
         segments = _segments(fields[1:], where)
-        yield Sentence(where, _file_name(fields[0]), _without_extension(fields[0]), None, text, segments)
+        yield Sentence(where, _file_name(fields[0]), without_extension(fields[0]), None, text, segments)
 
 
 def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
     """An object from names to `duration`, `timestamps` (seconds) and `sentences`."""
     for where, name, entry in _json_entries(path):
         duration_seconds = _duration_seconds(entry.get("duration"), where)
-        video, video_id = _file_name(name), _without_extension(name)
+        video, video_id = _file_name(name), without_extension(name)
         segments = _required(entry, "timestamps", where)
         yield from _sentences(where, video, video_id, duration_seconds, _required(entry, "sentences", where), segments)
 
@@ -188,7 +188,7 @@ def read_tacos(path: Path) -> Iterator[Sentence]:
         if fps <= 0:
             raise _malformed(where, fps, "a positive number of frames per second as `fps`")
         duration_seconds = _duration_seconds(_number(_required(entry, "num_frames", where), where) / fps, where)
-        video, video_id = _file_name(name), _without_extension(name)
+        video, video_id = _file_name(name), without_extension(name)
         frames = _required(entry, "timestamps", where)
         texts = _required(entry, "sentences", where)
         for sentence in _sentences(where, video, video_id, duration_seconds, texts, frames):
@@ -203,7 +203,7 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
         yield Sentence(
             where,
             _file_name(name),
-            _without_extension(name),
+            without_extension(name),
             _duration_seconds(entry.get("duration"), where),
             _text(_required(entry, "query", where), where),
             _segments(windows, where) if windows else [],
@@ -215,7 +215,7 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
     for where, entry in _json_lines(path):
         video = _text(_required(entry, "video", where), where)
         video_id = entry.get("video_id")
-        video_id = _without_extension(video) if video_id is None else _text(video_id, where)
+        video_id = without_extension(video) if video_id is None else _text(video_id, where)
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         texts = _required(entry, "sentences" if "sentences" in entry else "sentence", where)
         segments = _required(entry, "segments" if "segments" in entry else "segment", where)
@@ -241,7 +241,7 @@ def read_csv(path: Path) -> Iterator[Sentence]:
         yield Sentence(
             where,
             video,
-            row.get("video_id") or _without_extension(video),
+            row.get("video_id") or without_extension(video),
             _duration_seconds(row.get("duration"), where),
             row[sentence_column],
             _segments(segments, where),
@@ -278,7 +278,7 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
             seconds = _duration_seconds(row[length_column], where)
             if seconds is None:
                 continue
-            if durations.setdefault(_without_extension(row[name_column]), seconds) != seconds:
+            if durations.setdefault(without_extension(row[name_column]), seconds) != seconds:
                 raise _malformed(where, seconds, f"the duration that {row[name_column]} has further up; remove one")
     return durations
 
@@ -427,15 +427,9 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     return ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8, in Excel as 'CSV UTF-8'.")
 
 
-def _without_extension(name: str) -> str:
-    """QVHighlights' names have dots in them, so only what is an extension of videos is one."""
-    stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in VIDEO_EXTENSIONS else name
-
-
 def _file_name(name: str) -> str:
     """The file that the name of a video stands for: the published ones are mp4 unless the name says otherwise."""
-    return name if _without_extension(name) != name else f"{name}.mp4"
+    return name if without_extension(name) != name else f"{name}.mp4"
 
 
 # Cleaning.
@@ -459,7 +453,7 @@ def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -
         known.sentences.append(sentence)
     for video in videos.values():
         if video.duration_seconds is None:
-            video.duration_seconds = durations.get(video.video_id, durations.get(_without_extension(video.video)))
+            video.duration_seconds = durations.get(video.video_id, durations.get(without_extension(video.video)))
     return list(videos.values())
 
 

@@ -1,7 +1,12 @@
-"""The README's Python blocks run, on a tiny model in the place of the demo's."""
+"""The README's Python blocks run, on a tiny model in the place of the demo's; its way from a csv to metrics too."""
 
+import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +31,40 @@ def test_readme_block_runs(block, tiny_model, tiny_processor, make_clip, tmp_pat
     shutil.copy(video, videos / "test_00000.mp4")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
+
+
+def command(script: str) -> list[str]:
+    """The first command of the README that runs a script, as a list of arguments."""
+    line = re.search(rf"^python (scripts/{script} (?:.*\\\n)*.*)$", README.read_text(), flags=re.MULTILINE)[1]
+    path, *arguments = shlex.split(line.replace("\\\n", " "))
+    return [sys.executable, str(README.parent / path), *arguments]
+
+
+def test_from_a_csv_to_metrics(tiny_config, tiny_tokenizer, make_clip, tmp_path):
+    """The README's csv and commands, on tiny encoders and a video of 35 s."""
+    from transformers import AutoModel
+
+    encoders = {"--video_model": tiny_config.video_config, "--text_model": tiny_config.text_config}
+    for name, config in encoders.items():
+        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+    tiny_tokenizer.save_pretrained(tmp_path / "--text_model")
+    (tmp_path / "videos").mkdir()
+    make_clip("videos/kitchen.mp4", num_frames=70, fps=2)
+    csv = re.search(r"```\n(video,sentence,segment\n.*?)```", README.read_text(), flags=re.DOTALL)[1]
+    (tmp_path / "my_videos.csv").write_text(csv)
+
+    train = command("run_temporal_grounding.py")
+    train = [str(tmp_path / train[i - 1]) if train[i - 1] in encoders else train[i] for i in range(len(train))]
+    train += "--num_frames 16 --image_size 32 --head_hidden_size 16 --grid_size 16 --use_cpu --bf16 false".split()
+    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    for arguments in (command("prepare_dataset.py"), [*train, "--max_steps", "1"], command("evaluate.py")):
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "outputs" / "my_videos_train" / "metrics.json").read_text())
+    assert (record["split"], record["sentences"], record["videos"]) == ("train", 2, 1)
+    trained = json.loads((tmp_path / "outputs" / "my_videos" / "eval_results.json").read_text())
+    for name in ("R1@0.3", "R5@0.3", "mIoU"):
+        assert record["metrics"][name] == pytest.approx(trained[f"eval_{name}"], abs=1e-3)
 
 
 def test_the_readme_has_python_blocks_and_no_placeholder_is_left():
