@@ -1,14 +1,22 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
+from collections.abc import Sized
 from os import PathLike
+from types import GeneratorType
 from typing import Any
 
+import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 
 class TemporalGroundingPipeline(Pipeline):
     """
     Finds the moments of a video that a sentence describes.
+
+    A video longer than the processor's `window_seconds` is read in windows that overlap by half, one in memory at a
+    time, and their segments are ranked together.
 
     Example:
 
@@ -30,72 +38,135 @@ class TemporalGroundingPipeline(Pipeline):
     processor: Any  # a `ScadaProcessor`; `None` is allowed in the base class
 
     def __call__(  # type: ignore[override]
-        self, video: Any, sentence: str | list[str] | None = None, **kwargs
+        self, video: Any, sentence: str | list | None = None, **kwargs
     ) -> Any:
         """
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`):
-                A path, an http(s) URL, a file's content, or frames with `video_metadata`.
-            sentence (`str` or `list[str]`):
-                What to look for.
+            video (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or `dict`, or several of these):
+                A video: a path, an http(s) URL, a file's content, or frames with `video_metadata`; or a dict with
+                `"video"` and `"sentence"` (and `"video_metadata"`). Several come as a list, a generator or a data set.
+            sentence (`str` or `list`, *optional*):
+                What to look for, a sentence or a list of sentences; for a list of videos a list with one such entry
+                per video, or one sentence for all of them. Not with dicts.
             top_k (`int`, *optional*, defaults to 5):
                 At most so many segments a sentence.
             threshold (`float`, *optional*, defaults to 0.0):
                 Drops segments whose score is lower; the best one always comes back.
+            nms (`float`, *optional*, defaults to 0.5):
+                Width of the decay of soft non-maximum suppression; `None` ranks by score alone.
             num_frames (`int`, *optional*):
-                Frames to sample, instead of the processor's number.
+                Frames to sample from a video or window, instead of the processor's number.
             video_metadata (`dict`, *optional*):
-                `{"fps": ...}` or `{"duration": seconds}` of a video given as frames.
+                `{"fps": ...}` or `{"duration": seconds}` of videos given as frames.
+            batch_size (`int`, *optional*, defaults to 1):
+                Videos that go through the model together, where there are several.
+            num_workers (`int`, *optional*, defaults to 0):
+                Processes that read videos, where there are several.
 
         Returns:
-            `list[dict]`: `{"score", "start", "end"}`, best first, in seconds from the first frame; for a list of
-            sentences one such list per sentence.
+            `list[dict]`: `{"score", "start", "end"}`, best first, in seconds from the first frame. For a list of
+            sentences one such list per sentence, each segment with its `"sentence"`. For several videos a list of
+            these; for a generator or a data set an iterator over them.
 
         Raises:
-            ValueError: If there is no sentence, or an empty one, or more than one video.
-            FileNotFoundError, VideoReadError: If the video cannot be read.
+            ValueError: If there is no sentence, or an empty one, or not one entry per video.
+            FileNotFoundError, VideoReadError: If a video cannot be read.
         """
-        return super().__call__({"video": video, "sentence": sentence}, **kwargs)
+        return super().__call__(_as_dicts(video, sentence), **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, top_k=None, threshold=None, num_frames=None, video_metadata=None
+        self, top_k=None, threshold=None, num_frames=None, video_metadata=None, **nms
     ) -> tuple[dict, dict, dict]:
+        if unknown := sorted(set(nms) - {"nms"}):
+            raise TypeError(f"Received unknown arguments {unknown}; see the pipeline's docstring for those there are.")
         preprocess = {"num_frames": num_frames, "video_metadata": video_metadata}
         postprocess = {"top_k": top_k, "threshold": threshold}
         return (
             {name: value for name, value in preprocess.items() if value is not None},
             {},
-            {name: value for name, value in postprocess.items() if value is not None},
+            # `nms=None` has a meaning of its own.
+            {name: value for name, value in postprocess.items() if value is not None} | nms,
         )
 
-    def preprocess(self, inputs: dict[str, Any], **kwargs) -> dict[str, Any]:  # type: ignore[override]
-        if isinstance(inputs["video"], (list, tuple)):
-            raise ValueError(f"Received a list of {len(inputs['video'])} videos; call the pipeline once per video.")
-        batch = self.processor(videos=inputs["video"], text=inputs["sentence"], return_timelines=True, **kwargs)
-        return {**batch, "single": isinstance(inputs["sentence"], str)}
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        # As in the base class, which cannot join items whose sentences differ in number and length.
+        dataset: Any
+        if isinstance(inputs, Sized):
+            dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:
+            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+            num_workers = min(num_workers, 1)  # each worker would start from the beginning
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_join)
+        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+    def preprocess(  # type: ignore[override]
+        self, inputs: dict[str, Any], num_frames: int | None = None, video_metadata: dict | None = None
+    ) -> dict[str, Any]:
+        video, sentence = inputs["video"], inputs["sentence"]
+        metadata = inputs.get("video_metadata", video_metadata)
+        if sentence is None:
+            raise ValueError("Received no sentence; pass one, or a list of sentences, with the video.")
+        sentences = [sentence] if isinstance(sentence, str) else sentence
+        self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
+        item = {"sentence": sentence, "sentences": sentences, "video": (video, metadata, num_frames)}
+        video_processor = self.processor.video_processor
+        if video_processor.num_windows(video, metadata) == 1:
+            # Read here, which may be in a worker. The windows of a longer video are read one by one in `_forward`.
+            item |= video_processor(
+                videos=video, video_metadata=metadata, num_frames=num_frames, return_timelines=True
+            )
+        return {"items": [item]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        timelines, single = model_inputs.pop("timelines"), model_inputs.pop("single")
-        outputs = self.model(**model_inputs)
-        return {
-            "logits": outputs.logits,
-            "pred_segments": outputs.pred_segments,
-            "timelines": timelines,
-            "single": single,
-        }
+        items = model_inputs["items"]
+        outputs: list[dict[str, Any]] = [{}] * len(items)
+        whole = [index for index, item in enumerate(items) if "timelines" in item]
+        if whole:
+            pixels = torch.cat([items[index]["pixel_values_videos"] for index in whole])
+            found = self._run(pixels, [items[index]["sentences"] for index in whole])
+            for row, index in enumerate(whole):
+                count = len(items[index]["sentences"])
+                outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
+                outputs[index]["timelines"] = items[index]["timelines"]
+        for index in set(range(len(items))) - set(whole):
+            windows = self.processor.video_processor.iterate_windows(*items[index]["video"])
+            timelines, found_in = [], []
+            for window in windows:
+                found_in.append(self._run(window["pixel_values_videos"], [items[index]["sentences"]]))
+                timelines += window["timelines"]
+            outputs[index] = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
+            outputs[index]["timelines"] = timelines
+        sentences = [{"sentence": item["sentence"]} for item in items]
+        return {"outputs": [found | sentence for found, sentence in zip(outputs, sentences, strict=True)]}
+
+    def _run(self, pixels: torch.Tensor, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
+        """The model on `(B, T, 3, H, W)` pixels and the sentences of `B` videos; its outputs on the CPU."""
+        tokens = {name: torch.from_numpy(array) for name, array in self.processor.encode_text(sentences).items()}
+        tokens = {name: tensor.to(self.device) for name, tensor in tokens.items()}
+        outputs = self.model(pixel_values_videos=pixels.to(self.device, self.model.dtype), **tokens)
+        return {"logits": outputs.logits.float().cpu(), "pred_segments": outputs.pred_segments.float().cpu()}
 
     def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list:
-        (sentences,) = self.processor.post_process_temporal_grounding(
-            model_outputs, timelines=model_outputs["timelines"], **kwargs
+        outputs = model_outputs["outputs"]
+        # The base class takes batches apart, but not those of one.
+        outputs = outputs[0] if isinstance(outputs, list) else outputs
+        (found,) = self.processor.post_process_temporal_grounding(
+            outputs, timelines=outputs["timelines"], merge_windows=True, **kwargs
         )
         results = [
             [
                 {"score": float(score), "start": float(start), "end": float(end)}
                 for score, (start, end) in zip(result["scores"], result["segments"], strict=True)
             ]
-            for result in sentences
+            for result in found
         ]
-        return results[0] if model_outputs["single"] else results
+        if isinstance(outputs["sentence"], str):
+            return results[0]
+        return [
+            [segment | {"sentence": sentence} for segment in segments]
+            for sentence, segments in zip(outputs["sentence"], results, strict=True)
+        ]
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """
@@ -106,6 +177,37 @@ class TemporalGroundingPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _join(batch: list[dict[str, list]]) -> dict[str, list]:
+    return {"items": [item for part in batch for item in part["items"]]}
+
+
+def _as_dicts(inputs: Any, sentence: Any) -> Any:
+    """What the pipeline was called with, as one dict with `"video"` and `"sentence"`, or several."""
+    if isinstance(inputs, GeneratorType):
+        return (_as_dict(video, sentence) for video in inputs)
+    if not isinstance(inputs, (list, tuple)):
+        return inputs if isinstance(inputs, Dataset) else _as_dict(inputs, sentence)
+    if sentence is None or isinstance(sentence, str):
+        return [_as_dict(video, sentence) for video in inputs]
+    if len(sentence) != len(inputs):
+        raise ValueError(
+            f"Received {len(inputs)} videos but sentences for {len(sentence)}; pass one sentence, or one list of "
+            "sentences, per video."
+        )
+    return [_as_dict(video, own) for video, own in zip(inputs, sentence, strict=True)]
+
+
+def _as_dict(video: Any, sentence: Any) -> dict[str, Any]:
+    if not isinstance(video, dict):
+        return {"video": video, "sentence": sentence}
+    if sentence is not None or not {"video", "sentence"} <= video.keys():
+        raise ValueError(
+            f"Received a dict with {sorted(video)}, and {'no' if sentence is None else 'a'} sentence beside it; "
+            'expected {"video": ..., "sentence": ...}, and no other sentence.'
+        )
+    return video
 
 
 __all__ = ["TemporalGroundingPipeline"]

@@ -1,5 +1,6 @@
 """Processor: videos, sentences and segments in, the model's batch out; the model's outputs in, segments out."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,27 +119,30 @@ class ScadaProcessor(ProcessorMixin):
         return batch
 
     def encode_text(
-        self, text: list[list[str]], segments: list, timelines: Sequence[Timeline]
+        self, text: list[list[str]], segments: list | None = None, timelines: Sequence[Timeline] = ()
     ) -> dict[str, np.ndarray]:
         """
         The part of a batch that does not come from pixels, for videos that were read before.
 
         Args:
             text (`list[list[str]]`): Sentences of each of `B` videos.
-            segments (`list`): Target segments in seconds, in the nesting of `text`: for each sentence `[start, end]`,
-                or a list of these.
-            timelines (`Sequence[Timeline]`): Of each video, as [`ScadaVideoProcessor`] returns them.
+            segments (`list`, *optional*): Target segments in seconds, in the nesting of `text`: for each sentence
+                `[start, end]`, or a list of these.
+            timelines (`Sequence[Timeline]`, *optional*): Of each video, as [`ScadaVideoProcessor`] returns them;
+                needed with `segments`.
 
         Returns:
-            `dict[str, np.ndarray]`: `input_ids` and `attention_mask` `(B, M, L)`, `sentence_mask` `(B, M)` and
-            `labels` `(B, M, K, 2)`.
+            `dict[str, np.ndarray]`: `input_ids` and `attention_mask` `(B, M, L)`, `sentence_mask` `(B, M)`, and with
+            `segments` `labels` `(B, M, K, 2)`.
 
         Raises:
             ValueError: As calling the processor.
         """
-        sentences = _nest_text(text, len(timelines))
-        targets = _nest_segments(segments, text, sentences)
-        return {**self._tokenize(sentences), "labels": _labels(targets, list(timelines))}
+        sentences = _nest_text(text, len(text) if segments is None else len(timelines))
+        encoded = self._tokenize(sentences)
+        if segments is not None:
+            encoded["labels"] = _labels(_nest_segments(segments, text, sentences), list(timelines))
+        return encoded
 
     def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
@@ -162,6 +166,8 @@ class ScadaProcessor(ProcessorMixin):
         sentence_mask: torch.Tensor | np.ndarray | None = None,
         top_k: int = 5,
         threshold: float = 0.0,
+        nms: float | None = 0.5,
+        merge_windows: bool = False,
     ) -> list[list[dict[str, np.ndarray]]]:
         """
         Proposals to segments in seconds: soft non-maximum suppression, best first.
@@ -173,14 +179,19 @@ class ScadaProcessor(ProcessorMixin):
             top_k (`int`, *optional*, defaults to 5): At most so many segments a sentence.
             threshold (`float`, *optional*, defaults to 0.0):
                 Drops segments whose score is lower. The best segment of a sentence always comes back.
+            nms (`float`, *optional*, defaults to 0.5):
+                Width of the decay of soft non-maximum suppression (see [`soft_nms`]); `None` ranks by score alone.
+            merge_windows (`bool`, *optional*, defaults to `False`):
+                Whether the rows of the outputs are windows of one video (as `iterate_windows` of the video processor
+                gives them), whose segments are ranked together; the result is then that of this one video.
 
         Returns:
             `list[list[dict]]`: For each video and each of its sentences `{"scores": (k,), "segments": (k, 2)}`,
             float64, scores in `[0, 1]`, segments in seconds from the first frame.
 
         Raises:
-            ValueError: If the number of timelines or the mask does not fit, `top_k` is not positive, or a score or a
-                segment is NaN.
+            ValueError: If the number of timelines or the mask does not fit, `top_k` or `nms` is not positive, or a
+                score or a segment is NaN.
         """
         logits = outputs["logits"].detach().double().cpu()
         pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
@@ -190,6 +201,8 @@ class ScadaProcessor(ProcessorMixin):
             )
         if top_k < 1:
             raise ValueError(f"Received top_k={top_k}; expected a positive number of segments.")
+        if nms is not None and not nms > 0:
+            raise ValueError(f"Received nms={nms}; expected a positive number, or None for no suppression.")
         if torch.isnan(logits).any() or np.isnan(pred_segments).any():
             raise ValueError(
                 "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
@@ -202,17 +215,25 @@ class ScadaProcessor(ProcessorMixin):
                 f"Received a `sentence_mask` of shape {mask.shape} for outputs of {scores.shape[0]} videos with "
                 f"{scores.shape[1]} sentences; pass the one that went into the model."
             )
+        videos = [range(len(timelines))] if merge_windows else [[index] for index in range(len(timelines))]
         results = []
-        for video_index, timeline in enumerate(timelines):
-            window = Timeline(timeline.start_seconds, timeline.end_seconds)
+        for rows in videos:
             of_video = []
-            for sentence_index in np.flatnonzero(mask[video_index]):
+            for sentence_index in np.flatnonzero(mask[rows[0]]):
+                window_segments = [
+                    Timeline(timelines[row].start_seconds, timelines[row].end_seconds).grid_to_seconds(
+                        pred_segments[row, sentence_index]
+                    )
+                    for row in rows
+                ]
                 kept_scores, kept_segments = soft_nms(
-                    scores[video_index, sentence_index], pred_segments[video_index, sentence_index], top_k
+                    np.concatenate([scores[row, sentence_index] for row in rows]),
+                    np.concatenate(window_segments),
+                    top_k,
+                    sigma=math.inf if nms is None else nms,
                 )
                 count = max(1, int((kept_scores >= threshold).sum()))
-                segments_seconds = window.grid_to_seconds(kept_segments[:count])
-                of_video.append({"scores": kept_scores[:count], "segments": segments_seconds})
+                of_video.append({"scores": kept_scores[:count], "segments": kept_segments[:count]})
             results.append(of_video)
         return results
 

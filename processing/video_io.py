@@ -143,12 +143,41 @@ def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] |
         `VideoReadError`: If the source cannot be read, or is damaged or ends before the last instant asked for.
     """
     instant_seconds = _check_instants(seconds)
+    order = np.argsort(instant_seconds, kind="stable")
+    frames = None
+    for place, frame in zip(order, iterate_frames(source, instant_seconds[order], size), strict=True):
+        if frames is None:
+            frames = np.empty((len(order), *frame.shape), dtype=np.uint8)
+        frames[place] = frame
+    return frames  # type: ignore[return-value]  # there is at least one instant
+
+
+def iterate_frames(
+    source: VideoSource, seconds: ArrayLike, size: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """
+    As [`read_frames`], one frame at a time and for instants in ascending order, so in the memory of a few frames.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
+        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, none before the one before.
+        size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
+            frame's.
+
+    Yields:
+        `np.ndarray` of shape `(H, W, 3)`, uint8: The RGB frame on display at each instant, upright. Instants that fall
+        on the same frame yield the same array.
+
+    Raises:
+        As [`read_frames`], and `ValueError` if the instants are not in order.
+    """
+    instant_seconds = _check_instants(seconds)
+    if (np.diff(instant_seconds) < 0).any():
+        raise ValueError("Received instants that are not in ascending order; sort them, or use `read_frames`.")
     if size is not None:
         size = _check_size(size)
-    order = np.argsort(instant_seconds, kind="stable")
-    sorted_seconds = instant_seconds[order]
     num_served = 0
-    frames = None
+    displayed_size = None
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = VideoReformatter()
 
@@ -158,20 +187,20 @@ def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] |
         is_large = video.stream.codec_context.width * video.stream.codec_context.height > SMALL_FRAME_PIXELS
         video.stream.thread_type = "AUTO" if is_large else "NONE"
         for frame, until_seconds in video.displayed_frames():
-            if frames is None:
-                frames = np.empty((len(order), *(size or _displayed_size(video, frame)), 3), dtype=np.uint8)
+            displayed_size = displayed_size or size or _displayed_size(video, frame)
             # Instants before the next frame's timestamp fall on this frame; at that very moment the next one is shown.
-            num_due = int(np.searchsorted(sorted_seconds, until_seconds, side="left"))
+            num_due = int(np.searchsorted(instant_seconds, until_seconds, side="left"))
             if num_due > num_served:
-                height, width = frames.shape[1:3]
-                frames[order[num_served:num_due]] = _upright_rgb(video, frame, height, width, reformatter)
+                rgb = _upright_rgb(video, frame, *displayed_size, reformatter)
+                for _ in range(num_due - num_served):
+                    yield rgb
                 num_served = num_due
-            if num_served == len(order):
-                return frames
-        if frames is None:
+            if num_served == len(instant_seconds):
+                return
+        if displayed_size is None:
             raise video.error("it has no frame with a timestamp")
         raise video.error(
-            f"no frame is shown any more at {sorted_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
+            f"no frame is shown any more at {instant_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
             "or the times belong to a longer version of it"
         )
 

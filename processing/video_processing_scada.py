@@ -1,7 +1,7 @@
 """Video processor: which instants of a video the model sees, and how frames become pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -12,7 +12,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .timeline import Timeline
-from .video_io import probe, read_frames, resize_frames
+from .video_io import iterate_frames, probe, read_frames, resize_frames
 
 
 class ScadaVideosKwargs(TypedDict, total=False):
@@ -20,6 +20,7 @@ class ScadaVideosKwargs(TypedDict, total=False):
 
     num_frames: int
     size: dict[str, int]
+    window_seconds: float | None
     image_mean: list[float] | tuple[float, ...]
     image_std: list[float] | tuple[float, ...]
 
@@ -37,17 +38,21 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             Frames a video, `T`; a multiple of the backbone's clip length.
         size (`dict[str, int]`, *optional*, defaults to `{"height": 160, "width": 160}`):
             Size of the frames in pixels; multiples of the backbone's patch size.
+        window_seconds (`float`, *optional*):
+            Longest stretch of video, in seconds, that `num_frames` frames stand for; the pipeline reads a longer video
+            in windows. If not given, there is no limit.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
             Mean of the channels, for pixels in `[0, 1]`.
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
             Standard deviation of the channels.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size or `window_seconds` is not positive.
     """
 
     num_frames = 512
     size = {"height": 160, "width": 160}
+    window_seconds = None
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     valid_kwargs = ScadaVideosKwargs  # type: ignore[assignment]
@@ -56,6 +61,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._check(self.num_frames, dict(self.size))
+        if self.window_seconds is not None and not self.window_seconds > 0:
+            raise ValueError(f"Received window_seconds={self.window_seconds!r}; expected a positive number, or None.")
 
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
@@ -122,6 +129,71 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             features["timelines"] = timelines
         return features
 
+    def num_windows(self, video: Any, video_metadata: dict | None = None) -> int:
+        """
+        How many windows a video is to be read in: as few as cover it, each no longer than `window_seconds` and
+        overlapping the next by half.
+
+        Args:
+            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): The video.
+            video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
+
+        Returns:
+            `int`: 1 if there is no `window_seconds`, or the video is no longer.
+        """
+        if self.window_seconds is None:
+            return 1
+        duration_seconds = _duration_seconds(video, video_metadata)
+        # n windows that overlap by half have n + 1 halves.
+        return max(1, math.ceil(2 * duration_seconds / self.window_seconds) - 1)
+
+    def iterate_windows(
+        self, video: Any, video_metadata: dict | None = None, num_frames: int | None = None
+    ) -> Iterator[BatchFeature]:
+        """
+        Reads a video in the windows that `num_windows` counts, from the beginning to the end, once, and with no more
+        than the frames of two windows in memory.
+
+        Args:
+            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): The video.
+            video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
+            num_frames (`int`, *optional*): Frames of each window; overrides the processor's.
+
+        Yields:
+            `BatchFeature` with `pixel_values_videos` `(1, T, 3, height, width)` and `timelines`, one [`Timeline`], for
+            each window.
+
+        Raises:
+            ValueError: If there are several windows and the number of frames is odd, or see `preprocess`.
+            FileNotFoundError, VideoReadError: If the video cannot be read.
+        """
+        num_frames, size = self._check(self.num_frames if num_frames is None else num_frames, dict(self.size))
+        count = self.num_windows(video, video_metadata)
+        if count == 1:
+            yield self.preprocess(video, video_metadata, num_frames, return_timelines=True)
+            return
+        if num_frames % 2:
+            raise ValueError(f"Received num_frames={num_frames}; windows that overlap by half need an even number.")
+        halves = Timeline(0.0, _duration_seconds(video, video_metadata), count + 1)
+        sampling = Timeline(halves.start_seconds, halves.end_seconds, (count + 1) * num_frames // 2)
+        if isinstance(video, (np.ndarray, torch.Tensor)):
+            frames = _iterate_array(video, sampling, size)
+        else:
+            frames = iterate_frames(video, sampling.center_seconds(), size)
+        window = np.empty((num_frames, *size, 3), dtype=np.uint8)
+        half = num_frames // 2
+        for index, frame in enumerate(frames):
+            # The second half of a window is the first one of the next.
+            if index >= num_frames and index % half == 0:
+                window[:half] = window[half:]
+            window[index if index < half else half + index % half] = frame
+            if index >= half and index % half == half - 1:
+                last = index // half
+                start_seconds, end_seconds = halves.grid_to_seconds([last - 1, last + 1])
+                pixels = self._normalize(window)[None]
+                timelines = [Timeline(float(start_seconds), float(end_seconds))]
+                yield BatchFeature({"pixel_values_videos": pixels, "timelines": timelines})
+
     def _sample(
         self, video: Any, metadata: dict | None, num_frames: int, size: tuple[int, int]
     ) -> tuple[np.ndarray, Timeline]:
@@ -131,12 +203,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
             sampling = Timeline(0.0, float(len(frames)), num_frames)
             return resize_frames(frames[sampling.center_seconds().astype(np.int64)], size), timeline
-        if not isinstance(video, (str, PathLike, bytes)):
-            raise ValueError(
-                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
-                "as an array or tensor of shape (frames, height, width, 3)."
-            )
-        timeline = Timeline(0.0, probe(video).duration_seconds)
+        timeline = Timeline(0.0, _duration_seconds(video))
         sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
         return read_frames(video, sampling.center_seconds(), size=size), timeline
 
@@ -177,6 +244,28 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
             "of 0 to 255 by 255, and pass frames that are not normalised."
         )
     return (frames * 255).round().astype(np.uint8)
+
+
+def _iterate_array(
+    video: np.ndarray | torch.Tensor, sampling: Timeline, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The frames of a video that came as an array at the centres of `sampling`, one at a time, scaled to `size`."""
+    frames = _as_uint8_frames(video)
+    places = Timeline(0.0, float(len(frames)), sampling.num_steps).center_seconds().astype(np.int64)
+    for place in places:
+        yield resize_frames(frames[place : place + 1], size)[0]
+
+
+def _duration_seconds(video: Any, metadata: dict | None = None) -> float:
+    """Length of a video in any form, in seconds."""
+    if isinstance(video, (np.ndarray, torch.Tensor)):
+        return _array_duration_seconds(len(video), metadata)
+    if not isinstance(video, (str, PathLike, bytes)):
+        raise ValueError(
+            f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
+            "as an array or tensor of shape (frames, height, width, 3)."
+        )
+    return probe(video).duration_seconds
 
 
 def _array_duration_seconds(num_frames: int, metadata: dict | None) -> float:

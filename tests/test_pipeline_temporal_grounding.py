@@ -222,7 +222,7 @@ def test_save_and_load(blocked, pipe, clip, tmp_path):
 @pytest.mark.parametrize(
     ("sentence", "message"),
     [
-        (None, "no `text`"),
+        (None, "no sentence"),
         ("", "sentence ''"),
         (["a cat", " "], "sentence ' '"),
         ([], "no sentence"),
@@ -234,7 +234,7 @@ def test_bad_sentences(sentence, message, pipe, clip):
 
 
 def test_missing_sentence(pipe, clip):
-    with pytest.raises(ValueError, match="no `text`"):
+    with pytest.raises(ValueError, match="no sentence"):
         pipe(clip)
 
 
