@@ -29,7 +29,8 @@ def _register() -> None:
     from transformers.utils import is_torchvision_available
 
     AutoConfig.register("scada", ScadaConfig, exist_ok=True)
-    AutoModel.register(ScadaConfig, ScadaModel, exist_ok=True)
+    # As in a repository's own code, where `AutoModel` is the only class that `pipeline` can load the model with.
+    AutoModel.register(ScadaConfig, ScadaForTemporalGrounding, exist_ok=True)
     AutoModelForTemporalGrounding.register(ScadaConfig, ScadaForTemporalGrounding, exist_ok=True)
     if is_torchvision_available():  # without it transformers has only a placeholder that raises
         from transformers import AutoVideoProcessor
@@ -44,6 +45,10 @@ def _register() -> None:
             type="multimodal",
         )
     register_peft_method()
+    # Saved models and processors come with their code, so that they load where this package is not installed.
+    ScadaConfig.register_for_auto_class()
+    ScadaForTemporalGrounding.register_for_auto_class("AutoModel")
+    ScadaProcessor.register_for_auto_class()
 
 
 _register()

@@ -22,11 +22,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
+
+
+try:  # models without an adapter load from the Hub where peft is not installed
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+except ImportError as error:
+    raise ImportError("SCADA adapters need peft, which is not installed; run `pip install peft`.") from error
 
 
 class ScadaPeftType(enum.StrEnum):

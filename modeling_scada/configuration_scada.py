@@ -1,9 +1,20 @@
 """Configuration of the SCADA models."""
 
+from copy import deepcopy
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, DistilBertConfig, PreTrainedConfig, VideoMAEConfig
+
+
+# For whoever loads a repository without this package: the pipeline that its copy of the code has.
+CUSTOM_PIPELINES = {
+    "temporal-grounding": {
+        "impl": "pipeline_temporal_grounding.TemporalGroundingPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
 
 
 @strict
@@ -63,6 +74,11 @@ class ScadaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
         self.text_config = self._resolve(self.text_config, DistilBertConfig, "text_config")
+        # transformers prefers a repository's pipeline to the registered one, and asks for `trust_remote_code`. So the
+        # installed class, unlike the copy of it that a repository has, forgets about it when it loads.
+        kwargs.pop("custom_pipelines", None)
+        if __name__.startswith("transformers_modules."):
+            self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # transformers replaces names by classes in it
         super().__post_init__(**kwargs)
 
     @staticmethod
@@ -80,6 +96,9 @@ class ScadaConfig(PreTrainedConfig):
                 f"{default.model_type!r})."
             )
         return CONFIG_MAPPING[model_type](**config)
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_sizes(self):
         """Part of `@strict` validation: the head's sizes."""

@@ -20,13 +20,21 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone
 from .configuration_scada import ScadaConfig
 from .head_scada import LocalizationHead, decode_offsets
 from .loss_scada import temporal_grounding_loss
+
+
+try:  # code from the Hub brings the adapter along, and makes peft know it
+    from .adapter_scada import register_peft_method
+except ImportError:  # without peft, transformers refuses adapters itself
+    pass
+else:
+    register_peft_method()
 
 
 @dataclass
@@ -117,9 +125,35 @@ class ScadaPreTrainedModel(PreTrainedModel):
         """peft's wrappers of the modules that each adapter has a copy of, such as the head."""
         return [module for module in self.modules() if hasattr(module, "modules_to_save")]
 
-    def load_adapter(self, *args, **kwargs) -> Any:
-        """As transformers has it, and the adapter's head becomes the active one too, also beside other adapters."""
-        loading_info = super().load_adapter(*args, **kwargs)
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs) -> Any:
+        """
+        As transformers has it, but weights have to be safetensors: a pickle can run any code when it is loaded.
+
+        Raises:
+            ValueError: If `use_safetensors=False`.
+            OSError: If there are no weights in this format, or see transformers.
+        """
+        if use_safetensors is False:
+            raise ValueError("Received use_safetensors=False; pickled weights are not loaded. Convert them first.")
+        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
+
+    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs) -> Any:
+        """
+        As transformers has it, and the adapter's head becomes the active one too, also beside other adapters.
+
+        Raises:
+            OSError: If the adapter's weights are no safetensors.
+        """
+        if peft_model_id is not None:
+            options = {name: kwargs[name] for name in ("revision", "token") if kwargs.get(name) is not None}
+            missing: Any = {"_raise_exceptions_for_missing_entries": False}
+            if cached_file(peft_model_id, "adapter_model.safetensors", **options, **missing) is None:
+                raise OSError(
+                    f"{peft_model_id} has no adapter_model.safetensors; pickled weights are not loaded. Convert them "
+                    "first, with peft's `save_pretrained`."
+                )
+        loading_info = super().load_adapter(peft_model_id, *args, **kwargs)
         for module in self._modules_saved_with_adapters():
             active = [name for name in self.active_adapters() if name in module.modules_to_save]
             module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))
@@ -304,6 +338,23 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
+
+    def save_base_model(self, save_directory: str | PathLike) -> None:
+        """
+        Saves the model as it was before it got adapters; `save_pretrained` saves the adapter alone, if there is one.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Where configuration and weights go.
+        """
+        with torch.device("meta"):
+            base = type(self)(self.config)  # type: ignore[arg-type]
+        weights = {
+            name.replace(".base_layer", "").replace(".original_module", ""): value
+            for name, value in self.state_dict().items()
+            if not any(part in name for part in (".scada_", ".lora_", ".modules_to_save."))
+        }
+        base.load_state_dict(weights, assign=True)
+        base.save_pretrained(save_directory)
 
     @can_return_tuple
     def forward(

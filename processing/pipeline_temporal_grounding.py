@@ -1,14 +1,21 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
+import json
 from collections.abc import Sized
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import GeneratorType
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class TemporalGroundingPipeline(Pipeline):
@@ -170,13 +177,44 @@ class TemporalGroundingPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """
-        Saves the model and the processor.
-
-        The base class saves no processor, and writes `custom_pipelines` into the configuration, which would demand
-        `trust_remote_code` from users who have this package installed.
+        Saves the model and the processor, of which the base class forgets the latter. Of a model with an adapter the
+        folder gets both.
         """
-        self.model.save_pretrained(save_directory, **kwargs)
+        model: Any = self.model
+        has_adapter = bool(getattr(model, "peft_config", None))
+        if has_adapter:
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            base.save_base_model(save_directory)
+        model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+        if has_adapter:
+            set_base_model(save_directory, str(save_directory))
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:  # type: ignore[override]
+        """
+        Uploads what `save_pretrained` saves.
+
+        Args:
+            repo_id (`str`): Name of the repository, made if it does not exist.
+            **kwargs: Passed to `HfApi.upload_folder`: `commit_message`, `revision`, `token`.
+
+        Returns:
+            `str`: URL of the commit.
+        """
+        api = HfApi(token=kwargs.pop("token", None))
+        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if (Path(folder) / ADAPTER_CONFIG).exists():
+                set_base_model(folder, repo_id)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+
+
+def set_base_model(folder: str | PathLike, name_or_path: str) -> None:
+    """Writes into a saved adapter's configuration which model it belongs to."""
+    path = Path(folder) / ADAPTER_CONFIG
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": name_or_path}
+    path.write_text(json.dumps(config, indent=2))
 
 
 def _join(batch: list[dict[str, list]]) -> dict[str, list]:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .metrics import soft_nms
+from .pipeline_temporal_grounding import TemporalGroundingPipeline  # noqa: F401  so that it is saved along
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
 

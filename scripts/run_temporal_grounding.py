@@ -41,6 +41,8 @@ stopped. What is drawn for a video (sentences, augmentation) depends on the seed
 """
 
 import json
+import platform
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -51,6 +53,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from push_to_hub import push_folder
 from transformers import (
     AutoTokenizer,
     EvalPrediction,
@@ -69,6 +72,7 @@ from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, soft_nms, temporal_iou
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_RANKED = 5
 PADDING = -100.0
 # A checkpoint that has this file is whole: it is written last.
@@ -162,9 +166,14 @@ class GroundingTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share of all."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub: upload when training has ended."})
 
     def __post_init__(self):
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"Received hub_strategy={self.hub_strategy!r}; expected 'end': the others upload pickles too."
+            )
         if self.remove_unused_columns:
             raise ValueError(
                 "Received remove_unused_columns=True; the collator reads videos from the data set's columns."
@@ -443,7 +452,15 @@ def run(
     started_seconds = time.process_time()
     training = trainer.train(resume_from_checkpoint=checkpoint)
     # Of this process alone, whatever else the machine does.
-    measured = trainable | {"train_processor_seconds": time.process_time() - started_seconds}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
+    hardware = torch.cuda.get_device_name() if training_args.device.type == "cuda" else platform.machine()
+    measured = trainable | {
+        "train_processor_seconds": time.process_time() - started_seconds,
+        "steps": training.global_step,
+        "hardware": f"{training_args.world_size} x {hardware}",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip() or None,
+    }
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
@@ -454,8 +471,9 @@ def run(
         print(f"Left out {measured['broken_videos']} videos that could not be read; see {broken_videos_log}.")
     trainer.save_metrics("train", training.metrics | measured)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if training_args.push_to_hub and training_args.should_save:
+        repo_id = training_args.hub_model_id or Path(output_dir).resolve().name
+        print(push_folder(Path(output_dir), repo_id, private=training_args.hub_private_repo))
     return metrics
 
 

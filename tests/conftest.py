@@ -11,9 +11,12 @@ from fractions import Fraction  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import av  # noqa: E402
+import hub_server  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+
+hub = hub_server.hub  # a fixture
 
 MAX_CODE = 255
 

@@ -6,12 +6,15 @@ client, in other processes.
 - The client reads `HF_ENDPOINT` once, when it is imported, so it runs in child processes: `hub.run(code, home)`.
 - What the server does not know it answers with 501 and its name, and what goes wrong inside it fails the test.
 - Left out: Xet, organisations and their rights (the one token may write to every namespace), pages in long lists,
-  `.gitignore`, discussions, search, the data set viewer, and most of what the real Hub checks in a card.
+  `.gitignore`, discussions, search, the data set viewer, a `pipeline_tag` guessed from the configuration, and most of
+  what the real Hub checks in a card.
 
-In a test module:
+In a test module (or its fixture in `conftest.py`):
 
 ```python
-pytest_plugins = ["hub_server"]
+import hub_server
+
+hub = hub_server.hub  # by assignment: ruff takes an argument of that name for a redefined import
 
 def test_push(hub, tmp_path):
     hub.run("from huggingface_hub import create_repo; create_repo('user/name')", tmp_path / "home")
@@ -29,7 +32,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,11 +108,11 @@ class Commit:
     """A commit and the files it leaves behind, by path."""
 
     oid: str
-    parent: "Commit | None"
+    parent: "Commit | None" = field(repr=False)
     title: str
     message: str
     date: str
-    files: dict[str, File]
+    files: dict[str, File] = field(repr=False)
 
     def summary(self) -> dict:
         return {"id": self.oid, "title": self.title, "date": self.date}
@@ -241,8 +244,7 @@ class Hub:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.hub = self
+        self._server = Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -317,13 +319,19 @@ class Hub:
 
     def run(self, code: str, home: Path, *arguments: str, timeout_seconds: float = 300, **environment) -> str:
         """
-        Run Python code in a new process with `environment(home, **environment)`, in the folder `home`; `arguments` are
-        in its `sys.argv[1:]`. Returns what it printed, and fails with what it said on stderr.
+        Run Python code in a new process with `environment(home, **environment)`, in the folder `home / "work"`;
+        `arguments` are in its `sys.argv[1:]`. Returns what it printed, and fails with what it said on stderr.
         """
+        # Not in `home` itself, where the cache has folders named `datasets` and `modules`. A file, rather than `-c`,
+        # for the sake of tracebacks, and of workers that import it.
+        work = home / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "child.py").write_text(code, encoding="utf-8")
         result = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "child.py", *arguments],
             env=self.environment(home, **environment),
-            cwd=home,
+            cwd=work,
+            stdin=subprocess.DEVNULL,  # transformers may ask whether to trust remote code
             capture_output=True,
             text=True,
             timeout=timeout_seconds,
@@ -346,6 +354,19 @@ class HideModules:
 
 sys.meta_path.insert(0, HideModules())
 """
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # a client comes with many threads at once
+
+    def __init__(self, hub: Hub):
+        self.hub = hub
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, request, client_address):
+        # A client may go in the middle of an answer.
+        if not isinstance(sys.exception(), ConnectionError):
+            self.hub.errors.append(traceback.format_exc())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -381,7 +402,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers["X-Error-Code"] = error.code
             self.send(error.status, json.dumps(error.body).encode(), headers)
         except ConnectionError:
-            self.close_connection = True  # the client has gone, as it may
+            raise  # there is nobody to answer
         except Exception as error:
             self.hub.errors.append(traceback.format_exc())
             self.send(500, json.dumps({"error": ascii(error)}).encode())

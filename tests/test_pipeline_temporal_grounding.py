@@ -1,18 +1,34 @@
+import functools
+import http.server
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from conftest import code_image
+from torch.utils.data import Dataset, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_scada
-from modeling_scada import ScadaForTemporalGrounding, TemporalGroundingPipeline, VideoReadError
+from modeling_scada import (
+    ScadaForTemporalGrounding,
+    ScadaProcessor,
+    ScadaVideoProcessor,
+    TemporalGroundingPipeline,
+    VideoReadError,
+)
+from processing.video_io import read_frames
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,10 +53,76 @@ def clip(make_clip):
     return make_clip(num_frames=50)
 
 
+@pytest.fixture
+def make_pipe(tiny_model, tiny_tokenizer):
+    """`make_pipe(window_seconds=None, dtype=torch.float32, **settings)`: a pipeline with the weights of `pipe`."""
+
+    def make(window_seconds=None, dtype=torch.float32, **settings):
+        video_processor = ScadaVideoProcessor(
+            num_frames=16, size={"height": 32, "width": 32}, window_seconds=window_seconds
+        )
+        processor = ScadaProcessor(video_processor, tiny_tokenizer)
+        return pipeline("temporal-grounding", model=tiny_model.to(dtype), processor=processor, **settings)
+
+    return make
+
+
+@pytest.fixture
+def rows(clip, make_clip):
+    """Five videos of 5, 3 and 2 s, with sentences of different numbers and lengths."""
+    three = make_clip("three.mp4", num_frames=30, first_code=60)
+    two = make_clip("two.mp4", num_frames=20, first_code=120)
+    return [
+        {"video": clip, "sentence": "a cat"},
+        {"video": three, "sentence": ["the dog runs away.", "it is 7"]},
+        {"video": two, "sentence": ["a", "and then the person sits down on the floor", "it is 7"]},
+        {"video": three, "sentence": "the door opens very slowly"},
+        {"video": clip, "sentence": ["the dog runs away."]},
+    ]
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """`serve(path) -> str`: the address of a file in the test's folder, on a small server."""
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield lambda path: f"http://127.0.0.1:{server.server_port}/{path.name}"
+        server.shutdown()
+
+
+class Rows(Dataset):
+    """A list as a data set; it notes in a file which processes have read from it."""
+
+    def __init__(self, items, log=None):
+        self.items, self.log = items, log
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    """A data set that does not know how long it is."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
 def by_hand(model, processor, video, sentence, settings=None, **post_process):
     """The same with the parts of the package that the pipeline is to join, for one sentence."""
     batch = processor(videos=video, text=sentence, return_timelines=True, **(settings or {}))
     timelines = batch.pop("timelines")
+    batch["pixel_values_videos"] = batch["pixel_values_videos"].to(model.dtype)
     with torch.no_grad():
         outputs = model(**batch)
     ((result,),) = processor.post_process_temporal_grounding(outputs, timelines, **post_process)
@@ -51,11 +133,54 @@ def by_hand(model, processor, video, sentence, settings=None, **post_process):
 
 
 def check_close(found, expected, atol=1e-5):
-    """Scores up to `atol`, times up to `atol` of the clip's five seconds."""
+    """The same nesting; scores up to `atol`, times up to `atol` of the clip's five seconds."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
+        if isinstance(other, list):
+            check_close(one, other, atol)
+            continue
+        assert one.keys() == other.keys() and one.get("sentence") == other.get("sentence")
         assert one["score"] == pytest.approx(other["score"], abs=atol)
         assert [one["start"] / 5, one["end"] / 5] == pytest.approx([other["start"] / 5, other["end"] / 5], abs=atol)
+
+
+def expect(pipe, rows, **post_process):
+    """What the pipeline is to find in `rows`, by hand and one sentence at a time."""
+    expected = []
+    for row in rows:
+        is_alone = isinstance(row["sentence"], str)
+        of_video = []
+        for sentence in [row["sentence"]] if is_alone else row["sentence"]:
+            found = by_hand(pipe.model, pipe.processor, row["video"], sentence, **post_process)
+            of_video.append(found if is_alone else [segment | {"sentence": sentence} for segment in found])
+        expected.append(of_video[0] if is_alone else of_video)
+    return expected
+
+
+def rank(scores, segments, top_k, nms):
+    """Soft non-maximum suppression with plain floats, or with `nms=None` the best scores as they are."""
+    left = [(score, start, end) for score, (start, end) in zip(scores, segments, strict=True)]
+    found = []
+    while left and len(found) < top_k:
+        left.sort(key=lambda proposal: -proposal[0])
+        score, start, end = left.pop(0)
+        found.append({"score": score, "start": start, "end": end})
+        for index, (other_score, other_start, other_end) in enumerate(left if nms else []):
+            overlap = max(0.0, min(end, other_end) - max(start, other_start))
+            iou = overlap / ((end - start) + (other_end - other_start) - overlap)
+            left[index] = (other_score * math.exp(-(iou**2) / nms), other_start, other_end)
+    return found
+
+
+def proposals(pipe, video, sentence, start_seconds=0.0, duration_seconds=5.0, **settings):
+    """Scores and segments in seconds, of all proposals of the model, for one sentence."""
+    batch = pipe.processor(videos=video, text=sentence, **settings)
+    batch["pixel_values_videos"] = batch["pixel_values_videos"].to(pipe.model.dtype)
+    with torch.no_grad():
+        outputs = pipe.model(**batch)
+    scores = [1 / (1 + math.exp(-logit)) for logit in outputs.logits[0, 0].tolist()]
+    segments = outputs.pred_segments[0, 0].tolist()
+    return scores, [[start_seconds + duration_seconds * edge for edge in segment] for segment in segments]
 
 
 # --- results ---
@@ -78,20 +203,28 @@ def test_several_sentences(pipe, clip, tiny_model, tiny_processor):
     found = pipe(clip, SENTENCES)
     assert len(found) == 3
     for sentence, of_sentence in zip(SENTENCES, found, strict=True):
-        check_close(of_sentence, by_hand(tiny_model, tiny_processor, clip, sentence))
-    assert found[0] != found[1]
+        expected = by_hand(tiny_model, tiny_processor, clip, sentence)
+        check_close(of_sentence, [segment | {"sentence": sentence} for segment in expected])
+    assert found[0][0]["score"] != found[1][0]["score"]
     (alone,) = pipe(clip, SENTENCES[:1])  # a list of one stays a list
-    assert alone == pipe(clip, SENTENCES[0])
+    assert alone == [segment | {"sentence": SENTENCES[0]} for segment in pipe(clip, SENTENCES[0])]
+    assert pipe(clip, tuple(SENTENCES)) == found
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-7)], ids=["float32", "float64"])
-def test_many_at_once_as_one_by_one(dtype, atol, clip, tiny_model, tiny_processor):
+BOTH_DTYPES = pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["float32", "float64"]
+)
+
+
+@BOTH_DTYPES
+def test_many_at_once_as_one_by_one(dtype, atol, clip, make_pipe):
     """Float64 tells rounding, which may differ, from sentences and their padding that act on each other."""
-    pipe = pipeline("temporal-grounding", model=tiny_model.to(dtype), processor=tiny_processor)
+    pipe = make_pipe(dtype=dtype)
     sentences = [f"sentence {'very ' * k}long" for k in range(8)]
     found = pipe(clip, sentences)
     for sentence, together in zip(sentences, found, strict=True):
-        check_close(together, pipe(clip, sentence), atol)
+        alone = [segment | {"sentence": sentence} for segment in pipe(clip, sentence)]
+        check_close(together, alone, atol)
     assert len({of_sentence[0]["score"] for of_sentence in found}) == 8
 
 
@@ -100,21 +233,185 @@ def test_times_count_from_the_first_frame(pipe, clip, make_clip):
     check_close(pipe(late, SENTENCES[0]), pipe(clip, SENTENCES[0]))
 
 
-def test_forms_of_a_video(pipe, clip):
-    found = pipe(str(clip), SENTENCES[0])
-    assert pipe(clip, SENTENCES[0]) == found
-    assert pipe(clip.read_bytes(), SENTENCES[0]) == found
-    assert pipe(video=str(clip), sentence=SENTENCES[0]) == found
+# --- the forms of a video ---
+
+
+def test_forms_of_a_video(pipe, clip, serve):
+    """All hold the same frames at the model's size, so that all results are the same to the bit."""
+    sentence = SENTENCES[0]
+    found = pipe(str(clip), sentence)
+    frames = read_frames(clip, (np.arange(50) + 0.5) / 10, size=(32, 32))
+    for video in (clip, clip.read_bytes(), serve(clip)):
+        assert pipe(video, sentence) == found
+        assert pipe({"video": video, "sentence": sentence}) == found
+    assert pipe(video=str(clip), sentence=sentence) == found
+    for video in (frames, torch.from_numpy(frames), frames.transpose(0, 3, 1, 2)):
+        for metadata in ({"fps": 10}, {"duration": 5.0}):
+            assert pipe(video, sentence, video_metadata=metadata) == found
+            assert pipe({"video": video, "sentence": sentence, "video_metadata": metadata}) == found
+            assert pipe({"video": video, "sentence": sentence}, video_metadata=metadata) == found
+    # A dict's own metadata win. Frames that are said to be shown for twice as long:
+    slower = pipe(
+        {"video": frames, "sentence": sentence, "video_metadata": {"duration": 10.0}}, video_metadata={"fps": 10}
+    )
+    for one, other in zip(slower, found, strict=True):
+        assert one == pytest.approx({**other, "start": 2 * other["start"], "end": 2 * other["end"]})
+
+
+def test_array_is_near_its_file(pipe, clip):
     with av.open(str(clip)) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    from_array = pipe(frames, SENTENCES[0], video_metadata={"fps": 10}, top_k=1)
-    assert pipe(torch.from_numpy(frames), SENTENCES[0], video_metadata={"fps": 10}, top_k=1) == from_array
+    (from_array,) = pipe(frames, SENTENCES[0], video_metadata={"fps": 10}, top_k=1)
+    (from_file,) = pipe(clip, SENTENCES[0], top_k=1)
     # Scaled before or after the conversion to RGB: nearly the same pixels.
-    assert from_array[0]["score"] == pytest.approx(found[0]["score"], abs=0.02)
-    # Frames that are said to be shown for twice as long.
-    (slower,) = pipe(frames, SENTENCES[0], video_metadata={"duration": 10.0}, top_k=1)
-    doubled = {**from_array[0], "start": 2 * from_array[0]["start"], "end": 2 * from_array[0]["end"]}
-    assert slower == pytest.approx(doubled)
+    assert from_array["score"] == pytest.approx(from_file["score"], abs=0.02)
+
+
+# --- several videos ---
+
+SEVERAL = {
+    "list": lambda rows: rows,
+    "tuple": tuple,
+    "generator": lambda rows: (row for row in rows),
+    "data_set": Rows,
+    "stream": Stream,
+    "key_data_set": lambda rows: KeyDataset(Rows([{"id": k, "item": row} for k, row in enumerate(rows)]), "item"),
+    "urls": None,
+    "bytes": lambda rows: [row | {"video": row["video"].read_bytes()} for row in rows],
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_forms_of_several_videos(form, batch_size, rows, pipe, serve):
+    expected = expect(pipe, rows)
+    assert [type(of_video[0]) for of_video in expected] == [dict, list, list, dict, list]
+    if form == "urls":
+        inputs = [row | {"video": serve(row["video"])} for row in rows]
+    else:
+        inputs = SEVERAL[form](rows)
+    found = pipe(inputs, batch_size=batch_size)
+    assert isinstance(found, list) == (form in ("list", "tuple", "urls", "bytes"))
+    check_close(list(found), expected)
+
+
+def test_videos_and_sentences_side_by_side(rows, pipe):
+    videos = [row["video"] for row in rows]
+    expected = expect(pipe, rows)
+    check_close(pipe(videos, [row["sentence"] for row in rows]), expected)
+    check_close(pipe(tuple(videos), tuple(row["sentence"] for row in rows), batch_size=3), expected)
+    # As many sentences as videos are one for each video, not all for each.
+    check_close(pipe(videos[:2], SENTENCES[:2]), expect(pipe, as_rows(videos[:2], SENTENCES[:2])))
+    check_close(pipe(videos[:1], SENTENCES[:1]), expect(pipe, as_rows(videos[:1], SENTENCES[:1])))
+
+
+def as_rows(videos, sentences):
+    return [{"video": video, "sentence": sentence} for video, sentence in zip(videos, sentences, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["list", "generator", "data_set", "key_data_set", "stream"])
+def test_one_sentence_for_all_videos(form, rows, pipe):
+    videos = [row["video"] for row in rows]
+    inputs = {
+        "list": videos,
+        "generator": (video for video in videos),
+        "data_set": Rows(videos),
+        "key_data_set": KeyDataset(Rows(rows), "video"),
+        "stream": Stream(videos),
+    }[form]
+    found = list(pipe(inputs, SENTENCES[0], batch_size=2))
+    check_close(found, expect(pipe, as_rows(videos, [SENTENCES[0]] * 5)))
+
+
+@BOTH_DTYPES
+def test_batch_size_changes_nothing(dtype, atol, rows, make_pipe):
+    """Five videos in batches of two and three, so that the last batch is smaller."""
+    pipe = make_pipe(dtype=dtype)
+    expected = [pipe(row) for row in rows]
+    check_close(expected, expect(pipe, rows), atol)
+    best = [of_video[0][0] if isinstance(of_video[0], list) else of_video[0] for of_video in expected]
+    assert len({segment["score"] for segment in best}) == 5
+    for batch_size in (1, 2, 3, 5, 7):
+        check_close(pipe(rows, batch_size=batch_size), expected, atol)
+    for batch_size in (2, 3):
+        check_close(pipe(rows[::-1], batch_size=batch_size), expected[::-1], atol)
+        check_close(make_pipe(dtype=dtype, batch_size=batch_size)(rows), expected, atol)
+
+
+def test_batches_are_of_the_size_asked_for(rows, pipe, monkeypatch):
+    sizes = []
+    forward = type(pipe.model).forward
+
+    def count(self, pixel_values_videos, **kwargs):
+        sizes.append(len(pixel_values_videos))
+        return forward(self, pixel_values_videos=pixel_values_videos, **kwargs)
+
+    monkeypatch.setattr(type(pipe.model), "forward", count)
+    for inputs in (rows, Rows(rows), (row for row in rows)):
+        sizes.clear()
+        assert len(list(pipe(inputs, batch_size=2))) == 5
+        assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("form", ["list", "data_set", "generator"])
+def test_workers_change_nothing(form, num_workers, rows, pipe, tmp_path):
+    expected = pipe(rows, batch_size=2)
+    log = tmp_path / "processes"
+    inputs = {"list": rows, "data_set": Rows(rows, log), "generator": (row for row in rows)}[form]
+    assert list(pipe(inputs, batch_size=2, num_workers=num_workers)) == expected
+    if form == "data_set":
+        processes = log.read_text().split()
+        assert len(processes) == 5 and len(set(processes)) == num_workers and str(os.getpid()) not in processes
+
+
+def test_errors_in_workers(rows, pipe, tmp_path):
+    (tmp_path / "bad.mp4").write_text("This is no video.")
+    rows[3] = {"video": tmp_path / "bad.mp4", "sentence": "a cat"}
+    for num_workers in (0, 1):
+        with pytest.raises(VideoReadError, match="bad.mp4"):
+            pipe(rows, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_generators_are_read_on_demand(batch_size, clip, pipe):
+    asked = []
+
+    def without_end():
+        for number in itertools.count():
+            asked.append(number)
+            yield {"video": clip, "sentence": f"sentence {number}"}
+
+    results = iter(pipe(without_end(), batch_size=batch_size))
+    assert len(asked) <= 1  # transformers looks at the first
+    for number in range(5):
+        check_close(next(results), pipe(clip, f"sentence {number}"))
+        assert len(asked) <= number + batch_size
+
+
+def test_an_error_comes_after_the_results_before_it(clip, pipe, tmp_path):
+    results = iter(pipe(Rows(as_rows([clip, tmp_path / "gone.mp4"], SENTENCES[:2]))))
+    assert next(results) == pipe(clip, SENTENCES[0])
+    with pytest.raises(FileNotFoundError, match="gone.mp4"):
+        next(results)
+
+
+def test_settings_of_several_videos(rows, pipe):
+    found = pipe(rows, batch_size=2, top_k=2, num_frames=32, nms=None)
+    assert found == [pipe(row, top_k=2, num_frames=32, nms=None) for row in rows]
+    assert len(found[0]) == len(found[1][0]) == 2
+    assert pipe(rows, batch_size=2, top_k=2, nms=None) != found
+
+
+def test_no_video_at_all(pipe):
+    assert pipe([], SENTENCES[0]) == []
+    assert list(pipe((video for video in []), SENTENCES[0])) == []
+
+
+def test_the_caller_keeps_his_dicts(clip, pipe):
+    row = {"video": clip, "sentence": SENTENCES[0]}
+    pipe([row, row], batch_size=2)
+    assert row == {"video": clip, "sentence": SENTENCES[0]}
 
 
 # --- settings ---
@@ -132,20 +429,255 @@ def test_settings(clip, pipe, tiny_model, tiny_processor):
         ({"threshold": threshold}, by_hand(tiny_model, tiny_processor, clip, sentence)[:3]),
         ({"threshold": 1.0}, by_hand(tiny_model, tiny_processor, clip, sentence)[:1]),
         ({"num_frames": 32}, by_hand(tiny_model, tiny_processor, clip, sentence, {"num_frames": 32})),
+        ({"nms": 0.1}, by_hand(tiny_model, tiny_processor, clip, sentence, nms=0.1)),
+        ({"nms": None}, by_hand(tiny_model, tiny_processor, clip, sentence, nms=None)),
     ]:
         assert pipe(clip, sentence, **call) == expected
         settled = pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, **call)
         assert settled(clip, sentence) == expected
-        assert settled(clip, sentence, top_k=7, threshold=0.0, num_frames=16) == pipe(clip, sentence, top_k=7)
+        back = {"top_k": 7, "threshold": 0.0, "num_frames": 16, "nms": 0.5}
+        assert settled(clip, sentence, **back) == pipe(clip, sentence, top_k=7)
         assert settled(clip, sentence) == expected
     assert len(pipe(clip, sentence)) == 5
     assert pipe(clip, sentence, num_frames=32) != pipe(clip, sentence)
 
 
-def test_bfloat16(clip, tiny_model, tiny_processor):
-    exact = pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor)(clip, SENTENCES[0])
-    pipe = pipeline("temporal-grounding", model=tiny_model.bfloat16(), processor=tiny_processor)
-    assert pipe(clip, SENTENCES[0])[0]["score"] == pytest.approx(exact[0]["score"], abs=0.05)
+@pytest.mark.parametrize("nms", [None, 0.1, 0.5, 3.0])
+def test_ranking(nms, clip, pipe):
+    """Against plain floats; the settings do differ."""
+    scores, segments = proposals(pipe, clip, SENTENCES[1])
+    assert len(scores) > 100
+    expected = rank(scores, segments, 12, nms)
+    check_close(pipe(clip, SENTENCES[1], top_k=12, nms=nms), expected, atol=1e-6)
+    check_close(pipe(clip, SENTENCES[1], top_k=3, nms=nms), expected[:3], atol=1e-6)
+    if nms is None:
+        assert [segment["score"] for segment in expected] == sorted(scores, reverse=True)[:12]
+    else:
+        assert [segment["start"] for segment in expected] != [s["start"] for s in rank(scores, segments, 12, None)]
+
+
+@pytest.mark.parametrize("window_seconds", [None, 2.0])
+def test_bfloat16(window_seconds, rows, make_pipe):
+    exact = make_pipe(window_seconds)(rows, batch_size=2, top_k=1)
+    found = make_pipe(window_seconds, dtype=torch.bfloat16)(rows, batch_size=2, top_k=1)
+    assert found != exact
+    for one, other in zip(found, exact, strict=True):
+        for (segment,), (expected,) in zip(
+            [one] if len(one) == 1 and isinstance(one[0], dict) else one,
+            [other] if len(other) == 1 and isinstance(other[0], dict) else other,
+            strict=True,
+        ):
+            assert segment["score"] == pytest.approx(expected["score"], abs=0.05)
+
+
+# --- windows ---
+
+
+def windows_by_hand(pipe, video, sentence, windows_seconds, top_k=5, nms=0.5, num_frames=16):
+    """
+    Each window through the processor and the model alone, as frames read at its own instants; all proposals ranked
+    together with plain floats.
+    """
+    scores, segments = [], []
+    for start_seconds, end_seconds in windows_seconds:
+        duration_seconds = end_seconds - start_seconds
+        instants_seconds = start_seconds + (np.arange(num_frames) + 0.5) * duration_seconds / num_frames
+        frames = read_frames(video, instants_seconds, size=(32, 32))
+        metadata = {"duration": duration_seconds}
+        own_scores, own_segments = proposals(
+            pipe, frames, sentence, start_seconds, duration_seconds, video_metadata=metadata, num_frames=num_frames
+        )
+        scores += own_scores
+        segments += own_segments
+    # Only the best 256 take part (see `soft_nms`).
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[:256]
+    return rank([scores[index] for index in best], [segments[index] for index in best], top_k, nms)
+
+
+FOUR_WINDOWS = [(0.0, 2.0), (1.0, 3.0), (2.0, 4.0), (3.0, 5.0)]  # of 5 s, none longer than 2 s
+
+
+@BOTH_DTYPES
+def test_windows_by_hand(dtype, atol, clip, make_pipe):
+    pipe = make_pipe(window_seconds=2.0, dtype=dtype)
+    expected = windows_by_hand(pipe, clip, SENTENCES[0], FOUR_WINDOWS, top_k=12)
+    assert max(segment["end"] for segment in expected) > 3 and min(segment["start"] for segment in expected) < 2
+    check_close(pipe(clip, SENTENCES[0], top_k=12), expected, atol)
+    found = pipe(clip, SENTENCES)
+    for sentence, of_sentence in zip(SENTENCES, found, strict=True):
+        expected = windows_by_hand(pipe, clip, sentence, FOUR_WINDOWS)
+        check_close(of_sentence, [segment | {"sentence": sentence} for segment in expected], atol)
+
+
+@pytest.mark.parametrize(
+    ("window_seconds", "windows_seconds"),
+    [
+        (4.0, [(0.0, 10 / 3), (5 / 3, 5.0)]),  # two windows, of equal length
+        (4.999, [(0.0, 10 / 3), (5 / 3, 5.0)]),
+        (1.7, [(k * 5 / 6, k * 5 / 6 + 5 / 3) for k in range(5)]),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"num_frames": 32}, {"nms": None}])
+def test_windows_of_other_lengths(window_seconds, windows_seconds, settings, clip, make_pipe):
+    pipe = make_pipe(window_seconds)
+    expected = windows_by_hand(pipe, clip, SENTENCES[1], windows_seconds, **settings)
+    check_close(pipe(clip, SENTENCES[1], **settings), expected)
+
+
+def test_threshold_across_windows(clip, make_pipe):
+    """At least the best segment of the video comes, not that of each window."""
+    pipe = make_pipe(window_seconds=2.0)
+    assert pipe(clip, SENTENCES[0], threshold=1.0) == pipe(clip, SENTENCES[0])[:1]
+
+
+def test_forms_of_a_long_video(clip, make_pipe, serve):
+    pipe = make_pipe(window_seconds=2.0)
+    found = pipe(clip, SENTENCES)
+    frames = read_frames(clip, (np.arange(50) + 0.5) / 10, size=(32, 32))
+    for video in (str(clip), clip.read_bytes(), serve(clip)):
+        assert pipe(video, SENTENCES) == found
+    for video in (frames, torch.from_numpy(frames), frames.transpose(0, 3, 1, 2)):
+        assert pipe(video, SENTENCES, video_metadata={"fps": 10}) == found
+        assert pipe({"video": video, "sentence": SENTENCES, "video_metadata": {"duration": 5.0}}) == found
+    # Shown for so short a time that the frames fit into a window.
+    assert pipe(frames, SENTENCES, video_metadata={"fps": 25}) == make_pipe()(
+        frames, SENTENCES, video_metadata={"fps": 25}
+    )
+
+
+@pytest.mark.parametrize("window_seconds", [5.0, 7.5, 1e6])
+def test_a_video_that_fits_into_the_window(window_seconds, clip, make_pipe):
+    without = make_pipe()
+    pipe = make_pipe(window_seconds)
+    frames = read_frames(clip, (np.arange(50) + 0.5) / 10, size=(32, 32))
+    for video in (clip, clip.read_bytes(), frames):
+        assert pipe(video, SENTENCES, video_metadata={"fps": 10}) == without(
+            video, SENTENCES, video_metadata={"fps": 10}
+        )
+    assert pipe([clip, clip], SENTENCES[:2], batch_size=2) == without([clip, clip], SENTENCES[:2], batch_size=2)
+    assert pipe(clip, SENTENCES[0], num_frames=48) == without(clip, SENTENCES[0], num_frames=48)
+
+
+@BOTH_DTYPES
+def test_long_and_short_videos_in_one_batch(dtype, atol, rows, make_pipe):
+    """The videos last 5, 3, 2, 3 and 5 s: with windows of 3 s two of them, with 2 s four are long."""
+    for window_seconds, long in [(3.0, [0, 4]), (2.0, [0, 1, 3, 4])]:
+        pipe = make_pipe(window_seconds, dtype=dtype)
+        expected = [pipe(row) for row in rows]
+        whole = make_pipe(dtype=dtype)(rows)
+        assert [index for index in range(5) if expected[index] != whole[index]] == long
+        for batch_size in (1, 2, 3, 5):
+            check_close(pipe(rows, batch_size=batch_size), expected, atol)
+        check_close(list(pipe((row for row in rows[::-1]), batch_size=3)), expected[::-1], atol)
+
+
+def test_long_videos_with_workers(rows, make_pipe):
+    pipe = make_pipe(window_seconds=2.0)
+    expected = pipe(rows, batch_size=2)
+    for num_workers in (1, 2):
+        assert pipe(rows, batch_size=2, num_workers=num_workers) == expected
+
+
+def test_windows_go_through_the_model_one_by_one(clip, make_pipe, monkeypatch):
+    pipe = make_pipe(window_seconds=1.0)
+    running, most, calls = 0, 0, 0
+    iterate_windows = ScadaVideoProcessor.iterate_windows
+    forward = type(pipe.model).forward
+
+    def read(self, *args, **kwargs):
+        nonlocal running, most
+        for window in iterate_windows(self, *args, **kwargs):
+            running += 1
+            most = max(most, running)
+            yield window
+
+    def run(self, *args, **kwargs):
+        nonlocal running, calls
+        running -= 1
+        calls += 1
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ScadaVideoProcessor, "iterate_windows", read)
+    monkeypatch.setattr(type(pipe.model), "forward", run)
+    pipe(clip, SENTENCES[0])
+    assert (running, most, calls) == (0, 1, 9)
+
+
+def test_windows_need_an_even_number_of_frames(clip, make_pipe):
+    with pytest.raises(ValueError, match="num_frames=17.*even"):
+        make_pipe(window_seconds=2.0)(clip, SENTENCES[0], num_frames=17)
+
+
+def test_a_long_video_that_is_cut_short(make_clip, make_pipe):
+    """Its end cannot be grounded, so nothing is, as with a short one."""
+    path = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    for window_seconds in (2.0, None):
+        with pytest.raises(VideoReadError, match="clip.mp4.*reading got to"):
+            make_pipe(window_seconds)(path, SENTENCES[0])
+
+
+def test_saving_keeps_the_window(clip, make_pipe, tmp_path):
+    pipe = make_pipe(window_seconds=2.0)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert pipeline("temporal-grounding", model=str(tmp_path / "saved"))(clip, SENTENCES) == pipe(clip, SENTENCES)
+
+
+def write_long_video(path, minutes):
+    """Two frames a second, which change all the time."""
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream("libx264", rate=2, options={"preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for k in range(minutes * 120):
+            frame = av.VideoFrame.from_ndarray(code_image(k % 256, 48, 64), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 2)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+# Not `ru_maxrss`, which on Linux also counts the process that this one was started from.
+PEAK_OF_A_VIDEO = """
+import json, re, sys
+import modeling_scada
+from pathlib import Path
+from transformers import pipeline
+
+found = pipeline("temporal-grounding", model=sys.argv[1])(sys.argv[2], ["a cat", "the dog runs away."])
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(json.dumps([peak, found]))
+"""
+
+
+@pytest.mark.slow
+def test_an_hour_in_bounded_memory(tiny_config, tiny_tokenizer, tmp_path):
+    """
+    119 windows of a minute, of 128 frames of 96 x 96 pixels each: all frames at once were 210 MB as bytes, and 1.7 GB
+    as what goes into the model.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads the peak memory from /proc")
+    tiny_config.video_config.image_size, tiny_config.video_config.patch_size = 96, 32
+    video_processor = ScadaVideoProcessor(num_frames=128, size={"height": 96, "width": 96}, window_seconds=60.0)
+    torch.manual_seed(0)
+    folder = tmp_path / "saved"
+    ScadaForTemporalGrounding(tiny_config).save_pretrained(folder)
+    ScadaProcessor(video_processor, tiny_tokenizer).save_pretrained(folder)
+
+    peaks = {}
+    for minutes in (5, 60):
+        video = tmp_path / f"{minutes}.mp4"
+        write_long_video(video, minutes)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PEAK_OF_A_VIDEO, str(folder), str(video)]
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        peaks[minutes], found = json.loads(process.stdout.splitlines()[-1])
+        assert [len(of_sentence) for of_sentence in found] == [5, 5]
+        for segment in itertools.chain(*found):
+            assert 0 <= segment["start"] <= segment["end"] <= minutes * 60 + 1e-6
+            assert segment["end"] - segment["start"] <= 60 + 1e-6
+    print(f"peak resident memory in kB by minutes of video: {peaks}")
+    assert peaks[60] <= 1.2 * peaks[5]
 
 
 # --- registration, saving and loading ---
@@ -195,6 +727,9 @@ processor = modeling_scada.ScadaProcessor.from_pretrained(folder)
 shape = list(processor(videos=video, text=sentences)["pixel_values_videos"].shape)
 pipe = pipeline("temporal-grounding", model=folder)
 assert not set(blocked) & set(sys.modules)
+# Nobody said `trust_remote_code`: the installed code runs, not the copy of it that was saved.
+assert type(pipe) is modeling_scada.TemporalGroundingPipeline
+assert not [name for name in sys.modules if name.startswith("transformers_modules.")]
 print(json.dumps([shape, pipe(video, sentences)]))
 """
 
@@ -203,9 +738,10 @@ print(json.dumps([shape, pipe(video, sentences)]))
 def test_save_and_load(blocked, pipe, clip, tmp_path):
     folder = tmp_path / "saved"
     pipe.save_pretrained(folder)
-    assert "custom_pipelines" not in json.loads((folder / "config.json").read_text())
     expected = pipe(clip, SENTENCES)
-    assert pipeline("temporal-grounding", model=str(folder))(clip, SENTENCES) == expected
+    loaded = pipeline("temporal-grounding", model=str(folder))
+    assert type(loaded) is TemporalGroundingPipeline and type(loaded.model) is ScadaForTemporalGrounding
+    assert loaded(clip, SENTENCES) == expected
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(folder), str(clip), json.dumps(SENTENCES), blocked]
@@ -226,16 +762,68 @@ def test_save_and_load(blocked, pipe, clip, tmp_path):
         ("", "sentence ''"),
         (["a cat", " "], "sentence ' '"),
         ([], "no sentence"),
+        ([["a cat"]], r"sentence \['a cat'\]"),
+        (["a cat", None], "sentence None"),
+        (7, "type int"),
     ],
 )
 def test_bad_sentences(sentence, message, pipe, clip):
+    """One by one and among others."""
     with pytest.raises(ValueError, match=message):
         pipe(clip, sentence)
+    with pytest.raises(ValueError, match=message):
+        pipe({"video": clip, "sentence": sentence})
+    with pytest.raises(ValueError, match=message):
+        pipe([clip, clip], ["a cat", sentence])
+    with pytest.raises(ValueError, match=message):
+        list(pipe(Rows(as_rows([clip, clip], ["a cat", sentence])), batch_size=2))
 
 
 def test_missing_sentence(pipe, clip):
     with pytest.raises(ValueError, match="no sentence"):
         pipe(clip)
+    with pytest.raises(ValueError, match="no sentence"):
+        pipe([clip, clip])
+    with pytest.raises(ValueError, match="no sentence"):
+        list(pipe(video for video in [clip, clip]))
+
+
+def test_a_bad_sentence_is_noticed_before_the_video_is_read(pipe, tmp_path):
+    with pytest.raises(ValueError, match="sentence ''"):
+        pipe(tmp_path / "gone.mp4", "")
+
+
+@pytest.mark.parametrize("sentences", [[], ["a cat"], ["a cat"] * 3, [["a cat", "it is 7"]]])
+def test_wrong_number_of_sentences(sentences, pipe, clip):
+    with pytest.raises(ValueError, match=f"2 videos but sentences for {len(sentences)}"):
+        pipe([clip, clip], sentences)
+
+
+MANY_FORMS = [lambda row: row, lambda row: [row], lambda row: (each for each in [row]), lambda row: Rows([row])]
+
+
+@pytest.mark.parametrize("form", MANY_FORMS, ids=["dict", "list", "generator", "data_set"])
+def test_bad_dicts(form, pipe, clip):
+    for row in ({"video": clip}, {"sentence": "a cat"}, {"path": clip, "sentence": "a cat"}, {}):
+        with pytest.raises(ValueError, match="expected .*video.*sentence"):
+            list(pipe(form(row)))
+    with pytest.raises(ValueError, match="no other sentence"):
+        list(pipe(form({"video": clip, "sentence": "a cat"}), "it is 7"))
+    with pytest.raises(ValueError, match="no sentence"):
+        list(pipe(form({"video": clip, "sentence": None})))
+
+
+def test_dicts_with_a_list_of_sentences_beside_them(pipe, clip):
+    with pytest.raises(ValueError, match="no other sentence"):
+        pipe([{"video": clip, "sentence": "a cat"}] * 2, SENTENCES[:2])
+
+
+@pytest.mark.parametrize("window_seconds", [None, 2.0])
+@pytest.mark.parametrize("form", MANY_FORMS, ids=["dict", "list", "generator", "data_set"])
+def test_several_videos_in_one_dict(form, window_seconds, make_pipe, clip):
+    for videos in ([clip, clip], [clip], (clip, clip), []):
+        with pytest.raises(ValueError, match=f"type {type(videos).__name__}"):
+            list(make_pipe(window_seconds)(form({"video": videos, "sentence": "a cat"})))
 
 
 def test_bad_videos(pipe, clip, tmp_path):
@@ -243,11 +831,17 @@ def test_bad_videos(pipe, clip, tmp_path):
         pipe(tmp_path / "gone.mp4", SENTENCES[0])
     with pytest.raises(VideoReadError, match="17 bytes"):
         pipe(b"This is no video.", SENTENCES[0])
-    with pytest.raises(ValueError, match="list of 2 videos"):
-        pipe([clip, clip], [SENTENCES[0], SENTENCES[1]])
+    with pytest.raises(ValueError, match="type NoneType"):
+        pipe(None, SENTENCES[0])
+    with pytest.raises(ValueError, match="type NoneType"):
+        pipe([clip, None], SENTENCES[0])
+    with pytest.raises(ValueError, match="type list_iterator"):  # is no generator; `(v for v in ...)` is
+        pipe(iter([clip]), SENTENCES[0])
+    with pytest.raises(ValueError, match="fps"):
+        pipe(np.zeros((4, 32, 32, 3), np.uint8), SENTENCES[0])
 
 
-@pytest.mark.parametrize("settings", [{"topk": 3}, {"fps": 3}])
+@pytest.mark.parametrize("settings", [{"topk": 3}, {"fps": 3}, {"window_seconds": 3.0}, {"nms_sigma": 0.5}])
 def test_unknown_settings(settings, pipe, clip, tiny_model, tiny_processor):
     (name,) = settings
     with pytest.raises(TypeError, match=name):
@@ -256,7 +850,10 @@ def test_unknown_settings(settings, pipe, clip, tiny_model, tiny_processor):
         pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"num_frames": 0}])
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"num_frames": 0}, {"nms": 0}, {"nms": -0.5}, {"nms": math.nan}])
 def test_bad_settings(settings, pipe, clip):
-    with pytest.raises(ValueError, match="=0"):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
         pipe(clip, SENTENCES[0], **settings)
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        pipe([clip, clip], SENTENCES[0], batch_size=2, **settings)
