@@ -32,8 +32,9 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import pipeline
 
-from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
+from modeling_scada import TemporalGroundingPipeline
 from processing.annotations import VideoFiles, clean_sentence, load_annotations, video_name
 from processing.metrics import temporal_grounding_metrics, write_qvhighlights_submission
 from processing.video_io import VideoReadError
@@ -47,13 +48,13 @@ class Reader:
     Collates a row to what the model needs: in the workers of the `DataLoader`, and one video at a time.
 
     Args:
-        processor ([`ScadaProcessor`]): Reads videos and tokenizes sentences.
+        pipe ([`TemporalGroundingPipeline`]): Reads videos and tokenizes sentences.
         video_root (`str`, *optional*): Folder that relative paths start from.
         skip_broken_videos (`bool`): Whether a video that cannot be read comes as its error, instead of raising it.
     """
 
-    def __init__(self, processor: ScadaProcessor, video_root: str | None, skip_broken_videos: bool):
-        self.processor = processor
+    def __init__(self, pipe: TemporalGroundingPipeline, video_root: str | None, skip_broken_videos: bool):
+        self.pipe = pipe
         self.video_files = VideoFiles(video_root)
         self.skip_broken_videos = skip_broken_videos
 
@@ -61,21 +62,19 @@ class Reader:
         (row,) = rows
         try:
             video = self.video_files.find(row["video"])
-            return row, self.processor(videos=video, text=row["sentences"], return_timelines=True)
+            return row, self.pipe.preprocess({"video": video, "sentence": row["sentences"]})
         except (FileNotFoundError, VideoReadError) as error:
             if not self.skip_broken_videos:
                 raise
             return row, str(error)
 
 
-@torch.no_grad()
 def predict(
-    model: ScadaForTemporalGrounding, processor: ScadaProcessor, rows: DataLoader, top_k: int
+    pipe: TemporalGroundingPipeline, rows: DataLoader, top_k: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """
     Args:
-        model ([`ScadaForTemporalGrounding`]): In evaluation mode.
-        processor ([`ScadaProcessor`]): Its processor.
+        pipe ([`TemporalGroundingPipeline`]): The model.
         rows (`DataLoader`): Over a data set of [`load_annotations`], collated by a [`Reader`].
         top_k (`int`): At most so many segments a sentence.
 
@@ -89,16 +88,13 @@ def predict(
             tqdm.write(f"Left out {video_name(row['video'])}, which is broken: {inputs}")
             broken.append({"video": video_name(row["video"]), "reason": inputs})
             continue
-        timelines = inputs.pop("timelines")
-        inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(model.dtype)
-        outputs = model(**inputs.to(model.device))
-        (found,) = processor.post_process_temporal_grounding(outputs, timelines, top_k=top_k)
+        found = pipe.postprocess(pipe.forward(inputs), top_k=top_k)
         for sentence, targets, ranked in zip(row["sentences"], row["segments"], found, strict=True):
             predictions.append(
                 {
                     "video": row.get("video_id") or video_name(row["video"]),
                     "sentence": sentence,
-                    "segments": np.column_stack([ranked["segments"], ranked["scores"]]).tolist(),
+                    "segments": [[segment["start"], segment["end"], segment["score"]] for segment in ranked],
                     "targets": np.reshape(targets, (-1, 2)).tolist(),
                 }
             )
@@ -146,12 +142,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     video_root, path = args.video_root, Path(args.dataset)
     if video_root is None and path.exists():
         video_root = str(path if path.is_dir() else path.parent)
-    processor = ScadaProcessor.from_pretrained(args.model)
-    model = ScadaForTemporalGrounding.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
-    reader = Reader(processor, video_root, args.skip_broken_videos)
+    pipe: Any = pipeline(
+        "temporal-grounding",  # type: ignore[call-overload]
+        model=args.model,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    video_processor = pipe.processor.video_processor
+    reader = Reader(pipe, video_root, args.skip_broken_videos)
     started_seconds = time.perf_counter()
     rows: DataLoader = DataLoader(dataset, collate_fn=reader, num_workers=args.num_workers)  # type: ignore[arg-type]
-    predictions, broken = predict(model, processor, rows, args.top_k)
+    predictions, broken = predict(pipe, rows, args.top_k)
     seconds = time.perf_counter() - started_seconds
 
     metrics = temporal_grounding_metrics(
@@ -168,8 +169,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "sentences": len(predictions),
         "broken_videos": broken,
         "how": {
-            "num_frames": processor.video_processor.num_frames,
-            "size": dict(processor.video_processor.size),
+            "num_frames": video_processor.num_frames,
+            "size": dict(video_processor.size),
+            "window_seconds": video_processor.window_seconds,
             "top_k": args.top_k,
             "thresholds_reached_by": ">" if args.strict else ">=",
             "dtype": args.dtype,

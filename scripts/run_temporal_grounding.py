@@ -70,6 +70,7 @@ from modeling_scada.adapter_scada import resolve_layers
 from processing.annotations import load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, soft_nms, temporal_iou
+from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -123,6 +124,10 @@ class ModelArguments:
     num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int = field(default=160, metadata={"help": "Height and width of the frames, in pixels."})
+    window_seconds: float | None = field(
+        default=None,
+        metadata={"help": "The pipeline reads longer videos in windows; the longest training video's if not given."},
+    )
 
 
 @dataclass
@@ -425,6 +430,12 @@ def run(
         # Each process reads its own rows: batches that one process makes for all cannot be joined, as the numbers of
         # sentences differ.
         training_args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+    if model_args.window_seconds is not None:
+        processor.video_processor.window_seconds = model_args.window_seconds
+    elif model_args.model_name_or_path is None and "duration" in (train_dataset.column_names or []):
+        if not data_args.streaming and all(durations := train_dataset["duration"]):
+            # Files are often a little longer than annotated.
+            processor.video_processor.window_seconds = max(durations) + SEGMENT_TOLERANCE_SECONDS
     broken_videos_log = Path(output_dir) / BROKEN_VIDEOS if data_args.skip_broken_videos else None
     make_collator = partial(
         TemporalGroundingCollator,

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, AutoModel, DistilBertModel, VideoMAEForVideoClassification, VideoMAEModel
 
-from modeling_scada import AutoModelForTemporalGrounding, ScadaConfig, ScadaForTemporalGrounding, ScadaModel
+from modeling_scada import AutoModelForTemporalGrounding, ScadaConfig, ScadaForTemporalGrounding
 from modeling_scada.modeling_scada import _score_logits
 
 

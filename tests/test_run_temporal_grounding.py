@@ -19,7 +19,7 @@ sys.path.append(str(REPOSITORY / "scripts"))
 
 import run_temporal_grounding as script  # noqa: E402
 
-from modeling_scada import ScadaForTemporalGrounding  # noqa: E402
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor  # noqa: E402
 from processing.video_io import VideoReadError  # noqa: E402
 
 
@@ -444,6 +444,15 @@ def test_sentences_with_unlike_numbers_of_segments_are_measured_together(recipe,
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     metrics = script.run(*parse(recipe | {"per_device_eval_batch_size": 1}))
     assert metrics["eval_sentences"] == 6
+
+
+def test_the_longest_training_video_is_the_models_window(recipe, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"duration": seconds} for row, seconds in zip(rows, (2.0, 7.5, 3.0), strict=True)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for arguments, expected in (({}, 9.5), ({"window_seconds": 4.0}, 4.0)):
+        script.run(*parse(recipe | arguments | {"max_steps": 1, "eval_strategy": "no"}))
+        assert ScadaProcessor.from_pretrained(recipe["output_dir"]).video_processor.window_seconds == expected
 
 
 RECIPES = sorted(path for path in (REPOSITORY / "hub_configs").glob("*.json"))
