@@ -1,5 +1,5 @@
 """
-Reading videos: the only place of the package that imports PyAV.
+Reading and cutting videos: the only place of the package that imports PyAV.
 
 Design choices:
 - Time is what the frames carry. A frame's timestamp is its own `pts * time_base`, minus the first frame's; neither the
@@ -291,10 +291,11 @@ def cut_video(
         try:
             with av.open(f"file:{partial}", mode="w") as output:
                 shown = _copy_packets(video, output, key_pts, end_pts)
-        # What PyAV itself refuses, such as a codec that the container does not hold, is a ValueError.
         except (av.error.FFmpegError, ValueError) as error:
             partial.unlink(missing_ok=True)
-            raise VideoReadError(f"Could not cut the video {video.name} into {path}: {error}.") from error
+            # From PyAV as from FFmpeg, a container that has no place for a codec comes as a ValueError.
+            why = "its streams cannot be copied into such a file: " if isinstance(error, ValueError) else ""
+            raise VideoReadError(f"Could not cut the video {video.name} into {path}: {why}{error}.") from error
     partial.replace(path)
     return (
         float((key_pts - first_pts) * facts.time_base),

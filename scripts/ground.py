@@ -20,6 +20,7 @@ import argparse
 import base64
 import html
 import json
+import math
 import os
 import re
 import string
@@ -78,7 +79,8 @@ video { display: block; margin: 0 auto; max-width: 100%; width: 100%; max-height
   pointer-events: none; }
 h2 { position: relative; z-index: 1; margin: 0; padding: .75rem 0 .25rem; background: var(--back); font-size: .9375rem;
   font-weight: 600; overflow-wrap: anywhere; }
-h2 span { margin-left: .5rem; color: var(--soft); font-weight: 400; font-variant-numeric: tabular-nums; }
+h2 span { margin-left: .5rem; color: var(--soft); font-weight: 400; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
 .lane { background: var(--lane); padding: 3px 0; overflow: hidden; }
 .row { position: relative; height: 14px; margin: 2px 0; }
 .row:first-child { height: 24px; }
@@ -248,7 +250,7 @@ def ground(video: str, sentences: list[str], model: str, top_k: int, duration_se
 
 def format_time(seconds: float, is_long: bool) -> str:
     """`"75.3"`, or in a long video `"01:15.3"` and from an hour on `"1:01:15.3"`. As `time` on the page."""
-    tenths = round(seconds * 10)
+    tenths = math.floor(seconds * 10 + 0.5)
     if not is_long:
         return f"{tenths / 10:.1f}"
     hours, minutes = tenths // 36000, tenths // 600 % 60
@@ -392,18 +394,17 @@ def cut(record: dict[str, Any], folder: Path) -> None:
     Raises:
         VideoReadError: If the video cannot be cut without encoding it anew.
     """
-    is_long = record["duration"] >= LONG_SECONDS
     folder.mkdir(parents=True, exist_ok=True)
     for number, result in enumerate(record["results"], start=1):
         slug = re.sub(r"\W+", "_", result["sentence"].lower())[:40].strip("_") or "sentence"
         for rank, segment in enumerate(result["segments"], start=1):
             path = folder / f"{number:02}_{slug}_rank{rank}{Path(record['video']).suffix}"
-            covered = cut_video(record["video"], segment["start"], segment["end"], path)
-            asked, found = (
-                " to ".join(format_time(seconds, is_long) for seconds in span)
-                for span in ((segment["start"], segment["end"]), covered)
+            start_seconds, end_seconds = cut_video(record["video"], segment["start"], segment["end"], path)
+            print(
+                f"Wrote {path}: {start_seconds:.1f} to {end_seconds:.1f} s (asked for {segment['start']:.1f} to "
+                f"{segment['end']:.1f} s; a clip begins with a key frame)",
+                file=sys.stderr,
             )
-            print(f"Wrote {path}: {found} (asked for {asked}; a clip begins with a key frame)", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,0 +1,349 @@
+"""The script that grounds sentences in a video: what it prints and writes, beside the pipeline and the video."""
+
+import base64
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from modeling_scada import ScadaForTemporalGrounding
+from processing.video_io import probe, read_frames
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("ground", ROOT / "scripts" / "ground.py")
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+
+SENTENCES = ["the door opens", "he sits down, then <b>leaves</b> for $5"]
+VP9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime", "g": "10"}}
+
+
+@pytest.fixture
+def model(tiny_config, tiny_processor, randomize_weights, tmp_path):
+    """A model's folder; small weights, so that scores do not all end up at 1."""
+    torch.manual_seed(0)
+    model = randomize_weights(ScadaForTemporalGrounding(tiny_config), std=0.05)
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def clip(make_clip):
+    """Five seconds, a key frame each 0.7 s."""
+    return make_clip(num_frames=50, codec_options={"g": "7", "bf": "0", "sc_threshold": "0"})
+
+
+@pytest.fixture
+def ground(capsys):
+    """`ground(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = script.main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+# --- on the terminal ---
+
+
+def test_json_is_what_the_pipeline_gives(model, clip, ground):
+    code, out, err = ground(clip, *SENTENCES, "--model", model, "--top_k", 3, "--json")
+    assert code == 0 and "Loading" in err
+    record = json.loads(out)
+    assert list(record) == ["video", "duration", "model", "results"]
+    assert (record["video"], record["duration"], record["model"]) == (str(clip), 5.0, model)
+    assert [result["sentence"] for result in record["results"]] == SENTENCES
+    expected = pipeline("temporal-grounding", model=model)(str(clip), SENTENCES, top_k=3)
+    for result, segments in zip(record["results"], expected, strict=True):
+        assert len(result["segments"]) == 3
+        assert result["segments"] == [{name: found[name] for name in ("score", "start", "end")} for found in segments]
+
+
+def test_table(model, clip, ground):
+    record = json.loads(ground(clip, *SENTENCES, "--model", model, "--top_k", 2, "--json")[1])
+    code, out, _ = ground(clip, *SENTENCES, "--model", model, "--top_k", 2)
+    assert code == 0
+    head, *lines = out.splitlines()
+    assert head.split() == ["sentence", "rank", "start", "end", "score"]
+    assert len(lines) == 4 and len({len(line) for line in (head, *lines)}) == 1  # columns
+    for number, line in enumerate(lines):
+        segment = record["results"][number // 2]["segments"][number % 2]
+        sentence = "" if number % 2 else SENTENCES[number // 2]
+        cells = [f"{number % 2 + 1}", f"{segment['start']:.1f}", f"{segment['end']:.1f}", f"{segment['score']:.3f}"]
+        assert line.split() == [*sentence.split(), *cells]
+
+
+def test_table_of_a_long_video():
+    segments = [{"score": 0.5, "start": 59.96, "end": 3725.24}]
+    record = {"duration": 4000.0, "results": [{"sentence": "he\nsits", "segments": segments}]}
+    assert script.format_table(record).splitlines()[1].split() == ["he", "sits", "1", "01:00.0", "1:02:05.2", "0.500"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "short", "long"),
+    [(0, "0.0", "00:00.0"), (59.94, "59.9", "00:59.9"), (75.25, "75.3", "01:15.3"), (3599.96, "3600.0", "1:00:00.0")],
+)
+def test_times(seconds, short, long):
+    assert script.format_time(seconds, is_long=False) == short
+    assert script.format_time(seconds, is_long=True) == long
+
+
+def test_as_a_command(model, clip, tmp_path):
+    """Only JSON on stdout; and when something cannot be written afterwards, one line on stderr and the exit code."""
+    command = [sys.executable, ROOT / "scripts" / "ground.py", "clip.mp4", "it\u2019s a door", "--model", "model"]
+    command += ["--json", "--cut", "clip.mp4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    record = json.loads(done.stdout)
+    assert (record["video"], record["model"], len(record["results"])) == ("clip.mp4", "model", 1)
+    assert record["results"][0]["sentence"] == "it\u2019s a door" and len(record["results"][0]["segments"]) == 5
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.fullmatch(r"ground\.py: .*File exists: 'clip\.mp4'", done.stderr.splitlines()[-1])
+
+
+# --- the picture ---
+
+
+def test_plot(model, clip, ground, tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    path = tmp_path / "pictures" / "found.png"
+    code, out, err = ground(clip, *SENTENCES, "--model", model, "--plot", path)
+    assert code == 0 and f"Wrote {path}" in err and out.startswith("sentence")
+    picture = pyplot.imread(path)[..., :3]
+    height, width = picture.shape[:2]
+    assert 1200 < width < 1500 and 300 < height < 600
+    # Frames in the strip on top, which grow brighter on the left of each with their number; below, bars in red.
+    strip = picture[int(0.1 * height)]
+    assert len(np.unique(np.round(strip, 1), axis=0)) > 8
+    reds = (picture[..., 0] > 0.75) & (picture[..., 1] < 0.4)
+    assert reds[: height // 4].sum() == 0 and reds[height // 4 :].sum() > 500
+    assert not pyplot.get_fignums()
+
+
+def test_plot_without_matplotlib(model, clip, ground, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delattr(script, "pipeline")  # nothing is computed
+    code, out, err = ground(clip, "a door", "--model", model, "--plot", tmp_path / "found.png")
+    assert (code, out) == (1, "")
+    assert err == "ground.py: --plot needs matplotlib, which is not installed; run `pip install matplotlib`.\n"
+
+
+# --- the page ---
+
+
+class Page(HTMLParser):
+    """The attributes of all elements by their names, and the text of those that have one."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: dict[str, list[dict]] = {}
+        self.texts: dict[str, list[str]] = {}
+        self.open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.open = tag
+        self.elements.setdefault(tag, []).append(dict(attrs))
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open, []).append(data)
+
+
+INJECTIONS = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)> <!-- <script>",
+    "a & b \"c\" 'd' $data",
+]
+
+
+def test_page(model, make_clip, ground, tmp_path):
+    clip = make_clip("it's <i>& so.mp4", num_frames=20)
+    path = tmp_path / "pages" / "found.html"
+    code, out, err = ground(clip, *INJECTIONS, "--model", model, "--json", "--html", path)
+    assert code == 0 and f"Wrote {path}" in err
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    data, code = page.texts["script"]
+    assert json.loads(data) == json.loads(out)
+    assert [result["sentence"] for result in json.loads(data)["results"]] == INJECTIONS
+    assert [attrs.get("type") for attrs in page.elements["script"]] == ["application/json", None]
+    assert "img" not in page.elements and "i" not in page.elements
+    assert page.texts["title"][0] == page.texts["h1"][0] == clip.name
+
+    (video,) = page.elements["video"]
+    kind, content = video["src"].split(";base64,")
+    assert kind == "data:video/mp4" and base64.b64decode(content) == clip.read_bytes()
+    # Nothing comes from elsewhere.
+    assert {
+        name for name in page.elements if name in ("link", "iframe", "object", "embed", "audio", "source")
+    } == set()
+    assert not re.search(r"https?://|@import|url\(|import\(|fetch\(", text.replace(content, ""))
+
+
+def test_a_large_video_stays_outside_the_page(model, make_clip, ground, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "MAX_EMBEDDED_BYTES", 1000)
+    (tmp_path / "my videos").mkdir()
+    clip = make_clip("my videos/100%.webm", num_frames=20, **VP9)
+    path = tmp_path / "pages" / "found.html"
+    code, _, err = ground(clip, "a door", "--model", model, "--html", path)
+    assert code == 0
+    (video,) = Page(path.read_text(encoding="utf-8")).elements["video"]
+    assert video["src"] == "../my%20videos/100%25.webm"
+    assert "100%.webm is larger than 0.001 MB" in err and "../my%20videos/100%25.webm" in err
+
+
+# Appended to a page: plays the second sentence's best segment, and notes in the title where the video is when.
+CLICK = """
+<script>
+const notes = [];
+const note = what => { notes.push(what + " " + video.currentTime); document.title = notes.join("; "); };
+video.addEventListener("seeking", () => note("sought"));
+video.addEventListener("pause", () => note("paused"));
+const click = () => document.querySelectorAll(".lane")[1].querySelector(".segment").click();
+video.readyState >= 3 ? click() : video.addEventListener("canplay", click, {once: true});
+</script>
+"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("form", ["embedded", "beside", "late"])
+def test_page_in_a_browser(form, make_clip, tmp_path, monkeypatch):
+    if form == "beside":
+        monkeypatch.setattr(script, "MAX_EMBEDDED_BYTES", 1000)
+    start_seconds = 7.0 if form == "late" else 0.0  # by the clock of the file, which Chromium goes by
+    clip = make_clip("a clip.webm", num_frames=50, start_seconds=start_seconds, **VP9)
+    segments = [
+        [{"score": 0.9, "start": 0.5, "end": 1.25}, {"score": 0.123456, "start": 4.75, "end": 5.0}],
+        [{"score": 0.8, "start": 2.5, "end": 3.5}],
+    ]
+    sentences = ["<b>a door</b>", "</script><script>document.title = 'injected'</script>"]
+    results = [{"sentence": s, "segments": found} for s, found in zip(sentences, segments, strict=True)]
+    record = {"video": str(clip), "duration": probe(clip).duration_seconds, "model": "a model", "results": results}
+    path = tmp_path / "pages" / "found.html"
+    script.write_page(record, probe(clip), path)
+    path.write_text(path.read_text(encoding="utf-8") + CLICK, encoding="utf-8")
+
+    options = "--headless=new --no-sandbox --disable-gpu --autoplay-policy=no-user-gesture-required"
+    options += " --virtual-time-budget=20000 --dump-dom"
+    command = ["chromium", *options.split(), f"--user-data-dir={tmp_path / 'browser'}", path.as_uri()]
+    page = Page(subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True).stdout)
+
+    bars = [attrs for attrs in page.elements["button"] if attrs.get("class") == "segment"]
+    lefts, widths = zip(*(re.findall(r"([\d.]+)%", bar["style"])[::2] for bar in bars), strict=True)
+    duration_seconds = record["duration"]
+    flat = [segment for found in segments for segment in found]
+    assert [float(left) for left in lefts] == pytest.approx(
+        [100 * s["start"] / duration_seconds for s in flat], rel=1e-4
+    )
+    expected = [100 * (s["end"] - s["start"]) / duration_seconds for s in flat]
+    assert [float(width) for width in widths] == pytest.approx(expected, rel=1e-4)
+    assert bars[1]["aria-label"] == "<b>a door</b>, rank 2: 4.8 to 5.0, score 0.123"
+    assert [text for text in page.texts["th"] if text.strip()][5:] == sentences
+    cells = [text for text in page.texts["td"] if text.strip()]
+    assert cells == ["0.5", "1.3", "0.900", "4.8", "5.0", "0.123", "2.5", "3.5", "0.800"]
+    assert "hidden" in next(attrs for attrs in page.elements["p"] if attrs.get("id") == "problem")
+
+    # The segment was played from its start to its end, and it is marked in both places.
+    (sought, at_seconds), (paused, until_seconds) = (note.split() for note in page.texts["title"][0].split("; "))
+    assert (sought, paused) == ("sought", "paused")
+    assert float(at_seconds) == pytest.approx(2.5 + start_seconds, abs=0.01)
+    assert 3.5 <= float(until_seconds) - start_seconds < 3.9
+    marked = [name for name, all_attrs in page.elements.items() for attrs in all_attrs if "aria-current" in attrs]
+    assert sorted(marked) == ["button", "tr"] and "aria-current" in bars[2]
+
+
+# --- the clips ---
+
+
+def test_cut(model, clip, ground, read_codes, tmp_path):
+    folder = tmp_path / "all" / "clips"
+    code, out, err = ground(clip, *SENTENCES, "?!", "--model", model, "--top_k", 2, "--json", "--cut", folder)
+    assert code == 0
+    results = json.loads(out)["results"]
+    slugs = ["the_door_opens", "he_sits_down_then_b_leaves_b_for_5", "sentence"]
+    names = [f"{i:02}_{slug}_rank{rank}.mp4" for i, slug in enumerate(slugs, start=1) for rank in (1, 2)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name, segment in zip(names, [found for result in results for found in result["segments"]], strict=True):
+        start_seconds = int(segment["start"] / 0.7 + 1e-6) * 0.7  # of the key frame
+        duration_seconds = probe(folder / name).duration_seconds
+        assert segment["end"] <= start_seconds + duration_seconds + 1e-6 < segment["end"] + 0.1 + 1e-6
+        instants_seconds = np.arange(round(10 * duration_seconds)) / 10 + 0.05
+        codes = read_codes(read_frames(folder / name, instants_seconds))
+        first = round(10 * start_seconds)
+        assert codes == list(range(first, first + len(codes)))
+        covered = f"{start_seconds:.1f} to {start_seconds + duration_seconds:.1f}"
+        asked = f"{segment['start']:.1f} to {segment['end']:.1f}"
+        assert f"{name}: {covered} s (asked for {asked} s; a clip begins with a key frame)" in err
+
+
+def test_cut_keeps_the_container(model, make_clip, ground, tmp_path):
+    clip = make_clip("clip.webm", num_frames=30, **VP9)
+    assert ground(clip, "a door", "--model", model, "--top_k", 1, "--cut", tmp_path / "clips")[0] == 0
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_a_door_rank1.webm"]
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": "gone.mp4"}, "There is no video file at .*gone.mp4"),
+        ({"video": "broken.mp4"}, "Could not read the video .*broken.mp4"),
+        ({"video": "clip.mp4", "sentence": " "}, "Received the sentence ' '"),
+        ({"video": "clip.mp4", "model": "no-such/model"}, "Could not load the model no-such/model"),
+        ({"video": "clip.mp4", "model": "empty"}, "Could not load the model .*empty"),
+        ({"video": "clip.avi", "html": "found.html"}, r"Browsers do not play .*clip.avi; --html takes .mp4"),
+    ],
+)
+def test_bad_input_is_one_line(change, message, model, clip, make_clip, ground, tmp_path):
+    make_clip("clip.avi", codec="mpeg4")
+    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
+    model = {"empty": tmp_path / "empty"}.get(change.get("model"), change.get("model", model))
+    options = ["--html", tmp_path / change["html"]] if "html" in change else []
+    code, out, err = ground(
+        tmp_path / change["video"], "a door", change.get("sentence", "it"), "--model", model, *options
+    )
+    assert (code, out) == (1, "")
+    assert re.search(rf"^ground\.py: {message}[^\n]*\n\Z", err, flags=re.MULTILINE)
+    assert "Traceback" not in err
+    # What can be known beforehand is said before the model is loaded.
+    assert ("Loading" in err) == ("model" in change)
+
+
+def test_damage_is_one_line(model, make_clip, ground):
+    """A file that begins well: the error comes from the pipeline."""
+    clip = make_clip(num_frames=50, container_options={"movflags": "faststart"})
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 3 // 4])
+    code, out, err = ground(clip, "a door", "--model", model)
+    assert (code, out) == (1, "")
+    assert re.search(r"^ground\.py: Could not read the video [^\n]*\n\Z", err, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["clip.mp4", "a door"], ["clip.mp4", "--model", "m"], ["clip.mp4", "a", "--model", "m", "--top_k", "0"]],
+)
+def test_bad_arguments(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
