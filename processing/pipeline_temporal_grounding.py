@@ -1,16 +1,17 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
 import json
-from collections.abc import Sized
+from collections.abc import Iterable, Sequence, Sized
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import GeneratorType
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
@@ -79,7 +80,9 @@ class TemporalGroundingPipeline(Pipeline):
             ValueError: If there is no sentence, or an empty one, or not one entry per video.
             FileNotFoundError, VideoReadError: If a video cannot be read.
         """
-        return super().__call__(_as_dicts(video, sentence), **kwargs)
+        inputs = _as_dicts(video, sentence)
+        # The base class looks at the first of a list.
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, threshold=None, num_frames=None, video_metadata=None, **nms
@@ -115,14 +118,19 @@ class TemporalGroundingPipeline(Pipeline):
         if sentence is None:
             raise ValueError("Received no sentence; pass one, or a list of sentences, with the video.")
         sentences = [sentence] if isinstance(sentence, str) else sentence
+        if isinstance(video, (list, tuple)):
+            raise ValueError(f"Received a video of type {type(video).__name__}; pass one dict per video.")
         self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
-        item = {"sentence": sentence, "sentences": sentences, "video": (video, metadata, num_frames)}
+        item = {"sentence": sentence, "sentences": sentences}
         video_processor = self.processor.video_processor
         if video_processor.num_windows(video, metadata) == 1:
             # Read here, which may be in a worker. The windows of a longer video are read one by one in `_forward`.
             item |= video_processor(
                 videos=video, video_metadata=metadata, num_frames=num_frames, return_timelines=True
             )
+        else:
+            # Not as a tuple: the base class would move a video that came as a tensor to the model's device.
+            item["windows"] = partial(video_processor.iterate_windows, video, metadata, num_frames)
         return {"items": [item]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
@@ -137,9 +145,8 @@ class TemporalGroundingPipeline(Pipeline):
                 outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
                 outputs[index]["timelines"] = items[index]["timelines"]
         for index in set(range(len(items))) - set(whole):
-            windows = self.processor.video_processor.iterate_windows(*items[index]["video"])
             timelines, found_in = [], []
-            for window in windows:
+            for window in items[index]["windows"]():
                 found_in.append(self._run(window["pixel_values_videos"], [items[index]["sentences"]]))
                 timelines += window["timelines"]
             outputs[index] = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
@@ -223,10 +230,15 @@ def _join(batch: list[dict[str, list]]) -> dict[str, list]:
 
 def _as_dicts(inputs: Any, sentence: Any) -> Any:
     """What the pipeline was called with, as one dict with `"video"` and `"sentence"`, or several."""
-    if isinstance(inputs, GeneratorType):
-        return (_as_dict(video, sentence) for video in inputs)
-    if not isinstance(inputs, (list, tuple)):
-        return inputs if isinstance(inputs, Dataset) else _as_dict(inputs, sentence)
+    if isinstance(inputs, (dict, str, bytes, PathLike, np.ndarray, torch.Tensor)):
+        return _as_dict(inputs, sentence)
+    if not isinstance(inputs, Sequence):
+        # A generator or a data set is read on demand.
+        if isinstance(inputs, Sized) and hasattr(inputs, "__getitem__"):
+            return PipelineDataset(inputs, _as_dict, {"sentence": sentence})
+        if isinstance(inputs, Iterable):
+            return (_as_dict(video, sentence) for video in inputs)
+        return _as_dict(inputs, sentence)
     if sentence is None or isinstance(sentence, str):
         return [_as_dict(video, sentence) for video in inputs]
     if len(sentence) != len(inputs):

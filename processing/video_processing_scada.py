@@ -61,7 +61,9 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._check(self.num_frames, dict(self.size))
-        if self.window_seconds is not None and not self.window_seconds > 0:
+        seconds = self.window_seconds
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds < math.inf):
             raise ValueError(f"Received window_seconds={self.window_seconds!r}; expected a positive number, or None.")
 
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:

@@ -298,6 +298,36 @@ def test_bad_text_to_encode(text, segments, message, tiny_processor):
         tiny_processor.encode_text(text, segments, [Timeline(0.0, 2.0), Timeline(0.0, 5.0)])
 
 
+@pytest.mark.parametrize(
+    "text", [[[SHORT]], [[SHORT, LONG, MIDDLE], [MIDDLE]], [[MIDDLE], [SHORT, LONG]], [(SHORT, MIDDLE)], [LONG, SHORT]]
+)
+def test_encode_text_alone(text, tiny_processor, tiny_tokenizer):
+    """Without targets nothing of the videos is needed."""
+    encoded = tiny_processor.encode_text(text)
+    assert set(encoded) == {"input_ids", "attention_mask", "sentence_mask"}
+    assert all(isinstance(array, np.ndarray) for array in encoded.values())
+    sentences = [[of_video] if isinstance(of_video, str) else list(of_video) for of_video in text]
+    check_tokens({name: torch.from_numpy(array) for name, array in encoded.items()}, sentences, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([[SHORT], []], "no sentence for video 1"),
+        ([[]], "no sentence for video 0"),
+        ([[SHORT, ""]], "sentence '' for video 0"),
+        ([[SHORT], [LONG, " "]], "sentence ' ' for video 1"),
+        ([[SHORT], None], "type NoneType for video 1"),
+        ([[SHORT, 7]], "sentence 7 for video 0"),
+        ([[[SHORT]]], "for video 0"),
+        (SHORT, "type str"),
+    ],
+)
+def test_bad_text_alone(text, message, tiny_processor):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor.encode_text(text)
+
+
 @pytest.mark.parametrize("segment", [[2.0, 3.0], [30.0, 31.0], [0.5, 4.1], [-0.5, 1.0]], ids=str)
 def test_a_segment_outside_its_video_is_an_error_of_its_own(segment, clip, tiny_processor):
     """So that whoever reads many videos can tell it from a mistake in the call."""
@@ -410,8 +440,11 @@ def outputs_like(num_videos, num_sentences, num_proposals, seed=0):
     return {"logits": logits, "pred_segments": edges}
 
 
-def slow_post_process(logits, segments, start_seconds, end_seconds, top_k):
-    """One sentence with plain floats: sigmoid, take the best, let the others decay by their overlap, seconds."""
+def slow_post_process(logits, segments, start_seconds, end_seconds, top_k, nms=0.5):
+    """
+    One sentence with plain floats: sigmoid, take the best, let the others decay by their overlap (unless `nms` is
+    `None`), seconds.
+    """
     left = [(1 / (1 + math.exp(-logit)), *segment) for logit, segment in zip(logits, segments, strict=True)]
     found = []
     while left and len(found) < top_k:
@@ -423,16 +456,20 @@ def slow_post_process(logits, segments, start_seconds, end_seconds, top_k):
         for other_score, other_start, other_end in left:
             overlap = max(0.0, min(end, other_end) - max(start, other_start))
             iou = overlap / ((end - start) + (other_end - other_start) - overlap)
-            decayed.append((other_score * math.exp(-(iou**2) / 0.5), other_start, other_end))
+            decay = math.exp(-(iou**2) / nms) if nms else 1.0
+            decayed.append((other_score * decay, other_start, other_end))
         left = decayed
     return found
 
 
-@pytest.mark.parametrize("top_k", [1, 5, 200])
-def test_post_processing_against_a_slow_one(top_k, tiny_processor):
+@pytest.mark.parametrize(
+    ("top_k", "settings"),
+    [(1, {}), (5, {}), (200, {}), (200, {"nms": 0.5}), (40, {"nms": 0.05}), (40, {"nms": 2}), (40, {"nms": None})],
+)
+def test_post_processing_against_a_slow_one(top_k, settings, tiny_processor):
     outputs = outputs_like(2, 3, 120)
     timelines = [Timeline(0.0, 30.0), Timeline(12.5, 20.0, num_steps=7)]  # the second as of a sliding window
-    results = tiny_processor.post_process_temporal_grounding(outputs, timelines, top_k=top_k)
+    results = tiny_processor.post_process_temporal_grounding(outputs, timelines, top_k=top_k, **settings)
     assert [len(of_video) for of_video in results] == [3, 3]
     for video_index, timeline in enumerate(timelines):
         for sentence_index in range(3):
@@ -443,6 +480,7 @@ def test_post_processing_against_a_slow_one(top_k, tiny_processor):
                 timeline.start_seconds,
                 timeline.end_seconds,
                 top_k,
+                **settings,
             )
             assert len(expected) == min(top_k, 120)
             assert result["segments"].shape == (len(expected), 2) and result["segments"].dtype == np.float64
@@ -455,6 +493,60 @@ def test_window_with_a_start(tiny_processor):
     outputs = {"logits": torch.zeros(1, 1, 1), "pred_segments": torch.tensor([[[[0.25, 0.75]]]])}
     ((result,),) = tiny_processor.post_process_temporal_grounding(outputs, [Timeline(10.0, 30.0)])
     assert result["segments"].tolist() == [[15.0, 25.0]] and result["scores"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("settings", [{}, {"nms": 0.1}, {"nms": None}])
+def test_windows_of_one_video_are_ranked_together(settings, tiny_processor):
+    """Three windows that overlap by half, against all their segments in seconds in one list."""
+    outputs = outputs_like(3, 2, 60)
+    timelines = [Timeline(0.0, 8.0), Timeline(4.0, 12.0), Timeline(8.0, 16.0)]
+    (merged,) = tiny_processor.post_process_temporal_grounding(
+        outputs, timelines, top_k=30, merge_windows=True, **settings
+    )
+    assert len(merged) == 2
+    for sentence_index, result in enumerate(merged):
+        logits, seconds = [], []
+        for window_index, start_seconds in enumerate((0.0, 4.0, 8.0)):
+            logits += outputs["logits"][window_index, sentence_index].double().tolist()
+            edges = outputs["pred_segments"][window_index, sentence_index].double().tolist()
+            seconds += [[start_seconds + 8.0 * edge for edge in segment] for segment in edges]
+        expected = slow_post_process(logits, seconds, 0.0, 1.0, 30, **settings)
+        np.testing.assert_allclose(result["scores"], [score for score, _, _ in expected], rtol=1e-9)
+        np.testing.assert_allclose(result["segments"], [segment for _, *segment in expected], rtol=1e-9)
+    # Ranked apart, and joined, they would be other ones.
+    apart = tiny_processor.post_process_temporal_grounding(outputs, timelines, top_k=30, **settings)
+    assert len(apart) == 3 and len(apart[0][0]["scores"]) == len(merged[0]["scores"]) == 30
+    joined = np.sort(np.concatenate([of_window[0]["scores"] for of_window in apart]))[::-1][:30]
+    assert settings == {"nms": None} or np.abs(joined - merged[0]["scores"]).max() > 1e-3
+
+
+def test_one_window_is_a_video(tiny_processor):
+    outputs = outputs_like(1, 2, 60)
+    ((merged,), (alone,)) = (
+        tiny_processor.post_process_temporal_grounding(outputs, [Timeline(3.0, 9.0)], merge_windows=merge_windows)
+        for merge_windows in (True, False)
+    )
+    for result, expected in zip(merged, alone, strict=True):
+        np.testing.assert_array_equal(result["scores"], expected["scores"])
+        np.testing.assert_array_equal(result["segments"], expected["segments"])
+
+
+def test_threshold_and_padding_of_windows(tiny_processor):
+    """The best segment always comes back: of the video, not of each window."""
+    outputs = {
+        "logits": torch.logit(torch.tensor([[[0.2, 0.6], [0.5, 0.5]], [[0.7, 0.1], [0.5, 0.5]]])),
+        "pred_segments": torch.tensor([[[0.0, 0.1], [0.2, 0.3]]]).expand(2, 2, 2, 2),
+    }
+    arguments = {
+        "timelines": [Timeline(0.0, 10.0), Timeline(5.0, 15.0)],
+        "sentence_mask": torch.tensor([[1, 0], [1, 0]]),
+        "merge_windows": True,
+    }
+    for threshold, expected in [(0.0, [7, 6, 2, 1]), (0.5, [7, 6]), (0.65, [7]), (0.99, [7])]:
+        ((result,),) = tiny_processor.post_process_temporal_grounding(outputs, threshold=threshold, **arguments)
+        np.testing.assert_allclose(result["scores"], np.array(expected) / 10, atol=1e-6)
+    ((result,),) = tiny_processor.post_process_temporal_grounding(outputs, **arguments)
+    np.testing.assert_allclose(result["segments"], [[5, 6], [2, 3], [0, 1], [7, 8]], atol=1e-6)
 
 
 def test_labels_come_back_as_seconds(clip, tiny_processor):
@@ -515,6 +607,10 @@ def test_nan_outputs(name, tiny_processor):
         ({"timelines": [Timeline(0.0, 5.0)] * 3}, "3 timelines for the outputs of 2 videos"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_k": -1}, "top_k=-1"),
+        ({"nms": 0}, "nms=0"),
+        ({"nms": -0.5}, "nms=-0.5"),
+        ({"nms": math.nan}, "nms=nan"),
+        ({"timelines": [Timeline(0.0, 5.0)], "merge_windows": True}, "1 timelines for the outputs of 2 videos"),
         ({"sentence_mask": torch.ones(2, 2)}, r"shape \(2, 2\) for outputs of 2 videos with 3 sentences"),
         ({"sentence_mask": torch.ones(3)}, r"shape \(3,\)"),
     ],

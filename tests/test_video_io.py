@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import code_image
 
-from processing.video_io import VideoReadError, _end_ticks, probe, read_frames, resize_frames
+from processing.video_io import VideoReadError, _end_ticks, iterate_frames, probe, read_frames, resize_frames
 
 
 VP9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime"}}
@@ -205,6 +205,89 @@ def test_times_that_go_back_end_the_video(make_clip, read_codes):
     assert read_codes(read_frames(joined, [0.05, 0.55, 0.95])) == [0, 5, 9]
     with pytest.raises(VideoReadError, match="at 1.500 s"):
         read_frames(joined, [0.05, 1.5])
+
+
+# --- one frame at a time ---
+
+
+@pytest.mark.parametrize("size", [(24, 32), None])
+def test_frames_one_at_a_time(clip, size):
+    instants_seconds = np.sort(np.random.default_rng(1).uniform(0, probe(clip).duration_seconds, 15))
+    expected = read_frames(clip, instants_seconds, size)
+    frames = list(iterate_frames(clip, instants_seconds, size))
+    assert len(frames) == 15
+    for frame, other in zip(frames, expected, strict=True):
+        assert frame.shape == other.shape and frame.dtype == np.uint8
+        np.testing.assert_array_equal(frame, other)
+
+
+def test_repeated_instants(make_clip, read_codes):
+    path = make_clip()
+    instants_seconds = [0.0, 0.0, 0.05, 0.31, 0.31, 0.39, 1.95, 1.95]
+    assert read_codes(np.stack(list(iterate_frames(path, instants_seconds)))) == [0, 0, 0, 3, 3, 3, 19, 19]
+    assert read_codes(np.stack(list(iterate_frames(path.read_bytes(), [1.95])))) == [19]
+
+
+@pytest.mark.parametrize("instants_seconds", [[0.5, 0.4], [0.0, 1.0, 0.999], [1.95, 0.0]])
+def test_unordered_instants(instants_seconds, make_clip):
+    with pytest.raises(ValueError, match="ascending order"):
+        list(iterate_frames(make_clip(), instants_seconds))
+
+
+def test_other_bad_arguments_of_iterate_frames(make_clip):
+    for instants_seconds in ([], [-1.0, 0.0], [0.0, float("nan")], [0.0, float("inf")]):
+        with pytest.raises(ValueError, match="Received"):
+            list(iterate_frames(make_clip(), instants_seconds))
+    with pytest.raises(ValueError, match="two positive integers"):
+        list(iterate_frames(make_clip(), [0.0], size=(0, 4)))
+
+
+def test_frames_come_before_the_cut_is_noticed(make_clip, read_codes):
+    whole = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    data = whole.read_bytes()
+    frames = iterate_frames(data[: len(data) * 3 // 4], np.arange(100) / 10 + 0.05)
+    assert read_codes(np.stack([next(frames) for _ in range(40)])) == list(range(40))
+    with pytest.raises(VideoReadError, match="reading got to [4-9]"):
+        list(frames)
+
+
+class CountedFile(io.BytesIO):
+    """Knows how much of it was read, in bytes from its start."""
+
+    furthest = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.furthest = max(self.furthest, self.tell())
+        return data
+
+
+def test_no_more_is_read_than_asked_for(make_clip):
+    data = make_clip("clip.mkv", num_frames=250, height=192, width=256, codec="mpeg4").read_bytes()
+    file = CountedFile(data)
+    frames = iterate_frames(file, np.arange(250) / 10 + 0.05)
+    assert file.furthest == 0
+    next(frames)
+    # FFmpeg reads ahead, but not all of it.
+    assert 0 < file.furthest < len(data) / 2
+    assert len(list(frames)) == 249
+    assert file.furthest > len(data) * 0.9
+    # Nor after the last instant.
+    file = CountedFile(data)
+    assert len(list(iterate_frames(file, [0.0, 0.5]))) == 2
+    assert file.furthest < len(data) / 2
+
+
+def test_frames_can_be_left_early(make_clip, read_codes):
+    """The file is closed, and another reading starts at its beginning."""
+    path = make_clip()
+    with open(path, "rb") as file:
+        frames = iterate_frames(file, [0.05, 1.05])
+        assert read_codes(next(frames)[None]) == [0]
+        frames.close()
+        with pytest.raises(StopIteration):
+            next(frames)
+        assert read_codes(np.stack(list(iterate_frames(file, [0.05, 1.05])))) == [0, 10]
 
 
 # --- facts ---

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import json
 import math
 import os
 import threading
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline
+from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
+from processing.video_io import read_frames
 
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, written out: the processor takes them from transformers
@@ -201,6 +203,214 @@ def test_one_metadata_for_all(video_processor):
     assert [timeline.end_seconds for timeline in timelines] == [2.0, 3.0]
 
 
+# --- windows ---
+
+
+def in_windows(window_seconds, **settings):
+    return ScadaVideoProcessor(
+        **{"num_frames": 8, "size": {"height": 24, "width": 32}, "window_seconds": window_seconds} | settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("duration_seconds", "count"),
+    [
+        (0.01, 1),
+        (3.999, 1),
+        (4.0, 1),  # W
+        (4.001, 2),
+        (5.999, 2),
+        (6.0, 2),  # 1.5 W
+        (6.001, 3),
+        (8.0, 3),  # 2 W
+        (8.001, 4),
+        (40.0, 19),  # 10 W
+        (40.001, 20),
+    ],
+)
+def test_number_of_windows(duration_seconds, count, read_codes):
+    """As few as can cover the video where each overlaps the next by half; by hand, for a window of 4 s."""
+    video, metadata = random_frames(2, 8, 8, 3), {"duration": duration_seconds}
+    processor = in_windows(4.0)
+    assert processor.num_windows(video, metadata) == count
+    assert len(list(processor.iterate_windows(video, metadata))) == count
+    assert in_windows(4).num_windows(torch.from_numpy(video), metadata) == count
+    assert in_windows(None).num_windows(video, metadata) == 1
+    # Covered by no fewer.
+    assert count == 1 or 4.0 * count / 2 < duration_seconds <= 4.0 * (count + 1) / 2
+
+
+@pytest.mark.parametrize(("window_seconds", "count"), [(None, 1), (2.0, 1), (1.9, 2), (1.0, 3), (0.2, 19)])
+def test_number_of_windows_of_a_file(window_seconds, count, make_clip):
+    """Two seconds, whatever the times in the file."""
+    for path in (make_clip(), make_clip("late.mkv", start_seconds=7.0)):
+        for video in (path, str(path), path.read_bytes()):
+            assert in_windows(window_seconds).num_windows(video) == count
+
+
+WINDOWED = {
+    "constant_rate": ("clip.mp4", {"num_frames": 47}, 4.7, [k / 10 for k in range(47)]),
+    "b_frames": ("clip.mp4", {"num_frames": 47, "codec_options": {"bf": "3"}}, 4.7, [k / 10 for k in range(47)]),
+    "start_offset": ("clip.mp4", {"num_frames": 47, "start_seconds": 5.0}, 4.7, [k / 10 for k in range(47)]),
+    "variable_rate": ("clip.mp4", {"times_seconds": UNEVEN_SECONDS}, 3.1, UNEVEN_SECONDS),
+    "variable_rate_mkv": ("clip.mkv", {"times_seconds": UNEVEN_SECONDS, "start_seconds": 5.0}, 3.1, UNEVEN_SECONDS),
+}
+
+
+@pytest.mark.parametrize(("window_seconds", "count_of_4_7_s"), [(0.37, 25), (1.7, 5), (2.9, 3), (4.6, 2)])
+@pytest.mark.parametrize("num_frames", [2, 4, 8])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_frames_of_windows(name, num_frames, window_seconds, count_of_4_7_s, make_clip, read_codes):
+    file_name, kwargs, end_seconds, times_seconds = WINDOWED[name]
+    path = make_clip(file_name, **kwargs)
+    processor = in_windows(window_seconds, num_frames=num_frames)
+    windows = list(processor.iterate_windows(path))  # all at once: they do not share their pixels
+    count = processor.num_windows(path)
+    assert len(windows) == count and (count == count_of_4_7_s or end_seconds != 4.7)
+    length_seconds = end_seconds * 2 / (count + 1)
+    for index, window in enumerate(windows):
+        assert set(window) == {"pixel_values_videos", "timelines"}
+        assert window["pixel_values_videos"].shape == (1, num_frames, 3, 24, 32)
+        (timeline,) = window["timelines"]
+        start_seconds = index * length_seconds / 2
+        assert timeline.start_seconds == pytest.approx(start_seconds, abs=1e-9)
+        assert timeline.end_seconds == pytest.approx(start_seconds + length_seconds, abs=1e-9)
+        instants_seconds = [start_seconds + (k + 0.5) * length_seconds / num_frames for k in range(num_frames)]
+        # No instant hangs on rounding.
+        assert all(abs(instant - time) > 1e-6 for instant in instants_seconds for time in times_seconds)
+        pixels = as_uint8(window["pixel_values_videos"][0])
+        assert read_codes(pixels) == [sum(t <= instant for t in times_seconds) - 1 for instant in instants_seconds]
+        np.testing.assert_array_equal(pixels, read_frames(path, instants_seconds, size=(24, 32)))
+
+
+@pytest.mark.parametrize("duration_seconds", [4.0001, 5.0, 7.3, 61.0, 3600.0])
+def test_windows_cover_the_video(duration_seconds):
+    video, metadata = random_frames(3, 8, 8, 3), {"duration": duration_seconds}
+    windows = list(in_windows(4.0, num_frames=2).iterate_windows(video, metadata))
+    timelines = [timeline for window in windows for timeline in window["timelines"]]
+    assert len(timelines) == len(windows) > 1 and {timeline.num_steps for timeline in timelines} == {1}
+    assert timelines[0].start_seconds == 0.0
+    assert timelines[-1].end_seconds == pytest.approx(duration_seconds, rel=1e-12)
+    for timeline, following in zip(timelines, timelines[1:], strict=False):
+        assert following.start_seconds > timeline.start_seconds
+        half_seconds = (timeline.end_seconds - timeline.start_seconds) / 2
+        assert timeline.end_seconds - following.start_seconds == pytest.approx(half_seconds, abs=1e-9)
+    for timeline in timelines:
+        assert 0 < timeline.end_seconds - timeline.start_seconds <= 4.0 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("window_seconds", [None, 5.0, 60.0])
+def test_a_video_that_fits_into_the_window(window_seconds, make_clip, video_processor):
+    path = make_clip(num_frames=50)
+    frames = read_frames(path, (np.arange(50) + 0.5) / 10)
+    for video, metadata in [(path, None), (path.read_bytes(), None), (frames, {"fps": 10})]:
+        for num_frames in (8, 5):  # odd ones are not refused
+            expected = video_processor(video, video_metadata=metadata, num_frames=num_frames, return_timelines=True)
+            (window,) = in_windows(window_seconds).iterate_windows(video, metadata, num_frames)
+            assert torch.equal(window["pixel_values_videos"], expected["pixel_values_videos"])
+            assert window["timelines"] == expected["timelines"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda frames: frames,
+        lambda frames: torch.from_numpy(frames),
+        lambda frames: frames.transpose(0, 3, 1, 2),
+        lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 255,
+    ],
+    ids=["array", "tensor", "channels_first", "float_tensor_first"],
+)
+def test_windows_of_arrays_are_those_of_the_file(form, make_clip):
+    path = make_clip(num_frames=50)
+    frames = read_frames(path, (np.arange(50) + 0.5) / 10, size=(24, 32))
+    processor = in_windows(1.7)
+    for metadata in ({"fps": 10}, {"duration": 5.0}):
+        windows = list(processor.iterate_windows(form(frames), metadata))
+        assert len(windows) == 5
+        for window, of_file in zip(windows, processor.iterate_windows(path.read_bytes()), strict=True):
+            assert torch.equal(window["pixel_values_videos"], of_file["pixel_values_videos"])
+            assert window["timelines"][0].start_seconds == pytest.approx(of_file["timelines"][0].start_seconds)
+            assert window["timelines"][0].end_seconds == pytest.approx(of_file["timelines"][0].end_seconds)
+
+
+def test_windows_of_few_frames(make_clip, read_codes):
+    """Three frames for 10 s: ten instants, of which each window of 4 s has four."""
+    frames = decode_all(make_clip(num_frames=3))
+    windows = in_windows(4.0, num_frames=4).iterate_windows(frames, {"duration": 10.0})
+    codes = [read_codes(as_uint8(window["pixel_values_videos"][0])) for window in windows]
+    assert codes == [[0, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 2], [1, 2, 2, 2]]
+
+
+def test_frames_of_a_window_of_a_call(make_clip):
+    path = make_clip(num_frames=50)
+    expected = list(in_windows(2.0, num_frames=12).iterate_windows(path))
+    windows = list(in_windows(2.0).iterate_windows(path, num_frames=12))
+    assert [window["pixel_values_videos"].shape[1] for window in windows] == [12] * 4
+    for window, other in zip(windows, expected, strict=True):
+        assert torch.equal(window["pixel_values_videos"], other["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("num_frames", [1, 7])
+def test_windows_need_an_even_number_of_frames(num_frames, make_clip):
+    path = make_clip(num_frames=50)
+    with pytest.raises(ValueError, match=f"num_frames={num_frames};.*even"):
+        next(in_windows(2.0).iterate_windows(path, num_frames=num_frames))
+    with pytest.raises(ValueError, match=f"num_frames={num_frames};.*even"):
+        next(in_windows(2.0, num_frames=num_frames).iterate_windows(path))
+
+
+def is_open(path):
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return any(os.path.islink(link) and os.readlink(link) == str(path) for link in links)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks for open files in /proc")
+def test_windows_are_read_on_demand(make_clip):
+    path = make_clip(num_frames=50)
+    windows = in_windows(2.0).iterate_windows(path)
+    next(windows)
+    assert is_open(path)
+    windows.close()
+    assert not is_open(path)
+    for _ in in_windows(2.0).iterate_windows(path):
+        pass
+    assert not is_open(path)
+
+
+def test_windows_before_the_cut_of_a_file(make_clip):
+    whole = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    expected = list(in_windows(2.0).iterate_windows(whole))
+    assert len(expected) == 9
+    data = whole.read_bytes()
+    windows = in_windows(2.0).iterate_windows(data[: len(data) * 3 // 4])
+    for index in range(3):
+        assert torch.equal(next(windows)["pixel_values_videos"], expected[index]["pixel_values_videos"])
+    with pytest.raises(VideoReadError, match="reading got to"):
+        list(windows)
+
+
+@pytest.mark.parametrize(
+    ("video", "metadata", "message"),
+    [
+        (np.zeros((4, 8, 8, 3), np.uint8), None, "fps"),
+        (np.zeros((4, 8, 8), np.uint8), {"fps": 0.1}, r"shape \(4, 8, 8\)"),
+        (np.full((4, 8, 8, 3), np.nan), {"fps": 0.1}, "NaN"),
+        (None, None, "type NoneType"),
+        (["clip.mp4"], None, "type list"),
+    ],
+)
+def test_windows_of_no_video(video, metadata, message):
+    with pytest.raises(ValueError, match=message):
+        next(in_windows(2.0).iterate_windows(video, metadata))
+
+
+@pytest.mark.parametrize("window_seconds", [0, -1.0, math.nan, math.inf, "60", True])
+def test_bad_windows(window_seconds):
+    with pytest.raises(ValueError, match="window_seconds="):
+        in_windows(window_seconds)
+
+
 # --- settings ---
 
 
@@ -238,6 +448,33 @@ def test_save_and_load(saved_in_a_processor, make_clip, tiny_tokenizer, tmp_path
     assert processor(path)["pixel_values_videos"].shape == (1, 5, 3, 12, 20)
     changed = ScadaVideoProcessor.from_pretrained(tmp_path / "saved", num_frames=7)
     assert changed(path)["pixel_values_videos"].shape == (1, 7, 3, 12, 20)
+
+
+@pytest.mark.parametrize("saved_in_a_processor", [False, True])
+@pytest.mark.parametrize("window_seconds", [None, 30, 12.5])
+def test_the_window_is_saved(window_seconds, saved_in_a_processor, tiny_tokenizer, tmp_path):
+    processor = in_windows(window_seconds)
+    saved = ScadaProcessor(processor, tiny_tokenizer) if saved_in_a_processor else processor
+    saved.save_pretrained(tmp_path)
+    stored = [json.loads(path.read_text()) for path in tmp_path.glob("*processor_config.json")]
+    assert [config.get("video_processor", config).get("window_seconds") for config in stored] == [window_seconds]
+    assert ScadaVideoProcessor.from_pretrained(tmp_path).window_seconds == window_seconds
+    # Settings of a call win, and with `None` there is no window any more.
+    assert ScadaVideoProcessor.from_pretrained(tmp_path, window_seconds=7.5).window_seconds == 7.5
+    assert ScadaVideoProcessor.from_pretrained(tmp_path, window_seconds=None).window_seconds is None
+    with pytest.raises(ValueError, match="window_seconds=-1"):
+        ScadaVideoProcessor.from_pretrained(tmp_path, window_seconds=-1)
+    if saved_in_a_processor:
+        assert ScadaProcessor.from_pretrained(tmp_path).video_processor.window_seconds == window_seconds
+
+
+def test_a_processor_that_was_saved_without_a_window(tmp_path):
+    in_windows(30.0).save_pretrained(tmp_path)
+    (path,) = tmp_path.glob("*processor_config.json")
+    config = json.loads(path.read_text())
+    for own in ({}, {"window_seconds": None}):
+        path.write_text(json.dumps({name: value for name, value in config.items() if name != "window_seconds"} | own))
+        assert ScadaVideoProcessor.from_pretrained(tmp_path).window_seconds is None
 
 
 # --- bad input ---
