@@ -40,7 +40,18 @@ def command(script: str) -> list[str]:
     return [sys.executable, str(README.parent / path), *arguments]
 
 
-def test_from_a_csv_to_metrics(tiny_config, tiny_tokenizer, make_clip, tmp_path):
+# The README's two lines, in one process each, and what is to come out of them.
+ELSEWHERE = """
+import sys
+{package}
+from transformers import pipeline
+{line}
+found = pipe(sys.argv[1], "a person opens the fridge", top_k=1)
+print(type(pipe).__module__, found)
+"""
+
+
+def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip, tmp_path, hub):
     """The README's csv and commands, on tiny encoders and a video of 35 s."""
     from transformers import AutoModel
 
@@ -65,6 +76,40 @@ def test_from_a_csv_to_metrics(tiny_config, tiny_tokenizer, make_clip, tmp_path)
     trained = json.loads((tmp_path / "outputs" / "my_videos" / "eval_results.json").read_text())
     for name in ("R1@0.3", "R5@0.3", "mIoU"):
         assert record["metrics"][name] == pytest.approx(trained[f"eval_{name}"], abs=1e-3)
+
+    environment = hub.environment(tmp_path / "here", PYTHONPATH=str(README.parent))
+    done = subprocess.run(
+        command("push_to_hub.py"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{record['metrics']['mIoU']:.2f}" in hub.files("my-name/my-videos")["README.md"].decode()
+    with_package, without = re.findall(r'^(pipe = pipeline.*"my-name/my-videos".*?\))', README.read_text(), flags=re.M)
+    video = str(tmp_path / "videos" / "kitchen.mp4")
+    code = ELSEWHERE.format(package="import modeling_scada", line=with_package)
+    expected = hub.run(code, tmp_path / "there", video, PYTHONPATH=str(README.parent)).split(" ", 1)
+    found = hub.run(
+        ELSEWHERE.format(package="", line=without),
+        tmp_path / "elsewhere",
+        video,
+        hidden=["modeling_scada", "processing"],
+    ).split(" ", 1)
+    assert (expected[0], found[0].split(".")[0]) == ("processing.pipeline_temporal_grounding", "transformers_modules")
+    assert expected[1] == found[1] and "'start'" in found[1]
+
+
+def test_ground(tiny_model, tiny_processor, make_clip, tmp_path):
+    """The README's command, on a tiny model."""
+    folder = tmp_path / "outputs" / "demo" / "scada"
+    pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
+    make_clip(name="video.mp4", num_frames=20)
+    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    done = subprocess.run(
+        command("ground.py"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a person opens the fridge" in done.stdout
+    assert (tmp_path / "found.png").stat().st_size > 1000 and (tmp_path / "found.html").stat().st_size > 1000
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 5
 
 
 def test_the_readme_has_python_blocks_and_no_placeholder_is_left():
