@@ -25,6 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .backbone_scada import first_of
+
 
 try:  # models without an adapter load from the Hub where peft is not installed
     from peft import PeftConfig
@@ -179,14 +181,14 @@ class Condition:
     Args:
         sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
         video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
-        grid (`tuple[int, int, int, int]`): `B`, and the snippets `N`, rows `h` and columns `w` of a video.
+        grid ([`TokenGrid`]): How the tokens of the videos lie.
         per_sentence (`bool`): Whether the features that reach the layer are those of `Q` sentences or of `B` videos.
             Shapes cannot tell where `B = Q`.
     """
 
     sentence_embeds: torch.Tensor
     video_index: torch.Tensor
-    grid: tuple[int, int, int, int]
+    grid: Any
     per_sentence: bool
 
 
@@ -351,7 +353,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self,
         sentence_embeds: torch.Tensor,
         video_index: torch.Tensor,
-        grid: tuple[int, int, int, int],
+        grid: Any,
         per_sentence: bool,
     ) -> bool:
         """
@@ -372,45 +374,49 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         features, self._outer_features = self._outer_features, None
         return features
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(clips, tokens, C)`): Input of the layer.
 
         Returns:
             `torch.Tensor` of shape `(clips, tokens, C)`, with the clips of all sentences from a conditioned inner
-            branch on.
+            branch on; as the first of a tuple, if the layer returns one.
 
         Raises:
             RuntimeError: If no sentences were set, or if they were those of another batch.
         """
-        hidden_states = self.base_layer(hidden_states, *args, **kwargs)
+        output = self.base_layer(hidden_states, *args, **kwargs)
         inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
         if not inner and not outer:
-            return hidden_states
+            return output
+        tokens = first_of(output)
         condition = self._condition
         if condition is None:
             raise RuntimeError(
                 "Received features without sentences: a layer with a SCADA adapter runs inside ScadaModel or "
                 "ScadaForTemporalGrounding only. Call the model, or disable the adapter first."
             )
-        num_videos, *grid = condition.grid
-        num_rows = len(condition.video_index) if condition.per_sentence else num_videos
-        num_tokens = grid[0] * grid[1] * grid[2]
-        if hidden_states.shape[0] * hidden_states.shape[1] != num_rows * num_tokens:
+        grid = condition.grid
+        num_rows = len(condition.video_index) if condition.per_sentence else grid.num_videos
+        if tokens.shape[0] * tokens.shape[1] != num_rows * grid.tokens_per_video:
             raise RuntimeError(
-                f"Received features of shape {tuple(hidden_states.shape)}; expected {num_rows} x {num_tokens} tokens, "
-                "as in the batch that ScadaModel announced. Call the model rather than its backbone."
+                f"Received features of shape {tuple(tokens.shape)}; expected {num_rows} x {grid.tokens_per_video} "
+                "tokens, as in the batch that ScadaModel announced. Call the model rather than its backbone."
             )
-        features = hidden_states.view(num_rows, *grid, -1)  # (B or Q, N, h, w, C)
+        features, class_tokens = grid.to_features(tokens)  # (B or Q, N, h, w, C)
         if outer:
             self._outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
         for branch in inner:
             features = branch(features, condition)
-            if branch.gate is not None:
-                # The batch has grown, for the other adapters if several are active.
+            if branch.gate is not None and not condition.per_sentence:
+                # The batch has grown, for the other adapters too if several are active.
                 condition = replace(condition, per_sentence=True)
-        return features.reshape(-1, *hidden_states.shape[1:])
+                if class_tokens is not None:
+                    class_tokens = class_tokens.index_select(0, condition.video_index)
+        if inner:
+            tokens = grid.to_tokens(features, class_tokens)
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 
 class ScadaTuner(BaseTuner):

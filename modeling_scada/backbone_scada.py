@@ -5,6 +5,8 @@ This is the one place that knows model types: what an encoder wants as input, ho
 position embeddings follow another image size.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,13 +64,121 @@ class ResizableVideoMAEEmbeddings(nn.Module):
         return embeddings
 
 
+@dataclass(frozen=True)
+class EncoderType:
+    """
+    What one of transformers' encoders needs, and how its tokens lie.
+
+    Args:
+        clip_length (`str`, *optional*): Configuration's name for the frames of a clip; none for an image encoder,
+            which takes frames one by one.
+        image_size (`str`, *optional*): Configuration's name for the only image size that positions exist for; none if
+            they follow the image.
+        num_class_tokens (`int`): Tokens before those of patches; a configuration's registers come on top.
+        is_patch_major (`bool`): Whether a clip's tokens are ordered (h, w, t) rather than (t, h, w).
+        arguments (`dict`): What the encoder is called with beside the pixels.
+        unused (`dict[str, Callable]`): Parts that only other tasks need, whose weights would never get a gradient, and
+            what to put in their place.
+    """
+
+    clip_length: str | None = None
+    image_size: str | None = None
+    num_class_tokens: int = 0
+    is_patch_major: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    unused: dict[str, Callable[[], nn.Module | None]] = field(default_factory=dict)
+
+
+def _nothing() -> None:
+    return None
+
+
+INTERPOLATED = {"interpolate_pos_encoding": True}
+# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C).
+ENCODER_TYPES = {
+    "videomae": EncoderType(clip_length="num_frames"),
+    "vjepa2": EncoderType(
+        clip_length="frames_per_clip",
+        image_size="crop_size",
+        arguments={"skip_predictor": True},
+        unused={"predictor": _nothing},
+    ),
+    "vivit": EncoderType(
+        clip_length="num_frames", image_size="image_size", num_class_tokens=1, unused={"pooler": _nothing}
+    ),
+    "timesformer": EncoderType(
+        clip_length="num_frames", image_size="image_size", num_class_tokens=1, is_patch_major=True
+    ),
+    "clip_vision_model": EncoderType(
+        num_class_tokens=1, arguments=INTERPOLATED, unused={"post_layernorm": nn.Identity}
+    ),
+    "siglip_vision_model": EncoderType(arguments=INTERPOLATED, unused={"head": _nothing}),
+    "dinov2": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
+    "dinov2_with_registers": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
+    "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
+}
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """
+    How the tokens of a batch lie in time and space.
+
+    Args:
+        num_videos (`int`): Videos `B`.
+        num_clips (`int`): Clips of a video.
+        size (`tuple[int, int, int]`): Snippets, rows and columns `(t, h, w)` of a clip.
+        num_class_tokens (`int`): Tokens of a clip that come before these.
+        is_patch_major (`bool`): Whether they are ordered (h, w, t) rather than (t, h, w).
+    """
+
+    num_videos: int
+    num_clips: int
+    size: tuple[int, int, int]
+    num_class_tokens: int = 0
+    is_patch_major: bool = False
+
+    @property
+    def tokens_per_video(self) -> int:
+        """Tokens of all clips of a video."""
+        return self.num_clips * (self.num_class_tokens + self.size[0] * self.size[1] * self.size[2])
+
+    def to_features(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            tokens (`torch.Tensor` of shape `(rows * clips, tokens, C)`): Of the videos, or of the sentences.
+
+        Returns:
+            `tuple`: features `(rows, N, h, w, C)`, of which the clips join in time; and the class tokens
+            `(rows, clips, n, C)`, or `None` if there are none.
+        """
+        snippets, height, width = self.size
+        class_tokens = None
+        if self.num_class_tokens:
+            class_tokens, tokens = tokens.split([self.num_class_tokens, tokens.shape[1] - self.num_class_tokens], 1)
+            class_tokens = class_tokens.unflatten(0, (-1, self.num_clips))
+        if self.is_patch_major:
+            tokens = tokens.unflatten(1, (height * width, snippets)).transpose(1, 2)
+        return tokens.reshape(-1, self.num_clips * snippets, height, width, tokens.shape[-1]), class_tokens
+
+    def to_tokens(self, features: torch.Tensor, class_tokens: torch.Tensor | None) -> torch.Tensor:
+        """The inverse of `to_features`."""
+        snippets, height, width = self.size
+        tokens = features.reshape(-1, snippets, height * width, features.shape[-1])
+        if self.is_patch_major:
+            tokens = tokens.transpose(1, 2)
+        tokens = tokens.reshape(len(tokens), -1, features.shape[-1])
+        return tokens if class_tokens is None else torch.cat([class_tokens.flatten(0, 1), tokens], dim=1)
+
+
 class VideoBackbone(nn.Module):
     """
     Runs an encoder of transformers over a whole video: cuts it into clips, encodes the clips as a batch, and lays the
-    tokens out as snippets.
+    tokens out as snippets. An image encoder reads frame by frame.
 
     Args:
-        encoder (`PreTrainedModel`): A `VideoMAEModel`. Its embeddings are replaced by ones that follow the image size.
+        encoder (`PreTrainedModel`): Of one of `ENCODER_TYPES`. VideoMAE's embeddings are replaced by ones that follow
+            the image size, and parts that only other tasks need are dropped.
 
     Raises:
         ValueError: If the encoder is of a type that is not supported.
@@ -76,12 +186,19 @@ class VideoBackbone(nn.Module):
 
     def __init__(self, encoder: PreTrainedModel):
         super().__init__()
-        if encoder.config.model_type != "videomae":
+        model_type = encoder.config.model_type
+        if model_type not in ENCODER_TYPES:
             raise ValueError(
-                f"Received a video backbone of model_type {encoder.config.model_type!r}; supported is 'videomae'."
+                f"Received a video backbone of model_type {model_type!r}; supported are {sorted(ENCODER_TYPES)}."
             )
-        if not isinstance(encoder.embeddings, ResizableVideoMAEEmbeddings):
+        if model_type == "videomae" and not isinstance(encoder.embeddings, ResizableVideoMAEEmbeddings):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
+        if model_type == "siglip_vision_model":
+            encoder.use_head = False  # type: ignore[assignment]
+        for module in list(encoder.modules()):
+            for name, replacement in ENCODER_TYPES[model_type].unused.items():
+                if getattr(module, name, None) is not None:
+                    setattr(module, name, replacement())
         self.encoder: Any = encoder
 
     @property
@@ -92,39 +209,57 @@ class VideoBackbone(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder's layers, those that an adapter wraps."""
-        return self.encoder.encoder.layer
+        lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
+        return next(modules for modules in lists if len(modules) == self.config.num_hidden_layers)
 
-    def grid(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int, int]:
+    def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid:
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
 
         Returns:
-            `tuple[int, int, int, int]`: `B`, and the snippets `N`, rows `h` and columns `w` of a video's features.
+            [`TokenGrid`]: How the tokens of these videos will lie.
 
         Raises:
             ValueError: If the tensor is not `(videos, frames, channels, height, width)`, or if the number of frames
-                is no multiple of the clip length, or the image size no multiple of the patch size.
+                is no multiple of the clip length, or the image size no multiple of the patch size, or none that the
+                encoder has positions for.
         """
-        config = self.config
-        if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != config.num_channels:
+        config: Any = self.config
+        kind = ENCODER_TYPES[config.model_type]
+        num_channels = getattr(config, "num_channels", None) or config.in_chans
+        if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != num_channels:
             raise ValueError(
                 f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
-                f"frames, {config.num_channels}, height, width), as ScadaProcessor makes it."
+                f"frames, {num_channels}, height, width), as ScadaProcessor makes it."
             )
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
-        if num_frames == 0 or num_frames % config.num_frames:
+        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
+        if num_frames == 0 or num_frames % clip_length:
             raise ValueError(
-                f"Received {num_frames} frames a video; the backbone reads clips of {config.num_frames}. Set the "
-                f"processor's `num_frames` to a multiple of {config.num_frames}."
+                f"Received {num_frames} frames a video; the backbone reads clips of {clip_length}. Set the "
+                f"processor's `num_frames` to a multiple of {clip_length}."
             )
-        patch_height, patch_width = _pair(config.patch_size)
+        tubelet = getattr(config, "tubelet_size", 1) if kind.clip_length else 1
+        if isinstance(tubelet, (list, tuple)):  # ViViT's has the patch in it
+            tubelet, *patch_size = tubelet
+        else:
+            patch_size = config.patch_size
+        patch_height, patch_width = _pair(patch_size)
         if height == 0 or width == 0 or height % patch_height or width % patch_width:
             raise ValueError(
                 f"Received frames of {height} x {width} pixels; the backbone's patches are {patch_height} x "
                 f"{patch_width}. Set the processor's `size` to multiples of them."
             )
-        return batch_size, num_frames // config.tubelet_size, height // patch_height, width // patch_width
+        if kind.image_size and (height, width) != _pair(getattr(config, kind.image_size)):
+            raise ValueError(
+                f"Received frames of {height} x {width} pixels; {config.model_type} has positions for "
+                f"{getattr(config, kind.image_size)} alone. Set the processor's `size` to it, or load the backbone "
+                f"with another `{kind.image_size}` if its weights allow."
+            )
+        size = (clip_length // tubelet, height // patch_height, width // patch_width)
+        class_tokens = kind.num_class_tokens + getattr(config, "num_register_tokens", 0)
+        return TokenGrid(batch_size, num_frames // clip_length, size, class_tokens, kind.is_patch_major)
 
     def forward(
         self, pixel_values_videos: torch.Tensor, output_hidden_states: bool = False
@@ -142,23 +277,32 @@ class VideoBackbone(nn.Module):
         Raises:
             ValueError: As [`~VideoBackbone.grid`].
         """
-        layout = (-1, *self.grid(pixel_values_videos)[1:], self.config.hidden_size)
-        clips = pixel_values_videos.reshape(-1, self.config.num_frames, *pixel_values_videos.shape[2:])
+        grid = self.grid(pixel_values_videos)
+        kind = ENCODER_TYPES[self.config.model_type]
+        clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
+        if kind.clip_length is None:
+            clips = clips[:, 0]
         states: list[torch.Tensor] = []
         handles = []
         if output_hidden_states:
             # The encoder's own recording looks inside the layers that an adapter wraps.
             handles = [self.layers[0].register_forward_pre_hook(lambda layer, args: states.append(args[0]))]
             handles += [
-                layer.register_forward_hook(lambda layer, args, output: states.append(output)) for layer in self.layers
+                layer.register_forward_hook(lambda layer, args, output: states.append(first_of(output)))
+                for layer in self.layers
             ]
         try:
-            # Tokens are ordered (clip, t, h, w), so the clips of a video join in time without moving anything.
-            features = self.encoder(clips.to(self.encoder.dtype)).last_hidden_state.reshape(layout)
+            outputs = self.encoder(clips.to(self.encoder.dtype), **kind.arguments)
         finally:
             for handle in handles:
                 handle.remove()
-        return features, tuple(state.reshape(layout) for state in states) if output_hidden_states else None
+        features, _ = grid.to_features(outputs.last_hidden_state)
+        return features, tuple(grid.to_features(state)[0] for state in states) if output_hidden_states else None
+
+
+def first_of(output: Any) -> torch.Tensor:
+    """The states that a layer returns, alone or before its attention weights."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -331,6 +331,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             for model in (video_model, text_model)
         ]
         video_encoder, text_encoder = (getattr(encoder, encoder.base_model_prefix, encoder) for encoder in encoders)
+        # CLIP and SigLIP come with a text encoder of their own.
+        video_encoder = getattr(video_encoder, "vision_model", video_encoder)
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder

@@ -1,13 +1,16 @@
 """Video processor: which instants of a video the model sees, and how frames become pixels."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from transformers import BatchFeature
+from transformers.utils import cached_file
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -65,6 +68,33 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if seconds is not None and not (is_number and 0 < seconds < math.inf):
             raise ValueError(f"Received window_seconds={self.window_seconds!r}; expected a positive number, or None.")
+
+    @classmethod
+    def from_backbone(cls, name_or_path: str, **kwargs) -> "ScadaVideoProcessor":
+        """
+        A processor with the mean and standard deviation that a pretrained backbone was trained with, and its image
+        size unless another is given.
+
+        Args:
+            name_or_path (`str`): Hub id or folder of the backbone. Without a preprocessing configuration there,
+                ImageNet's values stand.
+            **kwargs: Arguments of [`ScadaVideoProcessor`], which come first.
+        """
+        missing: Any = {"_raise_exceptions_for_missing_entries": False}
+        for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+            if (path := cached_file(name_or_path, name, **missing)) is not None:
+                config = json.loads(Path(path).read_text())
+                break
+        else:
+            config = {}
+        found = {name: config[name] for name in ("image_mean", "image_std") if config.get(name)}
+        size = config.get("crop_size") or config.get("size") or {}
+        size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+        side = size.get("shortest_edge")
+        height, width = size.get("height", side), size.get("width", side)
+        if height and width:
+            found["size"] = {"height": height, "width": width}
+        return cls(**found | kwargs)
 
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:

@@ -319,9 +319,8 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             grid_size=args.grid_size,
             num_train_proposals=args.num_train_proposals,
         ).float()
-        video_processor = ScadaVideoProcessor(
-            num_frames=args.num_frames, size={"height": args.image_size, "width": args.image_size}
-        )
+        size = {"height": args.image_size, "width": args.image_size}
+        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, num_frames=args.num_frames, size=size)
         processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
     return model, processor
 

@@ -1,0 +1,78 @@
+"""Configuration of C3D."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+NUM_STAGES = 5
+
+
+@strict
+class C3DConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`C3DModel`] (Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks",
+    2015). The defaults are the network of the paper's section 3.3.
+
+    Its usual input are clips of 16 frames at 112 x 112 pixels, cut from frames scaled to 128 x 171, as differences from
+    the mean colour of Sports-1M. In terms of a processor, whose pixels are RGB in `[0, 1]`: `image_mean` [0.398, 0.383,
+    0.354] (101.41, 97.66 and 90.25 of 255), and `image_std` 1 / 255.
+
+    Args:
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of a frame.
+        num_frames (`int`, *optional*, defaults to 16):
+            Frames of a clip. The model takes any number; whoever cuts videos into clips reads it here.
+        image_size (`int` or `list[int]`, *optional*, defaults to 112):
+            Usual size of the frames in pixels, or height and width. The model takes any size.
+        hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 256, 512, 512]`):
+            Channels of the five stages.
+
+    Raises:
+        StrictDataclassClassValidationError: If a size is not positive, or `hidden_sizes` are not five.
+
+    Example:
+
+    ```python
+    >>> from modeling_scada.configuration_c3d import C3DConfig
+
+    >>> config = C3DConfig(hidden_sizes=[4, 4, 8, 8, 8], image_size=32)
+    >>> config.hidden_size, config.stage_strides[-1]
+    (8, (16, 32, 32))
+
+    ```"""
+
+    model_type = "c3d"
+
+    num_channels: int = 3
+    num_frames: int = 16
+    image_size: int | list[int] | tuple[int, int] = 112
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512, 512)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages."""
+        return NUM_STAGES
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def stage_strides(self) -> tuple[tuple[int, int, int], ...]:
+        """For each stage, how many frames, rows and columns of the input one step of its output stands for."""
+        return tuple((max(2**stage // 2, 1), 2**stage, 2**stage) for stage in range(1, NUM_STAGES + 1))
+
+    def validate_sizes(self):
+        """Part of `@strict` validation."""
+        if len(self.hidden_sizes) != NUM_STAGES:
+            raise ValueError(f"Received hidden_sizes={self.hidden_sizes}; C3D has {NUM_STAGES} stages.")
+        image_size = [self.image_size] if isinstance(self.image_size, int) else self.image_size
+        if min(self.num_channels, self.num_frames, *image_size, *self.hidden_sizes) < 1:
+            raise ValueError(
+                f"Received num_channels={self.num_channels}, num_frames={self.num_frames}, "
+                f"image_size={self.image_size}, hidden_sizes={self.hidden_sizes}; all have to be positive."
+            )
+
+
+__all__ = ["C3DConfig"]

@@ -1,0 +1,256 @@
+"""I3D: Inception-v1 inflated to three dimensions (Carreira and Zisserman, 2017)."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_i3d import MIXED_WIDTHS, STEM_WIDTHS, I3DConfig
+
+
+# The stages after the stem: a pooling with its kernel and stride, and the blocks that follow it.
+MIXED_STAGES = (
+    ("MaxPool3d_3a_3x3", (1, 3, 3), (1, 2, 2), ("Mixed_3b", "Mixed_3c")),
+    ("MaxPool3d_4a_3x3", (3, 3, 3), (2, 2, 2), ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")),
+    ("MaxPool3d_5a_2x2", (2, 2, 2), (2, 2, 2), ("Mixed_5b", "Mixed_5c")),
+)
+
+
+@dataclass
+class I3DModelOutput(ModelOutput):
+    """
+    Output of [`I3DModel`]. `N` is time, here and in each stage.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, N, h, w, C)`): Output of the last stage.
+        feature_maps (`tuple[torch.Tensor]`, *optional*): Output of each stage `i`, of shape `(B, N_i, h_i, w_i, C_i)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+
+
+def pad_same(
+    hidden_states: torch.Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], value: float
+) -> torch.Tensor:
+    """
+    TensorFlow's padding "SAME": as much as makes the output `ceil(size / stride)` long, an odd rest at the end.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, C, T, H, W)`): What a convolution or a pooling will run over.
+        kernel_size (`tuple[int, int, int]`): Its kernel in time, height and width.
+        stride (`tuple[int, int, int]`): Its stride.
+        value (`float`): What to pad with.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, T', H', W')`: Padded.
+    """
+    padding: list[int] = []
+    for size, kernel, step in zip(hidden_states.shape[2:], kernel_size, stride, strict=True):
+        total = max(kernel - (size % step or step), 0)
+        padding = [total // 2, total - total // 2, *padding]  # `pad` begins with the last axis
+    return nn.functional.pad(hidden_states, padding, value=value)
+
+
+class I3DBatchNorm(nn.BatchNorm3d):
+    """
+    Batch norm that stays in evaluation mode if the configuration says `freeze_batch_norm`.
+
+    Args:
+        config ([`I3DConfig`]): The model's configuration.
+        num_features (`int`): Channels.
+    """
+
+    def __init__(self, config: I3DConfig, num_features: int):
+        super().__init__(num_features, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+        self.is_frozen = config.freeze_batch_norm
+        self.train()
+
+    def train(self, mode: bool = True) -> "I3DBatchNorm":
+        return super().train(mode and not self.is_frozen)
+
+
+class I3DUnit(nn.Module):
+    """
+    Convolution without bias, batch norm, ReLU: `(B, C, T, H, W)` -> `(B, C', T', H', W')`.
+
+    Args:
+        config ([`I3DConfig`]): The model's configuration.
+        in_channels (`int`): `C`.
+        out_channels (`int`): `C'`.
+        kernel_size (`int`): The same in time and space; odd.
+        stride (`int`): The same in time and space.
+    """
+
+    def __init__(self, config: I3DConfig, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1):
+        super().__init__()
+        # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
+        padding = kernel_size // 2 if stride == 1 else 0
+        self.conv3d = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = I3DBatchNorm(config, out_channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.conv3d.stride != (1, 1, 1):
+            hidden_states = pad_same(hidden_states, self.conv3d.kernel_size, self.conv3d.stride, value=0.0)
+        return nn.functional.relu(self.bn(self.conv3d(hidden_states)), inplace=True)
+
+
+class I3DMaxPool(nn.Module):
+    """
+    Max pooling with TensorFlow's "SAME" padding: `(B, C, T, H, W)` -> `(B, C, T', H', W')`.
+
+    pytorch-i3d pads with zeros, which is the same after a ReLU. An adapter's output can be negative everywhere.
+
+    Args:
+        kernel_size (`tuple[int, int, int]`): In time, height and width.
+        stride (`tuple[int, int, int]`): In time, height and width.
+    """
+
+    def __init__(self, kernel_size: tuple[int, int, int], stride: tuple[int, int, int]):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = pad_same(hidden_states, self.kernel_size, self.stride, value=float("-inf"))
+        return nn.functional.max_pool3d(hidden_states, self.kernel_size, self.stride)
+
+
+class I3DMixed(nn.Module):
+    """
+    Inception block of four branches, with the names of pytorch-i3d: `(B, C, T, H, W)` -> `(B, C', T, H, W)`.
+
+    Args:
+        config ([`I3DConfig`]): The model's configuration.
+        in_channels (`int`): `C`.
+        widths (`tuple[int, ...]`): Channels of b0, b1a, b1b, b2a, b2b and b3b.
+    """
+
+    def __init__(self, config: I3DConfig, in_channels: int, widths: tuple[int, ...]):
+        super().__init__()
+        b0, b1a, b1b, b2a, b2b, b3b = widths
+        self.out_channels = b0 + b1b + b2b + b3b
+        self.b0 = I3DUnit(config, in_channels, b0)
+        self.b1a = I3DUnit(config, in_channels, b1a)
+        self.b1b = I3DUnit(config, b1a, b1b, kernel_size=3)
+        self.b2a = I3DUnit(config, in_channels, b2a)
+        self.b2b = I3DUnit(config, b2a, b2b, kernel_size=3)
+        self.b3a = nn.MaxPool3d(kernel_size=3, stride=1, padding=1)
+        self.b3b = I3DUnit(config, in_channels, b3b)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        branches = [
+            self.b0(hidden_states),
+            self.b1b(self.b1a(hidden_states)),
+            self.b2b(self.b2a(hidden_states)),
+            self.b3b(self.b3a(hidden_states)),
+        ]
+        return torch.cat(branches, dim=1)
+
+
+class I3DStage(GradientCheckpointingLayer, nn.Sequential):
+    """Layers by the names of pytorch-i3d: `(B, C, T, H, W)` -> `(B, C', T', H', W')`."""
+
+
+class I3DPreTrainedModel(PreTrainedModel):
+    """What `PreTrainedModel` needs to know of I3D."""
+
+    config: I3DConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["I3DStage"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv3d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+class I3DModel(I3DPreTrainedModel):
+    r"""
+    I3D without its average pooling and classifier. Each of its `stages` takes one tensor and returns one,
+    `(B, C, T, H, W)`; they end with Conv3d_1a_7x7, Conv3d_2c_3x3, Mixed_3c, Mixed_4f and Mixed_5c.
+
+    The last stage gives one step of time for each 8 frames: for 16 frames of 224 x 224 pixels, 2 x 7 x 7 positions of
+    1024 channels. With gradient checkpointing, batch norms that are not frozen count each batch twice in their running
+    statistics, since the stages run twice.
+
+    Args:
+        config ([`I3DConfig`]): The configuration.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_scada.configuration_i3d import I3DConfig
+    >>> from modeling_scada.modeling_i3d import I3DModel
+
+    >>> model = I3DModel(I3DConfig(base_channels=4)).eval()
+    >>> outputs = model(torch.zeros(1, 16, 3, 32, 32))
+    >>> [tuple(feature_map.shape) for feature_map in outputs.feature_maps]
+    [(1, 8, 16, 16, 4), (1, 8, 8, 8, 12), (1, 8, 4, 4, 30), (1, 4, 2, 2, 52), (1, 2, 1, 1, 64)]
+
+    ```"""
+
+    def __init__(self, config: I3DConfig):
+        super().__init__(config)
+        first, second = config.scale(STEM_WIDTHS)
+        stages: list[dict[str, nn.Module]] = [
+            {"Conv3d_1a_7x7": I3DUnit(config, config.num_channels, first, kernel_size=7, stride=2)},
+            {
+                "MaxPool3d_2a_3x3": I3DMaxPool((1, 3, 3), (1, 2, 2)),
+                "Conv3d_2b_1x1": I3DUnit(config, first, first),
+                "Conv3d_2c_3x3": I3DUnit(config, first, second, kernel_size=3),
+            },
+        ]
+        in_channels = second
+        for pool_name, kernel_size, stride, names in MIXED_STAGES:
+            stages.append({pool_name: I3DMaxPool(kernel_size, stride)})
+            for name in names:
+                block = I3DMixed(config, in_channels, config.scale(MIXED_WIDTHS[name]))
+                stages[-1][name] = block
+                in_channels = block.out_channels
+        self.stages = nn.ModuleList(I3DStage(OrderedDict(layers)) for layers in stages)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True, **kwargs
+    ) -> I3DModelOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of frames in `[-1, 1]`; any size.
+            output_feature_maps (`bool`): Whether to return the outputs of all stages too, and keep them in memory.
+
+        Returns:
+            [`I3DModelOutput`]: With `T_i`, `H_i` and `W_i` the input's size over the stage's stride, rounded up.
+
+        Raises:
+            ValueError: If the tensor is not `(clips, frames, channels, height, width)`.
+        """
+        if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
+            raise ValueError(
+                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, frames, "
+                f"{self.config.num_channels}, height, width)."
+            )
+        hidden_states = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
+        feature_maps = []
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+            if output_feature_maps:
+                feature_maps.append(hidden_states.permute(0, 2, 3, 4, 1))
+        return I3DModelOutput(
+            last_hidden_state=hidden_states.permute(0, 2, 3, 4, 1),
+            feature_maps=tuple(feature_maps) if output_feature_maps else None,
+        )
+
+
+__all__ = ["I3DModel", "I3DModelOutput", "I3DPreTrainedModel"]
