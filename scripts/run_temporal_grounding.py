@@ -74,6 +74,8 @@ from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Queries and values, by the names that the encoders have for them (TimeSformer has one layer for all three).
+LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv)"
 NUM_RANKED = 5
 PADDING = -100.0
 # A checkpoint that has this file is whole: it is written last.
@@ -330,7 +332,7 @@ def peft_config(args: ModelArguments) -> PeftConfig | None:
     modules_to_save = ["head", "text_encoder"] if args.train_text else ["head"]
     if args.tuning == "lora":
         return LoraConfig(
-            r=8, lora_alpha=16, target_modules=r".*video_backbone\..*\.(query|value)", modules_to_save=modules_to_save
+            r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=modules_to_save
         )
     if args.tuning in ("tia", "scada"):
         branches = "inner" if args.tuning == "tia" else args.scada_branches
