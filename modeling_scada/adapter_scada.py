@@ -270,17 +270,20 @@ class OuterBranch(nn.Module):
     the mean is taken before it, and before the multiplication.
 
     Args:
-        dim (`int`): Width `C` of the backbone.
+        dim (`int`): Width `C` of the layer.
         bottleneck_dim (`int`): Width `r` of the branch.
         text_dim (`int` or `None`): Width of the sentence vectors; `None` for a branch without conditioning.
         kernel_size (`int`): Snippets the temporal convolution spans, across clip borders, with zeros beyond the video.
+        out_dim (`int`, *optional*): Width of the last layer; `C` if not given.
     """
 
-    def __init__(self, dim: int, bottleneck_dim: int, text_dim: int | None, kernel_size: int):
+    def __init__(
+        self, dim: int, bottleneck_dim: int, text_dim: int | None, kernel_size: int, out_dim: int | None = None
+    ):
         super().__init__()
         self.down = nn.Conv2d(dim, bottleneck_dim, 3, stride=2, padding=1)
         self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
-        self.up = nn.Conv1d(bottleneck_dim, dim, kernel_size, padding=kernel_size // 2)
+        self.up = nn.Conv1d(bottleneck_dim, out_dim or dim, kernel_size, padding=kernel_size // 2)
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.zeros_(self.up.weight)
         _zero_biases(self)
@@ -292,7 +295,7 @@ class OuterBranch(nn.Module):
             condition ([`Condition`]): What the layer knows about the batch.
 
         Returns:
-            `torch.Tensor` of shape `(Q, N, C)`: What is added to the backbone's features, averaged over space.
+            `torch.Tensor` of shape `(Q, N, out_dim)`: What is added to the backbone's features, averaged over space.
         """
         frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
         u = F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)  # (B, N, r)
@@ -309,17 +312,19 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
 
     Args:
         base_layer (`nn.Module`): The layer.
-        dim (`int`): Width `C` of the backbone.
+        dim (`int`): Width `C` of the layer.
         text_dim (`int`): Width of the sentence vectors.
+        out_dim (`int`): Width of the last layer, which outer branches lead to.
     """
 
     adapter_layer_names = ("scada_inner", "scada_outer")
 
-    def __init__(self, base_layer: nn.Module, dim: int, text_dim: int):
+    def __init__(self, base_layer: nn.Module, dim: int, text_dim: int, out_dim: int):
         super().__init__()
         self.base_layer = base_layer
         self.dim = dim
         self.text_dim = text_dim
+        self.out_dim = out_dim
         self.scada_inner = nn.ModuleDict()
         self.scada_outer = nn.ModuleDict()
         self._condition: Condition | None = None
@@ -340,7 +345,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         if has_inner:
             self.scada_inner[adapter_name] = InnerBranch(*sizes)
         if has_outer:
-            self.scada_outer[adapter_name] = OuterBranch(*sizes)
+            self.scada_outer[adapter_name] = OuterBranch(*sizes, self.out_dim)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -399,10 +404,10 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             )
         grid = condition.grid
         num_rows = len(condition.video_index) if condition.per_sentence else grid.num_videos
-        if tokens.shape[0] * tokens.shape[1] != num_rows * grid.tokens_per_video:
+        if not grid.holds(tokens, num_rows):
             raise RuntimeError(
-                f"Received features of shape {tuple(tokens.shape)}; expected {num_rows} x {grid.tokens_per_video} "
-                "tokens, as in the batch that ScadaModel announced. Call the model rather than its backbone."
+                f"Received features of shape {tuple(tokens.shape)}; expected those of {num_rows} videos or sentences, "
+                "as in the batch that ScadaModel announced. Call the model rather than its backbone."
             )
         features, class_tokens = grid.to_features(tokens)  # (B or Q, N, h, w, C)
         if outer:
@@ -436,16 +441,16 @@ class ScadaTuner(BaseTuner):
                 f"Received a {type(model).__name__}; SCADA adapts ScadaForTemporalGrounding or ScadaModel. Other "
                 "models have no sentence for the adapter."
             )
-        layers = base_model.video_backbone.layers
-        dim = base_model.video_backbone.config.hidden_size
-        if peft_config.reduction > dim:
+        layers, dims = base_model.video_backbone.layers, base_model.video_backbone.layer_dims
+        inner = resolve_layers(peft_config.inner_layers, len(layers))
+        outer = resolve_layers(peft_config.outer_layers, len(layers))
+        if peft_config.reduction > (dim := min(dims[index] for index in {*inner, *outer})):
             raise ValueError(
                 f"Received reduction={peft_config.reduction} for a backbone of width {dim}; expected at most {dim}."
             )
-        inner = resolve_layers(peft_config.inner_layers, len(layers))
-        outer = resolve_layers(peft_config.outer_layers, len(layers))
         names = {id(module): name for name, module in model.named_modules()}
-        self._sizes = (dim, base_model.text_encoder.config.hidden_size)
+        text_dim = base_model.text_encoder.config.hidden_size
+        self._sizes = {names[id(layer)]: (dim, text_dim, dims[-1]) for layer, dim in zip(layers, dims, strict=True)}
         self._placement = {
             names[id(layers[index])]: {"has_inner": index in inner, "has_outer": index in outer}
             for index in sorted({*inner, *outer})
@@ -465,7 +470,7 @@ class ScadaTuner(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         if not isinstance(target, ScadaLayer):
-            target = ScadaLayer(target, *self._sizes)
+            target = ScadaLayer(target, *self._sizes[current_key])
             self._replace_module(parent, target_name, target, target.base_layer)
         target.add_branches(adapter_name, peft_config, **self._placement[current_key])
 

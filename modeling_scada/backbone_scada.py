@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .configuration_c3d import C3DConfig
+from .configuration_i3d import I3DConfig
+from .modeling_c3d import C3DModel
+from .modeling_i3d import I3DModel
 
 
 class ResizableVideoMAEEmbeddings(nn.Module):
@@ -74,6 +79,7 @@ class EncoderType:
             which takes frames one by one.
         image_size (`str`, *optional*): Configuration's name for the only image size that positions exist for; none if
             they follow the image.
+        is_convolutional (`bool`): Whether its layers are stages over `(rows, C, t, h, w)` of a width and a size each.
         num_class_tokens (`int`): Tokens before those of patches; a configuration's registers come on top.
         is_patch_major (`bool`): Whether a clip's tokens are ordered (h, w, t) rather than (t, h, w).
         arguments (`dict`): What the encoder is called with beside the pixels.
@@ -83,6 +89,7 @@ class EncoderType:
 
     clip_length: str | None = None
     image_size: str | None = None
+    is_convolutional: bool = False
     num_class_tokens: int = 0
     is_patch_major: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +123,12 @@ ENCODER_TYPES = {
     "dinov2": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
     "dinov2_with_registers": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
     "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
+    "c3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
+    "i3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
 }
+
+AutoModel.register(C3DConfig, C3DModel, exist_ok=True)
+AutoModel.register(I3DConfig, I3DModel, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -138,10 +150,10 @@ class TokenGrid:
     num_class_tokens: int = 0
     is_patch_major: bool = False
 
-    @property
-    def tokens_per_video(self) -> int:
-        """Tokens of all clips of a video."""
-        return self.num_clips * (self.num_class_tokens + self.size[0] * self.size[1] * self.size[2])
+    def holds(self, states: torch.Tensor, num_rows: int) -> bool:
+        """Whether the states `(rows * clips, tokens, C)` can be those of so many videos or sentences."""
+        num_tokens = self.num_class_tokens + self.size[0] * self.size[1] * self.size[2]
+        return states.shape[:2] == (num_rows * self.num_clips, num_tokens)
 
     def to_features(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -169,6 +181,33 @@ class TokenGrid:
             tokens = tokens.transpose(1, 2)
         tokens = tokens.reshape(len(tokens), -1, features.shape[-1])
         return tokens if class_tokens is None else torch.cat([class_tokens.flatten(0, 1), tokens], dim=1)
+
+
+@dataclass(frozen=True)
+class StageGrid:
+    """
+    As [`TokenGrid`] for convolutional stages, whose states `(rows * clips, C, t, h, w)` say their size themselves.
+
+    Args:
+        num_videos (`int`): Videos `B`.
+        num_clips (`int`): Clips of a video.
+    """
+
+    num_videos: int
+    num_clips: int
+
+    def holds(self, states: torch.Tensor, num_rows: int) -> bool:
+        """Whether the states can be those of so many videos or sentences."""
+        return states.dim() == 5 and len(states) == num_rows * self.num_clips
+
+    def to_features(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """States to features `(rows, N, h, w, C)`, of which the clips join in time; there are no class tokens."""
+        features = states.unflatten(0, (-1, self.num_clips)).permute(0, 1, 3, 4, 5, 2)
+        return features.flatten(1, 2), None
+
+    def to_tokens(self, features: torch.Tensor, class_tokens: None) -> torch.Tensor:
+        """The inverse of `to_features`."""
+        return features.unflatten(1, (self.num_clips, -1)).flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
 class VideoBackbone(nn.Module):
@@ -212,13 +251,21 @@ class VideoBackbone(nn.Module):
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         return next(modules for modules in lists if len(modules) == self.config.num_hidden_layers)
 
-    def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid:
+    @property
+    def layer_dims(self) -> list[int]:
+        """Width of the states that each layer returns."""
+        config: Any = self.config
+        if ENCODER_TYPES[config.model_type].is_convolutional:
+            return list(config.hidden_sizes)
+        return [config.hidden_size] * config.num_hidden_layers
+
+    def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid | StageGrid:
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
 
         Returns:
-            [`TokenGrid`]: How the tokens of these videos will lie.
+            [`TokenGrid`] or [`StageGrid`]: How the states of these videos will lie.
 
         Raises:
             ValueError: If the tensor is not `(videos, frames, channels, height, width)`, or if the number of frames
@@ -240,6 +287,8 @@ class VideoBackbone(nn.Module):
                 f"Received {num_frames} frames a video; the backbone reads clips of {clip_length}. Set the "
                 f"processor's `num_frames` to a multiple of {clip_length}."
             )
+        if kind.is_convolutional:
+            return StageGrid(batch_size, num_frames // clip_length)
         tubelet = getattr(config, "tubelet_size", 1) if kind.clip_length else 1
         if isinstance(tubelet, (list, tuple)):  # ViViT's has the patch in it
             tubelet, *patch_size = tubelet
@@ -271,7 +320,8 @@ class VideoBackbone(nn.Module):
 
         Returns:
             `tuple`: snippet features `(B, N, h, w, C)` after the encoder's final norm, where it has one, and the
-            states before the first and after each layer, each `(B, N, h, w, C)`, or `None`. An adapter may turn the
+            states before the first and after each layer, each `(B, N, h, w, C)` (of its own `N`, `h`, `w` and `C`
+            where layers are convolutional stages), or `None`. An adapter may turn the
             `B` videos into the `Q` sentences it was told of, from one of the layers on.
 
         Raises:
@@ -296,7 +346,8 @@ class VideoBackbone(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        features, _ = grid.to_features(outputs.last_hidden_state)
+        last = outputs.last_hidden_state
+        features, _ = grid.to_features(last.movedim(-1, 1) if kind.is_convolutional else last)
         return features, tuple(grid.to_features(state)[0] for state in states) if output_hidden_states else None
 
 

@@ -13,9 +13,10 @@ class C3DConfig(PreTrainedConfig):
     Configuration of [`C3DModel`] (Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks",
     2015). The defaults are the network of the paper's section 3.3.
 
-    Its usual input are clips of 16 frames at 112 x 112 pixels, cut from frames scaled to 128 x 171, as differences from
-    the mean colour of Sports-1M. In terms of a processor, whose pixels are RGB in `[0, 1]`: `image_mean` [0.398, 0.383,
-    0.354] (101.41, 97.66 and 90.25 of 255), and `image_std` 1 / 255.
+    Its usual input are clips of 16 frames at 112 x 112 pixels, cut from frames scaled to 128 x 171, as differences
+    from the mean colour of Sports-1M. In terms of a processor, whose pixels are RGB in `[0, 1]`: `image_mean` (101.41,
+    97.66, 90.25) / 255, and `image_std` 1 / 255. (The original reads BGR; `scripts/convert_checkpoint.py` turns its
+    first filters round.)
 
     Args:
         num_channels (`int`, *optional*, defaults to 3):

@@ -6,6 +6,12 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, DistilBertConfig, PreTrainedConfig, VideoMAEConfig
 
+from .configuration_c3d import C3DConfig
+from .configuration_i3d import I3DConfig
+
+
+AutoConfig.register("c3d", C3DConfig, exist_ok=True)
+AutoConfig.register("i3d", I3DConfig, exist_ok=True)
 
 # For whoever loads a repository without this package: the pipeline that its copy of the code has.
 CUSTOM_PIPELINES = {

@@ -67,7 +67,7 @@ class C3DPreTrainedModel(PreTrainedModel):
     config: C3DConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
+    input_modalities = "video"
     supports_gradient_checkpointing = True
     _no_split_modules = ["C3DStage"]
 
@@ -85,7 +85,7 @@ class C3DModel(C3DPreTrainedModel):
 
     A stage ends with its pooling, so the last one gives one step of time for each 16 frames: at the usual input, 16
     frames of 112 x 112 pixels, 1 x 4 x 4 positions of 512 channels. The fully connected layers that follow in the
-    original (fc6, fc7 and a classifier) see a single clip of a single size as a vector; they are no part of this model.
+    original (fc6, fc7 and a classifier) see a clip of one size as a vector; they are no part of this model.
 
     Args:
         config ([`C3DConfig`]): The configuration.
@@ -111,9 +111,7 @@ class C3DModel(C3DPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True, **kwargs
-    ) -> C3DModelOutput:
+    def forward(self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True) -> C3DModelOutput:
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of normalised RGB frames; any size.
@@ -127,8 +125,8 @@ class C3DModel(C3DPreTrainedModel):
         """
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
             raise ValueError(
-                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, frames, "
-                f"{self.config.num_channels}, height, width)."
+                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, "
+                f"frames, {self.config.num_channels}, height, width)."
             )
         hidden_states = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
         feature_maps = []

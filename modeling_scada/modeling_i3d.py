@@ -163,7 +163,7 @@ class I3DPreTrainedModel(PreTrainedModel):
     config: I3DConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
+    input_modalities = "video"
     supports_gradient_checkpointing = True
     _no_split_modules = ["I3DStage"]
 
@@ -222,9 +222,7 @@ class I3DModel(I3DPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True, **kwargs
-    ) -> I3DModelOutput:
+    def forward(self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True) -> I3DModelOutput:
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of frames in `[-1, 1]`; any size.
@@ -238,8 +236,8 @@ class I3DModel(I3DPreTrainedModel):
         """
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
             raise ValueError(
-                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, frames, "
-                f"{self.config.num_channels}, height, width)."
+                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, "
+                f"frames, {self.config.num_channels}, height, width)."
             )
         hidden_states = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
         feature_maps = []

@@ -269,6 +269,8 @@ class ScadaModel(ScadaPreTrainedModel):
         for layer in wrapped:
             outer_features = layer.take_outer_features()
             if outer_features is not None:
+                if outer_features.shape[1] != fused.shape[1]:  # of a convolutional stage with finer steps of time
+                    outer_features = F.adaptive_avg_pool1d(outer_features.mT, fused.shape[1]).mT
                 fused = fused + outer_features
 
         return ScadaModelOutput(
