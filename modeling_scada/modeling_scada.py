@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone
@@ -138,22 +138,18 @@ class ScadaPreTrainedModel(PreTrainedModel):
             raise ValueError("Received use_safetensors=False; pickled weights are not loaded. Convert them first.")
         return super().from_pretrained(*args, use_safetensors=True, **kwargs)
 
-    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs) -> Any:
-        """
-        As transformers has it, and the adapter's head becomes the active one too, also beside other adapters.
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # All ways to weights lead here, those of adapters too.
+        if pickled := [str(path) for path in checkpoint_files or [] if not str(path).endswith(".safetensors")]:
+            raise OSError(
+                f"Received the weights {pickled}; pickled weights are not loaded. Convert them to safetensors first."
+            )
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
-        Raises:
-            OSError: If the adapter's weights are no safetensors.
-        """
-        if peft_model_id is not None:
-            options = {name: kwargs[name] for name in ("revision", "token") if kwargs.get(name) is not None}
-            missing: Any = {"_raise_exceptions_for_missing_entries": False}
-            if cached_file(peft_model_id, "adapter_model.safetensors", **options, **missing) is None:
-                raise OSError(
-                    f"{peft_model_id} has no adapter_model.safetensors; pickled weights are not loaded. Convert them "
-                    "first, with peft's `save_pretrained`."
-                )
-        loading_info = super().load_adapter(peft_model_id, *args, **kwargs)
+    def load_adapter(self, *args, **kwargs) -> Any:
+        """As transformers has it, and the adapter's head becomes the active one too, also beside other adapters."""
+        loading_info = super().load_adapter(*args, **kwargs)
         for module in self._modules_saved_with_adapters():
             active = [name for name in self.active_adapters() if name in module.modules_to_save]
             module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))

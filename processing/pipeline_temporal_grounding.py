@@ -212,6 +212,7 @@ class TemporalGroundingPipeline(Pipeline):
         repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's, with paths of this machine
             if (Path(folder) / ADAPTER_CONFIG).exists():
                 set_base_model(folder, repo_id)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))

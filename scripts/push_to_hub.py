@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
 
 from processing.pipeline_temporal_grounding import ADAPTER_CONFIG, set_base_model
 
@@ -32,6 +33,12 @@ PATTERNS = (
     *("merges.txt", "sentencepiece*", "spiece.model", "run_arguments.json", "train_results.json", "metrics.json"),
 )
 GENERATED = "<!-- made by scripts/push_to_hub.py -->"
+# What is in a card that nobody wrote: ours, peft's, `Trainer`'s.
+GENERATED_CARDS = (
+    GENERATED,
+    "<!-- Provide a quick summary of what the model is/does. -->",
+    "<!-- This model card has been generated automatically",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -39,9 +46,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def is_on_the_hub(name: str | None) -> bool:
-    """Whether a name can be that of a repository: not a folder, and `owner/name` or a single name."""
-    return bool(name) and not Path(str(name)).exists() and str(name).count("/") <= 1 and not str(name).startswith(".")
+def is_on_the_hub(name: str | None, repo_type: str = "model") -> bool:
+    """Whether a name is that of a repository, rather than of a folder, of this machine or of the one that trained."""
+    if not name or Path(name).exists():
+        return False
+    try:
+        return HfApi().repo_exists(name, repo_type=repo_type)
+    except HFValidationError:
+        return False
+
+
+def public_name(name: str, repo_type: str = "model") -> str:
+    """The id of a repository; of a folder of this machine its last part alone."""
+    return name if is_on_the_hub(name, repo_type) else Path(name).name
 
 
 def make_card(folder: Path, repo_id: str) -> ModelCard:
@@ -63,7 +80,7 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
     results = [
         EvalResult(
             task_type="temporal-grounding",
-            dataset_type=Path(record["dataset"]).name,
+            dataset_type=public_name(record["dataset"], "dataset"),
             dataset_name=Path(record["dataset"]).name,
             dataset_split=record["split"],
             metric_type=name.lower(),
@@ -76,11 +93,15 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
         model_name=repo_id.rpartition("/")[2],
         library_name="transformers" if has_model else "peft",
         base_model=[str(base) for base in bases if is_on_the_hub(base)] or None,
-        datasets=[str(dataset)] if is_on_the_hub(dataset) and "/" in str(dataset) else None,
+        datasets=[str(dataset)] if is_on_the_hub(dataset, "dataset") else None,
         metrics=sorted(record.get("metrics", {})) or None,
         tags=["temporal-grounding", "scada", *(["custom_code"] if has_model else [])],
         eval_results=results or None,
     )
+    for named in (arguments, record, adapter):
+        for key in ("dataset", "video_model", "text_model", "model_name_or_path", "base_model_name_or_path"):
+            if named.get(key):
+                named[key] = public_name(named[key], "dataset" if key == "dataset" else "model")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -136,7 +157,7 @@ def push_folder(
             set_base_model(staged, repo_id)
         readme = staged / "README.md"
         # peft and `Trainer` write cards that say little, with placeholders and paths of this machine.
-        if not readme.exists() or "library_name: peft" in readme.read_text() or GENERATED in readme.read_text():
+        if not readme.exists() or any(mark in readme.read_text() for mark in GENERATED_CARDS):
             make_card(staged, repo_id).save(readme)
         return str(api.upload_folder(repo_id=repo_id, folder_path=staged))
 

@@ -243,6 +243,9 @@ class GroundingTrainer(Trainer):
             marker.touch()
             rotate_checkpoints(str(run_dir), limit, best_model_checkpoint=self.state.best_model_checkpoint)
 
+    def push_to_hub(self, *args, **kwargs):
+        """Does nothing: `save_model` calls it, and it uploads pickles too. `run` uploads when all is written."""
+
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -331,9 +334,7 @@ def peft_config(args: ModelArguments) -> PeftConfig | None:
     """The adapter that `tuning` stands for; `None` where there is none."""
     modules_to_save = ["head", "text_encoder"] if args.train_text else ["head"]
     if args.tuning == "lora":
-        return LoraConfig(
-            r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=modules_to_save
-        )
+        return LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=modules_to_save)
     if args.tuning in ("tia", "scada"):
         branches = "inner" if args.tuning == "tia" else args.scada_branches
         return ScadaAdapterConfig(

@@ -1335,7 +1335,7 @@ def test_the_backbone_alone_is_refused_while_an_adapter_is_active(make_model, ad
     with pytest.raises(RuntimeError, match="Received features without sentences: .*Call the model, or disable"):
         backbone(pixels)
     expected = run(model, tiny_batch)
-    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected 2 x 64 tokens"):
+    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected those of 2 videos"):
         backbone(pixels[:1])
     assert_equal_outputs(run(model, tiny_batch), expected)  # and the model goes on
     with model.disable_adapter():

@@ -173,6 +173,8 @@ def published(shelf, tiny_model, tiny_processor, tiny_batch, make_clip, randomiz
         model = randomize_adapter(get_peft_model(base, config), randomize_weights)
         model.save_pretrained(folder / name)
         shelf.expected[name] = answers(model, batch, tiny_processor, shelf.clip)
+    logits = {kind: answer[0] for kind, answer in shelf.expected.items()}
+    save_file(logits, folder / "expected.safetensors")
     (folder / "adapter").mkdir()
     for file in (folder / "scada").glob("adapter_*"):
         shutil.copy(file, folder / "adapter")
@@ -435,6 +437,32 @@ def test_without_trust_nothing_runs(published, tmp_path):
     assert not list((tmp_path / "home").rglob("modeling_scada.py"))
 
 
+WITHOUT_PEFT = """
+import json, sys
+
+sys.modules["peft"] = None  # as if it were not installed
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, pipeline
+from transformers.utils import is_peft_available
+
+assert not is_peft_available()
+folder, sentences = sys.argv[1], json.loads(sys.argv[2])
+with torch.no_grad():
+    model = AutoModel.from_pretrained("user/script", trust_remote_code=True)
+    logits = model(**load_file(folder + "/batch.safetensors")).logits
+assert torch.equal(logits, load_file(folder + "/expected.safetensors")["full"])
+pipe = pipeline("temporal-grounding", model="user/script", trust_remote_code=True)
+print(json.dumps(pipe(folder + "/clip.mp4", sentences)))
+"""
+
+
+def test_a_model_without_adapter_needs_no_peft(published, tmp_path):
+    arguments = str(published.folder), json.dumps(SENTENCES)
+    output = published.hub.run(WITHOUT_PEFT, tmp_path / "home", *arguments, hidden=WITHOUT)
+    assert json.loads(output.splitlines()[-1]) == published.expected["full"][2]
+
+
 TWO_COPIES = """
 import sys
 from pathlib import Path
@@ -529,7 +557,6 @@ for number, (model_class, config) in enumerate(
 
 @pytest.mark.parametrize("first", ["remote", "installed"])
 def test_two_copies_of_the_code_do_not_confuse_each_other(published, tmp_path, first):
-    save_file({"scada": published.expected["scada"][0]}, published.folder / "expected.safetensors")
     published.hub.run(TWO_COPIES, tmp_path / "home", str(published.folder), first)
 
 
@@ -584,6 +611,26 @@ for repo_id in ("user/pickled-adapter", "user/pickled-embedded", str(folder / "p
             errors[f"{repo_id} {what}"] = None
         except Exception as error:
             errors[f"{repo_id} {what}"] = f"{type(error).__name__}: {error}"
+# The main branch has safetensors, and so does the folder above; what is asked for is elsewhere.
+old, inner = {"revision": "pickled"}, {"subfolder": "inner"}
+for what, call in {
+    "old from_pretrained": lambda: cls.from_pretrained("user/both-embedded", **old),
+    "old AutoModel": lambda: AutoModel.from_pretrained("user/both-embedded", **old, **remote),
+    "old load_adapter": lambda: fresh().load_adapter("user/both-embedded", adapter_kwargs=old),
+    "inner load_adapter": lambda: fresh().load_adapter("user/both-embedded", adapter_kwargs=inner),
+    "both, asked for": lambda: fresh().load_adapter("user/both-embedded", use_safetensors=False),
+    "both, asked for without care": lambda: fresh().load_adapter(
+        "user/both-embedded", use_safetensors=False, weights_only=False
+    ),
+}.items():
+    try:
+        call()
+        errors[what] = None
+    except Exception as error:
+        errors[what] = f"{type(error).__name__}: {error}"
+# And the other way round: what is asked for is good.
+for kwargs in ({"revision": "main"}, {"subfolder": "good", "revision": "pickled"}):
+    fresh().load_adapter("user/both-embedded", adapter_kwargs=kwargs)
 # Beside safetensors a pickle is left alone.
 both = AutoModel.from_pretrained("user/both", **remote)
 assert all(bool((mine == theirs).all()) for mine, theirs in zip(both.parameters(), good.parameters(), strict=True))
@@ -598,6 +645,15 @@ from huggingface_hub import HfApi
 for name in ("pickled", "pickled-adapter", "pickled-embedded", "both"):
     HfApi().create_repo(f"user/{name}")
     HfApi().upload_folder(repo_id=f"user/{name}", folder_path=Path(sys.argv[1]) / name)
+# First with a pickle alone, under a tag, and beside a folder with a good one; then with both, and with a bad folder.
+both, bad = {"repo_id": "user/both-embedded"}, Path(sys.argv[1]) / "pickled-adapter"
+HfApi().create_repo(**both)
+HfApi().upload_folder(**both, folder_path=Path(sys.argv[1]) / "both-embedded")
+HfApi().upload_folder(**both, folder_path=Path(sys.argv[1]) / "good-adapter", path_in_repo="good")
+HfApi().create_tag(**both, tag="pickled")
+weights = (Path(sys.argv[1]) / "good-adapter" / "adapter_model.safetensors").read_bytes()
+HfApi().upload_file(**both, path_or_fileobj=weights, path_in_repo="adapter_model.safetensors")
+HfApi().upload_folder(**both, folder_path=bad, path_in_repo="inner")
 """
 
 
@@ -612,13 +668,19 @@ def with_pickles(published, tiny_model, tmp_path):
     adapter = published.hub.files("user/adapter")
     weights, adapter_weights = files.pop("model.safetensors"), adapter.pop("adapter_model.safetensors")
     bad = pickle.dumps(Touch(marker))
+    embedded = files | {"model.safetensors": weights, "adapter_model.bin": bad}
+
+    def adapter_of(repo_id: str) -> dict[str, bytes]:
+        config = json.loads(adapter["adapter_config.json"]) | {"base_model_name_or_path": repo_id}
+        return adapter | {"adapter_config.json": json.dumps(config).encode()}
+
     repositories = {
         "pickled": files | {"pytorch_model.bin": bad},
         "pickled-adapter": adapter | {"adapter_model.bin": bad},
-        "pickled-embedded": files | adapter | {"model.safetensors": weights, "adapter_model.bin": bad},
+        **{name: embedded | adapter_of(f"user/{name}") for name in ("pickled-embedded", "both-embedded")},
         "both": files | {"model.safetensors": weights, "pytorch_model.bin": bad},
+        "good-adapter": adapter | {"adapter_model.safetensors": adapter_weights},
     }
-    assert adapter_weights
     for name, contents in repositories.items():
         (tmp_path / name).mkdir()
         for path, content in contents.items():
@@ -636,13 +698,12 @@ def test_pickled_weights_are_refused(with_pickles, world):
     hidden = WITHOUT if world == "remote" else []
     output = hub.run(REFUSED, folder / "home", str(folder), world, hidden=hidden)
     errors = json.loads(output.splitlines()[-1])
-    assert len(errors) == 12 + 15
+    assert len(errors) == 12 + 15 + 6
     for what, error in errors.items():
         assert error is not None, what
         assert "safetensors" in error, (what, error)
     assert not with_pickles.marker.exists()
-    names = ("pickled", "pickled-adapter", "pickled-embedded", "both")
-    assert not [path for name in names for path in hub.downloads(f"user/{name}") if path.endswith(".bin")]
+    names = ("pickled", "pickled-adapter", "pickled-embedded", "both", "both-embedded")
 
 
 def test_the_marker_of_pickles_works(with_pickles):
@@ -791,7 +852,8 @@ from processing.annotations import load_annotations
 
 found = [
     [{key: row[key] for key in ("video", "sentences", "segments")} for row in rows]
-    for rows in (load_annotations("user/rows", split, streaming) for split in ("train", "test") for streaming in (0, 1))
+    for split in ("train", "test")
+    for rows in (load_annotations("user/rows", split, streaming) for streaming in (False, True))
 ]
 print(json.dumps(found))
 """
