@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone
@@ -126,17 +126,30 @@ class ScadaPreTrainedModel(PreTrainedModel):
         return [module for module in self.modules() if hasattr(module, "modules_to_save")]
 
     @classmethod
-    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args, use_safetensors: bool | None = True, **kwargs
+    ) -> Any:
         """
         As transformers has it, but weights have to be safetensors: a pickle can run any code when it is loaded.
 
         Raises:
             ValueError: If `use_safetensors=False`.
+            ImportError: If there is an adapter, and peft is not installed.
             OSError: If there are no weights in this format, or see transformers.
         """
         if use_safetensors is False:
             raise ValueError("Received use_safetensors=False; pickled weights are not loaded. Convert them first.")
-        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
+        if not is_peft_available() and pretrained_model_name_or_path is not None:
+            where = {
+                name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs
+            }
+            missing: Any = {"_raise_exceptions_for_missing_entries": False}
+            if cached_file(pretrained_model_name_or_path, "adapter_config.json", **where, **missing) is not None:
+                raise ImportError(
+                    f"{pretrained_model_name_or_path} has an adapter, which needs peft; run `pip install peft`. The "
+                    "model without it, and without the head that was trained with it, finds nothing."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):

@@ -703,7 +703,6 @@ def test_pickled_weights_are_refused(with_pickles, world):
         assert error is not None, what
         assert "safetensors" in error, (what, error)
     assert not with_pickles.marker.exists()
-    names = ("pickled", "pickled-adapter", "pickled-embedded", "both", "both-embedded")
 
 
 def test_the_marker_of_pickles_works(with_pickles):
