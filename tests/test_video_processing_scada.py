@@ -477,6 +477,125 @@ def test_a_processor_that_was_saved_without_a_window(tmp_path):
         assert ScadaVideoProcessor.from_pretrained(tmp_path).window_seconds is None
 
 
+# --- as a backbone was pretrained ---
+
+PRETRAINED = {"image_mean": [0.1, 0.5, 0.7], "image_std": [0.2, 0.4, 0.9]}
+TALL = {"height": 24, "width": 16}
+SQUARE = {"height": 20, "width": 20}
+
+
+def from_config(folder, config, name="preprocessor_config.json", **kwargs):
+    (folder / name).write_text(json.dumps(config))
+    return ScadaVideoProcessor.from_backbone(str(folder), **kwargs)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "video_preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": TALL}, TALL),  # VideoMAE, CLIP, DINOv2
+        ({"size": {"shortest_edge": 40}, "crop_size": TALL, "do_center_crop": True}, TALL),
+        ({"size": 40, "crop_size": 20}, SQUARE),  # as CLIP's was written before 2022
+        ({"size": {"shortest_edge": 40}, "crop_size": 20}, SQUARE),  # V-JEPA 2
+        ({"size": TALL}, TALL),  # SigLIP
+        ({"size": TALL, "crop_size": None, "do_center_crop": None}, TALL),  # DINOv3
+        ({"size": TALL, "crop_size": SQUARE, "do_center_crop": False}, TALL),  # there, but not used
+        ({"size": {"shortest_edge": 20}}, SQUARE),
+        ({"size": 20}, SQUARE),
+        ({"size": None}, {"height": 160, "width": 160}),
+        ({}, {"height": 160, "width": 160}),
+    ],
+)
+def test_size_and_pixels_of_a_backbone(sizes, expected, name, tmp_path):
+    processor = from_config(tmp_path, {**PRETRAINED, **sizes}, name, num_frames=3)
+    assert dict(processor.size) == expected and processor.num_frames == 3
+    frames = random_frames(3, expected["height"], expected["width"], 3)  # so nothing is scaled
+    pixels = processor(frames, video_metadata={"fps": 1})["pixel_values_videos"][0]
+    expected_pixels = (frames / 255 - np.array(PRETRAINED["image_mean"])) / np.array(PRETRAINED["image_std"])
+    np.testing.assert_allclose(np.moveaxis(pixels.numpy(), 1, -1), expected_pixels, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255},
+        {"do_normalize": False},  # pixels in [0, 1], whatever mean there is
+        {
+            "do_normalize": False,
+            "rescale_factor": 1 / 127.5,
+            "offset": True,
+            "image_mean": [0.5] * 3,
+        },  # Google's ViViT
+        {"rescale_factor": 1 / 127.5, "offset": True},  # VivitImageProcessor's defaults: both
+        {"rescale_factor": 1 / 127.5, "offset": False},
+        {"do_rescale": False, "image_mean": [123.0, 117.0, 104.0], "image_std": [58.0, 57.0, 57.5]},
+    ],
+    ids=["usual", "not_normalised", "offset_alone", "offset_and_normalised", "another_factor", "of_255"],
+)
+def test_pixels_of_a_backbone_as_its_own_processor_makes_them(settings, tmp_path):
+    """Written out in the order of transformers: scaled, moved, normalised."""
+    config = {**PRETRAINED, **settings}
+    processor = from_config(tmp_path, config, num_frames=2, size=SQUARE)
+    frames = random_frames(2, 20, 20, 3)
+    expected = frames.astype(np.float64)
+    if config.get("do_rescale", True):
+        expected = expected * config.get("rescale_factor", 1 / 255) - (1 if config.get("offset") else 0)
+    if config.get("do_normalize", True):
+        expected = (expected - np.array(config["image_mean"])) / np.array(config["image_std"])
+    pixels = processor(frames, video_metadata={"fps": 1})["pixel_values_videos"][0]
+    np.testing.assert_allclose(np.moveaxis(pixels.numpy(), 1, -1), expected, atol=1e-4)
+
+
+def mean_and_size(processor):
+    return list(processor.image_mean), list(processor.image_std), dict(processor.size)
+
+
+def test_a_backbone_without_a_preprocessing_configuration(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "videomae", "image_size": 96}')
+    processor = ScadaVideoProcessor.from_backbone(str(tmp_path), num_frames=16)
+    assert mean_and_size(processor) == (list(MEAN), list(STD), {"height": 160, "width": 160})
+    assert processor.num_frames == 16
+    # Nor does one without these values change anything.
+    assert mean_and_size(from_config(tmp_path, {"do_resize": True})) == mean_and_size(ScadaVideoProcessor())
+    nothing = dict.fromkeys(["image_mean", "image_std", "size", "crop_size"])
+    assert mean_and_size(from_config(tmp_path, nothing)) == mean_and_size(ScadaVideoProcessor())
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "./no_such_folder"])
+def test_a_backbone_that_is_not_there(name):
+    """ImageNet's values stand where a backbone says nothing, and not where there is none (or the Hub is away)."""
+    with pytest.raises(OSError, match=name):
+        ScadaVideoProcessor.from_backbone(name)
+
+
+def test_arguments_win_over_the_backbones(tmp_path):
+    config = {**PRETRAINED, "size": TALL}
+    mean, std, other_size = [0.3, 0.3, 0.3], [0.6, 0.6, 0.6], {"height": 32, "width": 48}
+    own = [PRETRAINED["image_mean"], PRETRAINED["image_std"], TALL]
+    for index, argument in enumerate([{"image_mean": mean}, {"image_std": std}, {"size": other_size}]):
+        expected = [*own]
+        (expected[index],) = argument.values()
+        assert list(mean_and_size(from_config(tmp_path, config, **argument))) == expected
+    processor = from_config(tmp_path, config, num_frames=48, window_seconds=7.5)
+    assert (processor.num_frames, processor.window_seconds) == (48, 7.5)
+
+
+def test_the_configuration_for_videos_comes_first(tmp_path):
+    from_config(tmp_path, {**PRETRAINED, "size": TALL}, "video_preprocessor_config.json")
+    processor = from_config(tmp_path, {"image_mean": [0.9] * 3, "image_std": [0.8] * 3, "size": SQUARE})
+    assert mean_and_size(processor) == (PRETRAINED["image_mean"], PRETRAINED["image_std"], TALL)
+    (tmp_path / "video_preprocessor_config.json").unlink()
+    assert mean_and_size(ScadaVideoProcessor.from_backbone(tmp_path)) == ([0.9] * 3, [0.8] * 3, SQUARE)  # a `Path`
+
+
+@pytest.mark.parametrize("part", ["image_processor", "video_processor"])
+def test_a_whole_processor_saved_by_transformers_5(part, tmp_path):
+    """Its parts are in one file since then: what `CLIPProcessor.save_pretrained` writes has no other."""
+    config = {"processor_class": "CLIPProcessor", part: {**PRETRAINED, "crop_size": TALL}}
+    processor = from_config(tmp_path, config, "processor_config.json")
+    assert mean_and_size(processor) == (PRETRAINED["image_mean"], PRETRAINED["image_std"], TALL)
+
+
 # --- bad input ---
 
 
