@@ -14,7 +14,11 @@ from processing.video_io import VideoReadError
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .adapter_scada import ScadaAdapterConfig, register_peft_method
+from .configuration_c3d import C3DConfig
+from .configuration_i3d import I3DConfig
 from .configuration_scada import ScadaConfig
+from .modeling_c3d import C3DModel
+from .modeling_i3d import I3DModel
 from .modeling_scada import (
     AutoModelForTemporalGrounding,
     ScadaForTemporalGrounding,
@@ -55,6 +59,10 @@ _register()
 
 __all__ = [
     "AutoModelForTemporalGrounding",
+    "C3DConfig",
+    "C3DModel",
+    "I3DConfig",
+    "I3DModel",
     "ScadaAdapterConfig",
     "ScadaConfig",
     "ScadaForTemporalGrounding",

@@ -74,8 +74,8 @@ from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Queries and values, by the names that the encoders have for them (TimeSformer has one layer for all three).
-LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv)"
+# Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three); convolutions.
+LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d)"
 NUM_RANKED = 5
 PADDING = -100.0
 # A checkpoint that has this file is whole: it is written last.
@@ -125,7 +125,9 @@ class ModelArguments:
     grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
     num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
-    image_size: int = field(default=160, metadata={"help": "Height and width of the frames, in pixels."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}
+    )
     window_seconds: float | None = field(
         default=None,
         metadata={"help": "The pipeline reads longer videos in windows; the longest training video's if not given."},
@@ -324,8 +326,10 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             grid_size=args.grid_size,
             num_train_proposals=args.num_train_proposals,
         ).float()
-        size = {"height": args.image_size, "width": args.image_size}
-        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, num_frames=args.num_frames, size=size)
+        settings: dict[str, Any] = {"num_frames": args.num_frames}
+        if args.image_size is not None:
+            settings["size"] = {"height": args.image_size, "width": args.image_size}
+        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
         processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
     return model, processor
 
