@@ -230,6 +230,8 @@ class VideoBackbone(nn.Module):
             raise ValueError(
                 f"Received a video backbone of model_type {model_type!r}; supported are {sorted(ENCODER_TYPES)}."
             )
+        if getattr(encoder.config, "attention_type", None) == "space_only":
+            raise ValueError("Received a TimeSformer with attention_type 'space_only', which sees single frames only.")
         if model_type == "videomae" and not isinstance(encoder.embeddings, ResizableVideoMAEEmbeddings):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
         if model_type == "siglip_vision_model":

@@ -91,12 +91,13 @@ class I3DUnit(nn.Module):
         super().__init__()
         # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
         padding = kernel_size // 2 if stride == 1 else 0
+        self.kernel_size, self.stride = kernel_size, stride
         self.conv3d = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.bn = I3DBatchNorm(config, out_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.conv3d.stride != (1, 1, 1):
-            hidden_states = pad_same(hidden_states, self.conv3d.kernel_size, self.conv3d.stride, value=0.0)
+        if self.stride != 1:
+            hidden_states = pad_same(hidden_states, (self.kernel_size,) * 3, (self.stride,) * 3, value=0.0)
         return nn.functional.relu(self.bn(self.conv3d(hidden_states)), inplace=True)
 
 

@@ -314,8 +314,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         A model with pretrained encoders and a new head.
 
         Args:
-            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a VideoMAE, or
-                the encoder itself.
+            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of an encoder of `ENCODER_TYPES`
+                (see `backbone_scada.py`), or the encoder itself.
             text_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a text encoder, or
                 the encoder itself.
             **config: Arguments of [`ScadaConfig`] other than the encoders' configurations.
@@ -342,6 +342,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             for model in (video_model, text_model)
         ]
         video_encoder, text_encoder = (getattr(encoder, encoder.base_model_prefix, encoder) for encoder in encoders)
+        if video_encoder.config.model_type == "dinov3_vit":
+            video_encoder = encoders[0]  # its prefix is the name of its list of layers
         # CLIP and SigLIP come with a text encoder of their own.
         video_encoder = getattr(video_encoder, "vision_model", video_encoder)
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))

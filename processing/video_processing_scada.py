@@ -80,15 +80,19 @@ class ScadaVideoProcessor(BaseVideoProcessor):
                 ImageNet's values stand.
             **kwargs: Arguments of [`ScadaVideoProcessor`], which come first.
         """
-        missing: Any = {"_raise_exceptions_for_missing_entries": False}
-        for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-            if (path := cached_file(name_or_path, name, **missing)) is not None:
-                config = json.loads(Path(path).read_text())
-                break
-        else:
-            config = {}
-        found = {name: config[name] for name in ("image_mean", "image_std") if config.get(name)}
-        size = config.get("crop_size") or config.get("size") or {}
+        config = _preprocessing_config(str(name_or_path))
+        found: dict[str, Any] = {}
+        if config.get("image_mean") and config.get("image_std") or config.get("do_normalize") is False:
+            # The backbone got ((pixels * scale - offset) - mean) / std for pixels from 0 to 255.
+            scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale") is not False else 255.0
+            offset = 1.0 if config.get("offset") and config.get("do_rescale") is not False else 0.0
+            normalized = config.get("do_normalize") is not False
+            means = config["image_mean"] if normalized else [0.0] * 3
+            stds = config["image_std"] if normalized else [1.0] * 3
+            found["image_mean"] = [(offset + mean) / scale for mean in means]
+            found["image_std"] = [std / scale for std in stds]
+        crop_size = config.get("crop_size") if config.get("do_center_crop") is not False else None
+        size = crop_size or config.get("size") or {}
         size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         side = size.get("shortest_edge")
         height, width = size.get("height", side), size.get("width", side)
@@ -245,6 +249,19 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         mean = 255 * torch.tensor(self.image_mean).view(-1, 1, 1)
         std = 255 * torch.tensor(self.image_std).view(-1, 1, 1)
         return ((pixels - mean) / std).contiguous()
+
+
+def _preprocessing_config(name_or_path: str) -> dict[str, Any]:
+    missing: Any = {"_raise_exceptions_for_missing_entries": False}
+    for name in ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"):
+        if (path := cached_file(name_or_path, name, **missing)) is not None:
+            config = json.loads(Path(path).read_text())
+            if name != "processor_config.json":
+                return config
+            if nested := config.get("video_processor") or config.get("image_processor"):
+                return nested
+    cached_file(name_or_path, "config.json")  # raises if there is no backbone at all
+    return {}
 
 
 def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
