@@ -127,8 +127,16 @@ ENCODER_TYPES = {
     "i3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
 }
 
+OWN_ENCODERS = {"c3d": C3DModel, "i3d": I3DModel}
 AutoModel.register(C3DConfig, C3DModel, exist_ok=True)
 AutoModel.register(I3DConfig, I3DModel, exist_ok=True)
+
+
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with new weights, of `AutoModel` or one of ours."""
+    # Not by `AutoModel`, which goes by classes: code from the Hub may come as two copies, one for the configurations.
+    own: Any = OWN_ENCODERS.get(config.model_type)
+    return AutoModel.from_config(config) if own is None else own(config)
 
 
 @dataclass(frozen=True)

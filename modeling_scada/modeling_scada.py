@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_scada import VideoBackbone
+from .backbone_scada import VideoBackbone, build_encoder
 from .configuration_scada import ScadaConfig
 from .head_scada import LocalizationHead, decode_offsets
 from .loss_scada import temporal_grounding_loss
@@ -200,7 +200,7 @@ class ScadaModel(ScadaPreTrainedModel):
 
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
-        self.video_backbone = VideoBackbone(AutoModel.from_config(config.video_config))
+        self.video_backbone = VideoBackbone(build_encoder(config.video_config))  # type: ignore[arg-type]
         self.text_encoder = AutoModel.from_config(config.text_config)
         self.post_init()
 

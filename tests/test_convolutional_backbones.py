@@ -201,3 +201,28 @@ def test_another_clip_length_is_refused(make_model, batch):
 def test_a_branch_cannot_be_narrower_than_a_channel(make_model):
     with pytest.raises(ValueError, match="reduction=8 for a backbone of width 4"):
         get_peft_model(make_model("c3d"), ScadaAdapterConfig(reduction=8, inner_layers=[0]))
+
+
+ELSEWHERE = """
+import sys, torch
+from transformers import AutoModel
+
+batch = torch.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules.")
+    with torch.no_grad():
+        torch.save(model(**batch).logits, f"{folder}/logits.pt")
+"""
+
+
+def test_a_folder_loads_where_the_package_is_not_installed(make_model, batch, hub, tmp_path):
+    batch.pop("labels")
+    torch.save(batch, tmp_path / "batch.pt")
+    models = {name: make_model(name) for name in CONFIGS}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    arguments = [str(tmp_path / name) for name in ("batch.pt", *models)]
+    hub.run(ELSEWHERE, tmp_path / "home", *arguments, hidden=["modeling_scada", "processing"])
+    for name, model in models.items():
+        assert torch.equal(torch.load(tmp_path / name / "logits.pt"), logits(model, batch))
