@@ -1,7 +1,13 @@
 r"""
-Pretrains the tiny VideoMAE of the demo on what is visible in a clip: colours and shapes, no motion.
+Pretrains a tiny video backbone on what is visible in a clip: colours and shapes, no motion.
 
     python scripts/pretrain_backbone.py --output_dir hub_configs/moving_shapes_backbone
+    python scripts/pretrain_backbone.py --output_dir outputs/backbones/c3d \
+        --config '{"model_type": "c3d", "image_size": 32, "hidden_sizes": [16, 32, 64, 96, 96]}'
+    python scripts/pretrain_backbone.py --output_dir outputs/backbones/i3d \
+        --config '{"model_type": "i3d", "image_size": 32, "base_channels": 12, "freeze_batch_norm": false}'
+
+The first is the VideoMAE of the demo; with `--config`, any backbone that a SCADA model can have.
 
 The task knows nothing of what happens in time: a backbone that is frozen afterwards does not either, which is the
 discrepancy between pretraining and grounding that end-to-end training is about. Clips are rendered in memory from
@@ -9,15 +15,19 @@ seeds that no split of MovingShapes uses.
 """
 
 import argparse
+import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from make_moving_shapes import COLOURS, SHAPES, make_video
+from torch import nn
 from tqdm import tqdm
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification, set_seed
+from transformers import CONFIG_MAPPING, VideoMAEConfig, VideoMAEForVideoClassification, set_seed
 
 from modeling_scada import ScadaVideoProcessor
+from modeling_scada.backbone_scada import VideoBackbone, build_encoder
 
 
 CLASSES = [*COLOURS, *SHAPES]
@@ -28,7 +38,27 @@ FPS = 10
 MIN_VISIBLE = 0.25
 
 
-def make_clips(num_videos: int, seed: int, config: VideoMAEConfig) -> tuple[torch.Tensor, torch.Tensor]:
+class Classifier(nn.Module):
+    """
+    A backbone and a linear layer over the mean of its features.
+
+    Args:
+        encoder (`PreTrainedModel`): The backbone.
+    """
+
+    def __init__(self, encoder: Any):
+        super().__init__()
+        self.backbone = VideoBackbone(encoder)
+        width = self.backbone.layer_dims[-1]
+        self.classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(CLASSES)))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels `(clips, 16, 3, H, W)` to logits `(clips, classes)`."""
+        features, _ = self.backbone(pixels)
+        return self.classifier(features.mean(dim=(1, 2, 3)))
+
+
+def make_clips(num_videos: int, seed: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Clips of consecutive frames around random events, and which colours and shapes are visible in them.
 
@@ -64,6 +94,9 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--config", type=json.loads, help="Configuration of another backbone, as JSON with model_type."
+    )
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--patch_size", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=96)
@@ -71,18 +104,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     set_seed(args.seed)
-    config = VideoMAEConfig(
-        image_size=args.image_size,
-        patch_size=args.patch_size,
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.hidden_size // 32,
-        intermediate_size=4 * args.hidden_size,
-        id2label=dict(enumerate(CLASSES)),
-        label2id={name: index for index, name in enumerate(CLASSES)},
-        problem_type="multi_label_classification",
-    )
-    model = VideoMAEForVideoClassification(config)
+    model: Any
+    if args.config is not None:
+        config: Any = CONFIG_MAPPING[args.config.pop("model_type")](**args.config)
+        model = Classifier(build_encoder(config))
+        encoder = model.backbone.encoder
+        classify = model
+    else:
+        config = VideoMAEConfig(
+            image_size=args.image_size,
+            patch_size=args.patch_size,
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.hidden_size // 32,
+            intermediate_size=4 * args.hidden_size,
+            id2label=dict(enumerate(CLASSES)),
+            label2id={name: index for index, name in enumerate(CLASSES)},
+            problem_type="multi_label_classification",
+        )
+        model = VideoMAEForVideoClassification(config)
+        encoder = model.videomae
+
+        def classify(pixels: torch.Tensor) -> torch.Tensor:
+            return model(pixels).logits
+
     pixels, targets = make_clips(args.num_videos, args.seed, config)
     held_out = len(pixels) // 10
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
@@ -91,7 +136,7 @@ def main() -> None:
     progress = tqdm(range(args.num_steps), desc="pretraining")
     for _ in progress:
         batch = torch.randint(held_out, len(pixels), (args.batch_size,))
-        loss = model(pixels[batch], labels=targets[batch]).loss
+        loss = nn.functional.binary_cross_entropy_with_logits(classify(pixels[batch]), targets[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -99,15 +144,17 @@ def main() -> None:
         progress.set_postfix(loss=f"{loss.item():.3f}")
     model.eval()
     with torch.no_grad():
-        correct = (model(pixels[:held_out]).logits > 0) == targets[:held_out].bool()
+        correct = (classify(pixels[:held_out]) > 0) == targets[:held_out].bool()
     for name, classes in (("colours", slice(0, len(COLOURS))), ("shapes", slice(len(COLOURS), None))):
         right = correct[:, classes].all(1).float().mean()
         print(f"{100 * right:.1f} % of the held-out clips have all {name} right")
     print(
         f"{time.perf_counter() - started_seconds:.0f} s of training, "
-        f"{sum(parameter.numel() for parameter in model.videomae.parameters()):,} parameters"
+        f"{sum(parameter.numel() for parameter in encoder.parameters()):,} parameters"
     )
-    model.videomae.save_pretrained(args.output_dir)
+    if hasattr(config, "freeze_batch_norm"):
+        config.freeze_batch_norm = True  # its statistics are there now
+    encoder.save_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":

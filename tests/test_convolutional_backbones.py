@@ -1,9 +1,16 @@
 """C3D and I3D as backbones: clips joined in time, SCADA's branches after any stage, files."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModel
 
 from modeling_scada import (
     C3DConfig,
@@ -201,6 +208,21 @@ def test_another_clip_length_is_refused(make_model, batch):
 def test_a_branch_cannot_be_narrower_than_a_channel(make_model):
     with pytest.raises(ValueError, match="reduction=8 for a backbone of width 4"):
         get_peft_model(make_model("c3d"), ScadaAdapterConfig(reduction=8, inner_layers=[0]))
+
+
+def test_a_pretrained_backbone_is_one_of_a_model(tmp_path, tiny_config):
+    """The script on a few clips; the batch norms that it trained are frozen in what it saves."""
+    root = Path(__file__).resolve().parents[1]
+    config = json.dumps({"model_type": "i3d", "image_size": 32, "base_channels": 4, "freeze_batch_norm": False})
+    command = [sys.executable, str(root / "scripts" / "pretrain_backbone.py"), "--output_dir", str(tmp_path / "i3d")]
+    command += ["--config", config, "--num_videos", "5", "--num_steps", "2", "--batch_size", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr
+    text_encoder = AutoModel.from_config(tiny_config.text_config)
+    model = ScadaForTemporalGrounding.from_backbones(tmp_path / "i3d", text_encoder)
+    assert model.config.video_config.freeze_batch_norm and model.config.video_config.base_channels == 4
+    norm = model.model.video_backbone.encoder.stages[0].Conv3d_1a_7x7.bn
+    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
 
 
 ELSEWHERE = """
