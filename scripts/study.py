@@ -5,6 +5,8 @@ Compares tuning modes on one data set over several seeds, at equal steps and at 
     python scripts/study.py hub_configs/moving_shapes_crowded.json --output_dir outputs/study_crowded --crowded
     python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/placement --seeds 0 \
         --modes both both/reduction=4 'both/inner_layers="last 1"' 'outer/outer_layers="all"'
+    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/backbones_study --seeds 0 \
+        --modes frozen full both --backbones hub_configs/moving_shapes_backbone outputs/backbones/c3d
 
 Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a process of its own on one core,
 two at a time. First all runs get the recipe's number of steps; then every mode named in `--equal_time` gets as many
@@ -48,8 +50,8 @@ def arguments_of(mode: str) -> dict:
     Raises:
         ValueError: If the mode is unknown, or an argument after its slash is not `name=value` with a JSON value.
     """
-    name, *pairs = mode.split("/")
-    if name not in MODES or any("=" not in pair for pair in pairs):
+    name, *pairs = re.split(r"/(?=\w+=)", mode)  # a value may be a path
+    if name not in MODES:
         raise ValueError(f"Received the mode {mode!r}; expected one of {list(MODES)}, then /argument=value.")
     return MODES[name] | {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
@@ -160,6 +162,9 @@ def main() -> None:
         default=list(MODES),
         help=f"Any of {', '.join(MODES)}, with other arguments of the script after a slash: both/reduction=4.",
     )
+    parser.add_argument(
+        "--backbones", nargs="*", default=[], help="Video backbones, folders or Hub ids, to run each mode on."
+    )
     parser.add_argument("--equal_time", nargs="*", default=[], help="Modes to run at equal time as well.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
@@ -170,8 +175,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.equal_time and "full" not in args.modes:
         parser.error("--equal_time measures against full fine-tuning; add full to --modes.")
+    if args.equal_time and args.backbones:
+        parser.error("--equal_time compares the modes of one backbone; name one at a time in the recipe.")
     for mode in (*args.modes, *args.equal_time):
         arguments_of(mode)
+    # Absolute, as the runs start elsewhere; a Hub id stays what it is.
+    names = [str(Path(name).resolve()) if Path(name).exists() else name for name in args.backbones]
+    modes = [f"{mode}/video_model={json.dumps(name)}" for name in names for mode in args.modes] or args.modes
     output_dir = args.output_dir.resolve()
     if not (output_dir / "data" / "dataset_dict.json").exists():
         make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test, crowded=args.crowded)
@@ -181,7 +191,7 @@ def main() -> None:
     jobs = [
         {"mode": mode, "budget": "equal_steps", "seed": seed, "max_steps": max_steps}
         for seed in args.seeds
-        for mode in args.modes
+        for mode in modes
     ]
     run_all(jobs, recipe, output_dir, args.num_workers)
     rows = read_rows(output_dir / "results.jsonl")

@@ -82,3 +82,31 @@ def test_a_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "train", None)  # a second run of the same would fail
     study.main()
     assert study.read_rows(tmp_path / "results.jsonl") == [first]
+
+
+def test_each_mode_on_each_backbone(tmp_path, monkeypatch):
+    backbones = [tmp_path / "backbones" / name for name in ("c3d", "i3d")]
+    for folder in backbones:
+        folder.mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_dict.json").touch()
+    seen = []
+
+    def train(recipe, data_dir, run_dir, **overrides):
+        seen.append(overrides)
+        return row("", 0, 50.0)
+
+    monkeypatch.setattr(study, "train", train)
+    argv = ["study.py", str(REPOSITORY / "hub_configs" / "moving_shapes.json"), "--output_dir", str(tmp_path)]
+    argv += ["--modes", "frozen", "both/reduction=4", "--seeds", "0", "--num_workers", "1"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--backbones", *map(str, backbones)])
+    study.main()
+    found = [(run["tuning"], run.get("reduction"), run["video_model"]) for run in seen]
+    assert found == [
+        (tuning, reduction, str(folder))
+        for folder in backbones
+        for tuning, reduction in (("frozen", None), ("scada", 4))
+    ]
+    monkeypatch.setattr(sys, "argv", [*argv, "full", "--backbones", str(backbones[0]), "--equal_time", "frozen"])
+    with pytest.raises(SystemExit):
+        study.main()
