@@ -22,14 +22,12 @@ import json
 import platform
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import peft
 import torch
-import transformers
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import pipeline
@@ -179,7 +177,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             "seconds": round(seconds, 1),
             "date": time.strftime("%Y-%m-%d"),
             "commit": commit.stdout.strip() or None,
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft, av)},
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "av")},
         },
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
