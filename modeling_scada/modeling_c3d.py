@@ -1,16 +1,12 @@
 """C3D: five stages of 3 x 3 x 3 convolutions (Tran et al., 2015)."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_c3d import C3DConfig
+from .modeling_stages import StagesModel
 
 
 # Per stage, as in the original: the convolutions and the pooling that follows them.
@@ -21,20 +17,6 @@ STAGES = (
     (("conv4a", "conv4b"), "pool4"),
     (("conv5a", "conv5b"), "pool5"),
 )
-
-
-@dataclass
-class C3DModelOutput(ModelOutput):
-    """
-    Output of [`C3DModel`]. `N` is time, here and in each stage.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(B, N, h, w, C)`): Output of the last stage.
-        feature_maps (`tuple[torch.Tensor]`, *optional*): Output of each stage `i`, of shape `(B, N_i, h_i, w_i, C_i)`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 class C3DStage(GradientCheckpointingLayer, nn.Sequential):
@@ -61,25 +43,7 @@ class C3DStage(GradientCheckpointingLayer, nn.Sequential):
         super().__init__(layers)
 
 
-class C3DPreTrainedModel(PreTrainedModel):
-    """What `PreTrainedModel` needs to know of C3D."""
-
-    config: C3DConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values_videos"
-    input_modalities = "video"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["C3DStage"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, nn.Conv3d):
-            # There is no norm that could repair the scale.
-            init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-class C3DModel(C3DPreTrainedModel):
+class C3DModel(StagesModel):
     r"""
     The convolutional part of C3D. Each of its `stages` takes one tensor and returns one, `(B, C, T, H, W)`.
 
@@ -104,40 +68,14 @@ class C3DModel(C3DPreTrainedModel):
 
     ```"""
 
+    config: C3DConfig
+    _no_split_modules = ["C3DStage"]
+
     def __init__(self, config: C3DConfig):
         super().__init__(config)
         widths = [config.num_channels, *config.hidden_sizes]
         self.stages = nn.ModuleList(C3DStage(stage, *widths[stage : stage + 2]) for stage in range(len(STAGES)))
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True) -> C3DModelOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of normalised RGB frames; any size.
-            output_feature_maps (`bool`): Whether to return the outputs of all stages too, and keep them in memory.
 
-        Returns:
-            [`C3DModelOutput`]: With `T_i`, `H_i` and `W_i` the input's size over the stage's stride, rounded up.
-
-        Raises:
-            ValueError: If the tensor is not `(clips, frames, channels, height, width)`.
-        """
-        if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
-            raise ValueError(
-                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, "
-                f"frames, {self.config.num_channels}, height, width)."
-            )
-        hidden_states = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
-        feature_maps = []
-        for stage in self.stages:
-            hidden_states = stage(hidden_states)
-            if output_feature_maps:
-                feature_maps.append(hidden_states.permute(0, 2, 3, 4, 1))
-        return C3DModelOutput(
-            last_hidden_state=hidden_states.permute(0, 2, 3, 4, 1),
-            feature_maps=tuple(feature_maps) if output_feature_maps else None,
-        )
-
-
-__all__ = ["C3DModel", "C3DModelOutput", "C3DPreTrainedModel"]
+__all__ = ["C3DModel"]

@@ -1,16 +1,13 @@
 """I3D: Inception-v1 inflated to three dimensions (Carreira and Zisserman, 2017)."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_i3d import MIXED_WIDTHS, STEM_WIDTHS, I3DConfig
+from .modeling_stages import StagesModel
 
 
 # The stages after the stem: a pooling with its kernel and stride, and the blocks that follow it.
@@ -19,20 +16,6 @@ MIXED_STAGES = (
     ("MaxPool3d_4a_3x3", (3, 3, 3), (2, 2, 2), ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")),
     ("MaxPool3d_5a_2x2", (2, 2, 2), (2, 2, 2), ("Mixed_5b", "Mixed_5c")),
 )
-
-
-@dataclass
-class I3DModelOutput(ModelOutput):
-    """
-    Output of [`I3DModel`]. `N` is time, here and in each stage.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(B, N, h, w, C)`): Output of the last stage.
-        feature_maps (`tuple[torch.Tensor]`, *optional*): Output of each stage `i`, of shape `(B, N_i, h_i, w_i, C_i)`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 def pad_same(
@@ -158,24 +141,7 @@ class I3DStage(GradientCheckpointingLayer, nn.Sequential):
     """Layers by the names of pytorch-i3d: `(B, C, T, H, W)` -> `(B, C', T', H', W')`."""
 
 
-class I3DPreTrainedModel(PreTrainedModel):
-    """What `PreTrainedModel` needs to know of I3D."""
-
-    config: I3DConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values_videos"
-    input_modalities = "video"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["I3DStage"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, nn.Conv3d):
-            init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-class I3DModel(I3DPreTrainedModel):
+class I3DModel(StagesModel):
     r"""
     I3D without its average pooling and classifier. Each of its `stages` takes one tensor and returns one,
     `(B, C, T, H, W)`; they end with Conv3d_1a_7x7, Conv3d_2c_3x3, Mixed_3c, Mixed_4f and Mixed_5c.
@@ -201,6 +167,9 @@ class I3DModel(I3DPreTrainedModel):
 
     ```"""
 
+    config: I3DConfig
+    _no_split_modules = ["I3DStage"]
+
     def __init__(self, config: I3DConfig):
         super().__init__(config)
         first, second = config.scale(STEM_WIDTHS)
@@ -222,34 +191,5 @@ class I3DModel(I3DPreTrainedModel):
         self.stages = nn.ModuleList(I3DStage(OrderedDict(layers)) for layers in stages)
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True) -> I3DModelOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of frames in `[-1, 1]`; any size.
-            output_feature_maps (`bool`): Whether to return the outputs of all stages too, and keep them in memory.
 
-        Returns:
-            [`I3DModelOutput`]: With `T_i`, `H_i` and `W_i` the input's size over the stage's stride, rounded up.
-
-        Raises:
-            ValueError: If the tensor is not `(clips, frames, channels, height, width)`.
-        """
-        if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
-            raise ValueError(
-                f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (clips, "
-                f"frames, {self.config.num_channels}, height, width)."
-            )
-        hidden_states = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
-        feature_maps = []
-        for stage in self.stages:
-            hidden_states = stage(hidden_states)
-            if output_feature_maps:
-                feature_maps.append(hidden_states.permute(0, 2, 3, 4, 1))
-        return I3DModelOutput(
-            last_hidden_state=hidden_states.permute(0, 2, 3, 4, 1),
-            feature_maps=tuple(feature_maps) if output_feature_maps else None,
-        )
-
-
-__all__ = ["I3DModel", "I3DModelOutput", "I3DPreTrainedModel"]
+__all__ = ["I3DModel"]
