@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_c3d import C3DConfig
 from .configuration_i3d import I3DConfig
@@ -359,6 +359,15 @@ class VideoBackbone(nn.Module):
         last = outputs.last_hidden_state
         features, _ = grid.to_features(last.movedim(-1, 1) if kind.is_convolutional else last)
         return features, tuple(grid.to_features(state)[0] for state in states) if output_hidden_states else None
+
+
+def encoder_of(model: Any) -> Any:
+    """The video or image encoder inside a pretrained model, which may be one for a task, or of texts too."""
+    # A model that is no task's may use its prefix for a part of itself, as DINOv3 does.
+    if type(model) is not MODEL_MAPPING.get(type(model.config), None):
+        model = getattr(model, model.base_model_prefix, model)
+    # CLIP and SigLIP come with a text encoder of their own.
+    return getattr(model, "vision_model", model)
 
 
 def first_of(output: Any) -> torch.Tensor:

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_scada import VideoBackbone, build_encoder
+from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
 from .head_scada import LocalizationHead, decode_offsets
 from .loss_scada import temporal_grounding_loss
@@ -337,15 +337,11 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         allowed = ScadaConfig.own_fields() - {"video_config", "text_config"}
         if unknown := sorted(set(config) - allowed):
             raise TypeError(f"Received unknown arguments {unknown}; ScadaConfig's are {sorted(allowed)}.")
-        encoders = [
+        video, text = (
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
-        ]
-        video_encoder, text_encoder = (getattr(encoder, encoder.base_model_prefix, encoder) for encoder in encoders)
-        if video_encoder.config.model_type == "dinov3_vit":
-            video_encoder = encoders[0]  # its prefix is the name of its list of layers
-        # CLIP and SigLIP come with a text encoder of their own.
-        video_encoder = getattr(video_encoder, "vision_model", video_encoder)
+        )
+        video_encoder, text_encoder = encoder_of(video), getattr(text, text.base_model_prefix, text)
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder

@@ -211,6 +211,21 @@ class VideoFiles:
         return self._files_of_folder[folder]
 
 
+def folder_of_videos(name_or_path: str, video_root: str | None = None) -> str | None:
+    """
+    Args:
+        name_or_path (`str`): A data set, as for [`load_annotations`].
+        video_root (`str`, *optional*): Folder that its relative paths start from.
+
+    Returns:
+        `str`, *optional*: `video_root` if it is given, else the folder that the data set lies in, if it lies in one.
+    """
+    path = Path(name_or_path)
+    if video_root is not None or not path.exists():
+        return video_root
+    return str(path if path.is_dir() else path.parent)
+
+
 def video_name(video: Any) -> str:
     """What to call a row's `video` in a message: its path or URL, or how many bytes it has."""
     if isinstance(video, dict):

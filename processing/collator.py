@@ -98,7 +98,7 @@ class TemporalGroundingCollator:
             try:
                 video, timeline = self._read(row, generator)
                 # All of them, not those drawn alone: what is wrong shows in the first epoch, and whose it is.
-                self.processor.encode_text([row["sentences"]], [row["segments"]], [timeline])
+                self.processor.encode_segments([row["sentences"]], [row["segments"]], [timeline])
             except (FileNotFoundError, VideoReadError, SegmentOutsideVideoError) as error:
                 if self.broken_videos_log is None:
                     if isinstance(error, SegmentOutsideVideoError):

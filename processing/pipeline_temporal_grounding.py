@@ -139,25 +139,29 @@ class TemporalGroundingPipeline(Pipeline):
         whole = [index for index, item in enumerate(items) if "timelines" in item]
         if whole:
             pixels = torch.cat([items[index]["pixel_values_videos"] for index in whole])
-            found = self._run(pixels, [items[index]["sentences"] for index in whole])
+            found = self._run(pixels, self._tokens([items[index]["sentences"] for index in whole]))
             for row, index in enumerate(whole):
                 count = len(items[index]["sentences"])
                 outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
                 outputs[index]["timelines"] = items[index]["timelines"]
         for index in set(range(len(items))) - set(whole):
             timelines, found_in = [], []
+            tokens = self._tokens([items[index]["sentences"]])
             for window in items[index]["windows"]():
-                found_in.append(self._run(window["pixel_values_videos"], [items[index]["sentences"]]))
+                found_in.append(self._run(window["pixel_values_videos"], tokens))
                 timelines += window["timelines"]
             outputs[index] = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
             outputs[index]["timelines"] = timelines
         sentences = [{"sentence": item["sentence"]} for item in items]
         return {"outputs": [found | sentence for found, sentence in zip(outputs, sentences, strict=True)]}
 
-    def _run(self, pixels: torch.Tensor, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
-        """The model on `(B, T, 3, H, W)` pixels and the sentences of `B` videos; its outputs on the CPU."""
-        tokens = {name: torch.from_numpy(array) for name, array in self.processor.encode_text(sentences).items()}
-        tokens = {name: tensor.to(self.device) for name, tensor in tokens.items()}
+    def _tokens(self, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
+        """The tokens of the sentences of `B` videos, on the model's device."""
+        encoded = self.processor.encode_text(sentences)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in encoded.items()}
+
+    def _run(self, pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model on `(B, T, 3, H, W)` pixels and the tokens of `B` videos; its outputs on the CPU."""
         outputs = self.model(pixel_values_videos=pixels.to(self.device, self.model.dtype), **tokens)
         return {"logits": outputs.logits.float().cpu(), "pred_segments": outputs.pred_segments.float().cpu()}
 

@@ -142,8 +142,15 @@ class ScadaProcessor(ProcessorMixin):
         sentences = _nest_text(text, len(text) if segments is None else len(timelines))
         encoded = self._tokenize(sentences)
         if segments is not None:
-            encoded["labels"] = _labels(_nest_segments(segments, text, sentences), list(timelines))
+            encoded["labels"] = self.encode_segments(text, segments, timelines)
         return encoded
+
+    def encode_segments(self, text: list[list[str]], segments: list, timelines: Sequence[Timeline]) -> np.ndarray:
+        """
+        The `labels` `(B, M, K, 2)` of [`~ScadaProcessor.encode_text`], which has the same arguments and errors.
+        """
+        sentences = _nest_text(text, len(timelines))
+        return _labels(_nest_segments(segments, text, sentences), list(timelines))
 
     def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
@@ -217,19 +224,15 @@ class ScadaProcessor(ProcessorMixin):
                 f"{scores.shape[1]} sentences; pass the one that went into the model."
             )
         videos = [range(len(timelines))] if merge_windows else [[index] for index in range(len(timelines))]
+        windows = [Timeline(timeline.start_seconds, timeline.end_seconds) for timeline in timelines]
         results = []
         for rows in videos:
             of_video = []
             for sentence_index in np.flatnonzero(mask[rows[0]]):
-                window_segments = [
-                    Timeline(timelines[row].start_seconds, timelines[row].end_seconds).grid_to_seconds(
-                        pred_segments[row, sentence_index]
-                    )
-                    for row in rows
-                ]
+                segments_seconds = [windows[row].grid_to_seconds(pred_segments[row, sentence_index]) for row in rows]
                 kept_scores, kept_segments = soft_nms(
                     np.concatenate([scores[row, sentence_index] for row in rows]),
-                    np.concatenate(window_segments),
+                    np.concatenate(segments_seconds),
                     top_k,
                     sigma=math.inf if nms is None else nms,
                 )

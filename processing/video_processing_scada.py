@@ -177,9 +177,12 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         Returns:
             `int`: 1 if there is no `window_seconds`, or the video is no longer.
         """
+        # Without a limit the video need not even be opened.
+        return 1 if self.window_seconds is None else self._count_windows(_duration_seconds(video, video_metadata))
+
+    def _count_windows(self, duration_seconds: float) -> int:
         if self.window_seconds is None:
             return 1
-        duration_seconds = _duration_seconds(video, video_metadata)
         # n windows that overlap by half have n + 1 halves.
         return max(1, math.ceil(2 * duration_seconds / self.window_seconds) - 1)
 
@@ -204,13 +207,14 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             FileNotFoundError, VideoReadError: If the video cannot be read.
         """
         num_frames, size = self._check(self.num_frames if num_frames is None else num_frames, dict(self.size))
-        count = self.num_windows(video, video_metadata)
+        duration_seconds = _duration_seconds(video, video_metadata)
+        count = self._count_windows(duration_seconds)
         if count == 1:
             yield self.preprocess(video, video_metadata, num_frames, return_timelines=True)
             return
         if num_frames % 2:
             raise ValueError(f"Received num_frames={num_frames}; windows that overlap by half need an even number.")
-        halves = Timeline(0.0, _duration_seconds(video, video_metadata), count + 1)
+        halves = Timeline(0.0, duration_seconds, count + 1)
         sampling = Timeline(halves.start_seconds, halves.end_seconds, (count + 1) * num_frames // 2)
         if isinstance(video, (np.ndarray, torch.Tensor)):
             frames = _iterate_array(video, sampling, size)

@@ -41,7 +41,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import weakref
@@ -56,6 +55,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from provenance import REPOSITORY, current_commit
 from run_temporal_grounding import ModelArguments, prepare_tuning
 from torch import nn
 from torch.utils.data import DataLoader
@@ -67,7 +67,6 @@ from modeling_scada.head_scada import ProposalFeatures, all_proposals, sample_po
 from processing.collator import TemporalGroundingCollator
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
@@ -629,9 +628,6 @@ def main() -> None:
     sizes_to_run = ["tiny"] if args.small else args.sizes
     torch.manual_seed(args.seed)
     results: dict[str, Any] = {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.strip()
     cpu_name = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     record = {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
@@ -639,7 +635,7 @@ def main() -> None:
         "device_name": cpu_name if DEVICE.type == "cpu" else torch.cuda.get_device_name(),
         "dtype": str(DTYPE).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "commit": commit,
+        "commit": current_commit(),
         "seed": args.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "small": args.small,

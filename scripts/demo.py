@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 from make_moving_shapes import make_moving_shapes
+from provenance import REPOSITORY
 from transformers import pipeline
 
 import modeling_scada  # noqa: F401  registers the task
@@ -34,7 +35,6 @@ from processing.timeline import Timeline
 from processing.video_io import probe, read_frames
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "hub_configs" / "moving_shapes.json"
 METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
 PICTURE_FRAMES = 12

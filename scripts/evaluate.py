@@ -20,7 +20,6 @@ A video is read and encoded once for all its sentences.
 import argparse
 import json
 import platform
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -28,17 +27,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from provenance import current_commit
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import pipeline
 
 from modeling_scada import TemporalGroundingPipeline
-from processing.annotations import VideoFiles, clean_sentence, load_annotations, video_name
+from processing.annotations import VideoFiles, clean_sentence, folder_of_videos, load_annotations, video_name
 from processing.metrics import temporal_grounding_metrics, write_qvhighlights_submission
 from processing.video_io import VideoReadError
-
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Reader:
@@ -137,9 +134,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parser.parse_args(argv)
 
     dataset = load_annotations(args.dataset, args.split, args.streaming)
-    video_root, path = args.video_root, Path(args.dataset)
-    if video_root is None and path.exists():
-        video_root = str(path if path.is_dir() else path.parent)
     pipe: Any = pipeline(
         "temporal-grounding",  # type: ignore[call-overload]
         model=args.model,
@@ -147,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         device=args.device,
     )
     video_processor = pipe.processor.video_processor
-    reader = Reader(pipe, video_root, args.skip_broken_videos)
+    reader = Reader(pipe, folder_of_videos(args.dataset, args.video_root), args.skip_broken_videos)
     started_seconds = time.perf_counter()
     rows: DataLoader = DataLoader(dataset, collate_fn=reader, num_workers=args.num_workers)  # type: ignore[arg-type]
     predictions, broken = predict(pipe, rows, args.top_k)
@@ -156,7 +150,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics = temporal_grounding_metrics(
         [row["segments"] for row in predictions], [row["targets"] for row in predictions], strict=args.strict
     )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
     cuda_name = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else None
     record = {
         "model": args.model,
@@ -176,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             "device": cuda_name or platform.processor() or platform.machine(),
             "seconds": round(seconds, 1),
             "date": time.strftime("%Y-%m-%d"),
-            "commit": commit.stdout.strip() or None,
+            "commit": current_commit(),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "av")},
         },
     }

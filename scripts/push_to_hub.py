@@ -77,10 +77,11 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
     else:
         bases = [arguments.get("video_model"), arguments.get("text_model")]
     dataset = arguments.get("dataset")
+    evaluated = public_name(record["dataset"], "dataset") if record.get("metrics") else ""
     results = [
         EvalResult(
             task_type="temporal-grounding",
-            dataset_type=public_name(record["dataset"], "dataset"),
+            dataset_type=evaluated,
             dataset_name=Path(record["dataset"]).name,
             dataset_split=record["split"],
             metric_type=name.lower(),

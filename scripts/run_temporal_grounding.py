@@ -42,7 +42,6 @@ stopped. What is drawn for a video (sentences, augmentation) depends on the seed
 
 import json
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -53,6 +52,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from provenance import current_commit
 from push_to_hub import push_folder
 from transformers import (
     AutoTokenizer,
@@ -67,13 +67,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_scada import ScadaAdapterConfig, ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.adapter_scada import resolve_layers
-from processing.annotations import load_annotations
+from processing.annotations import folder_of_videos, load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, soft_nms, temporal_iou
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three); convolutions.
 LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d)"
 NUM_RANKED = 5
@@ -426,10 +425,6 @@ def run(
     }
     print(", ".join(f"{name}: {count:,}" for name, count in trainable.items()))
 
-    video_root = data_args.video_root
-    dataset_path = Path(data_args.dataset)
-    if video_root is None and dataset_path.exists():
-        video_root = str(dataset_path if dataset_path.is_dir() else dataset_path.parent)
     train_dataset = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
     if data_args.streaming:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
@@ -446,7 +441,7 @@ def run(
     make_collator = partial(
         TemporalGroundingCollator,
         processor,
-        video_root,
+        folder_of_videos(data_args.dataset, data_args.video_root),
         blind=data_args.blind,
         broken_videos_log=broken_videos_log,
         seed=training_args.seed,
@@ -468,15 +463,14 @@ def run(
         (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2))
     started_seconds = time.process_time()
     training = trainer.train(resume_from_checkpoint=checkpoint)
-    # Of this process alone, whatever else the machine does.
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
     hardware = torch.cuda.get_device_name() if training_args.device.type == "cuda" else platform.machine()
     measured = trainable | {
+        # Of this process alone, whatever else the machine does.
         "train_processor_seconds": time.process_time() - started_seconds,
         "steps": training.global_step,
         "hardware": f"{training_args.world_size} x {hardware}",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or None,
+        "commit": current_commit(),
     }
     trainer.save_model()
     metrics = trainer.evaluate()

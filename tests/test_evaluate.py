@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
 from processing.video_io import VideoReadError
 
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
 # By its path: `import evaluate` is the library.
-SPEC = importlib.util.spec_from_file_location(
-    "evaluate_script", Path(__file__).resolve().parents[1] / "scripts" / "evaluate.py"
-)
+SPEC = importlib.util.spec_from_file_location("evaluate_script", SCRIPTS / "evaluate.py")
 script = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(script)
 
