@@ -1,33 +1,49 @@
 r"""
-Compares tuning modes on one data set over several seeds, at equal steps and at equal training time.
+Compares tuning modes on one data set over backbones and seeds, at equal steps and at equal training time.
 
     python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/study --num_train 1000 --num_test 200
     python scripts/study.py hub_configs/moving_shapes_crowded.json --output_dir outputs/study_crowded --crowded
     python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/placement --seeds 0 \
         --modes both both/reduction=4 'both/inner_layers="last 1"' 'outer/outer_layers="all"'
-    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/backbones_study --seeds 0 \
-        --modes frozen full both --backbones hub_configs/moving_shapes_backbone outputs/backbones/c3d
+    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/backbones_study \
+        --backbones outputs/backbones/videomae_small hub_configs/moving_shapes_backbone \
+        outputs/backbones/videomae_large outputs/backbones/c3d outputs/backbones/i3d \
+        --modes frozen partial full lora tia both --seeds 0
+
+`pretrain_backbone.py` makes the backbones of the last one.
 
 Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a process of its own on one core,
 two at a time. First all runs get the recipe's number of steps; then every mode named in `--equal_time` gets as many
-steps as fit into the mean time that full fine-tuning took for them.
+steps as fit into the mean time that full fine-tuning of the same backbone took for them.
 
-A run is a line in `results.jsonl`; a study that is started again goes on where it was. At the end stand `table.md`
-(mean and standard deviation over the seeds) and `study.png`.
+A run is a line in `results.jsonl`, with what a training step keeps for the backward pass (`bytes_kept`, as
+`benchmark.py` counts it); a study that is started again goes on where it was. At the end stand `table.md` (mean and
+standard deviation over the seeds, and the difference to the frozen backbone) and `study.png`.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import chdir
+from itertools import cycle, islice, product
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
-from demo import METRICS, REPOSITORY, train
+import torch
+from benchmark import bytes_kept
+from demo import METRICS, train
 from make_moving_shapes import make_moving_shapes
+from provenance import REPOSITORY, current_commit
+from run_temporal_grounding import build_model, parse_arguments, prepare_tuning
 from tqdm import tqdm
+
+from processing.annotations import folder_of_videos, load_annotations
+from processing.collator import TemporalGroundingCollator
 
 
 # What a name in the table stands for: arguments of run_temporal_grounding.py.
@@ -41,6 +57,8 @@ MODES = {
     "outer": {"tuning": "scada", "scada_branches": "outer"},
     "both": {"tuning": "scada", "scada_branches": "both"},
 }
+BUDGETS = ("equal_steps", "equal_time")
+MARKERS = "osD^vP*X<>"
 
 
 def arguments_of(mode: str) -> dict:
@@ -61,23 +79,65 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run_all(jobs: list[dict], recipe: Path, output_dir: Path, num_workers: int) -> None:
-    """Runs the jobs (`mode`, `budget`, `seed`, `max_steps`) that `results.jsonl` does not have yet."""
+def bytes_kept_by(recipe: Path) -> int:
+    """
+    What a training step of a run keeps for the backward pass, see [`bytes_kept`], on the CPU.
+
+    Args:
+        recipe (`Path`): The run's own. The batch is the first rows of its data set, the same for all modes.
+
+    Returns:
+        `int`: Bytes.
+    """
+    with chdir(REPOSITORY):  # Where the runs start, too: a recipe's paths may be relative.
+        model_args, data_args, training_args = parse_arguments([str(recipe)])
+        base_model, processor = build_model(model_args)
+        model: Any = prepare_tuning(base_model, model_args).train()
+        if training_args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
+        collator = TemporalGroundingCollator(
+            processor,
+            folder_of_videos(data_args.dataset, data_args.video_root),
+            max_sentences=data_args.max_sentences,
+            seed=training_args.seed,
+        )
+        rows = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
+        batch = collator(list(islice(rows, training_args.per_device_train_batch_size)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=training_args.bf16):
+            return bytes_kept(model, batch)
+
+
+def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output_dir: Path, num_workers: int) -> None:
+    """
+    Runs the jobs (`backbone`, `mode`, `budget`, `seed`, `max_steps`) that `results.jsonl` does not have yet;
+    `video_models` says where a backbone is.
+    """
     results_path = output_dir / "results.jsonl"
-    done = {(row["mode"], row["budget"], row["seed"]) for row in read_rows(results_path)}
-    jobs = [job for job in jobs if (job["mode"], job["budget"], job["seed"]) not in done]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
+    rows = read_rows(results_path)
+    key = itemgetter("backbone", "mode", "budget", "seed")
+    done = {key(row) for row in rows}
+    jobs = [job for job in jobs if key(job) not in done]
+    kept_by = {(row["backbone"], row["mode"]): row["bytes_kept"] for row in rows}
+    commit = current_commit()
+
+    def run_dir(job: dict) -> Path:
+        name = re.sub(r"[^\w=]+", "_", f"{job['mode']}_{job['budget']}_{job['seed']}")
+        return output_dir / "runs" / job["backbone"] / name
 
     def run(job: dict) -> dict:
-        name = re.sub(r"[^\w=]+", "_", f"{job['mode']}_{job['budget']}_{job['seed']}")
         overrides = arguments_of(job["mode"]) | {key: job[key] for key in ("seed", "max_steps")}
-        result = train(recipe, output_dir / "data", output_dir / "runs" / name, **overrides)
-        return job | result | {"date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip()}
+        overrides["video_model"] = video_models[job["backbone"]]
+        return train(recipe, output_dir / "data", run_dir(job), **overrides)
 
     with ThreadPoolExecutor(num_workers) as pool:
-        running = [pool.submit(run, job) for job in jobs]
+        running = {pool.submit(run, job): job for job in jobs}
         for finished in tqdm(as_completed(running), total=len(jobs), desc="runs"):
-            row = finished.result()
+            job, result = running[finished], finished.result()
+            model = (job["backbone"], job["mode"])
+            # Here and not in `run`, since loading a model is not safe in two threads at a time.
+            if model not in kept_by:
+                kept_by[model] = bytes_kept_by(run_dir(job) / "recipe.json")
+            row = job | result | {"bytes_kept": kept_by[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
             with open(results_path, "a") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -87,47 +147,66 @@ def ordered_modes(rows: list[dict]) -> list[str]:
     return sorted({row["mode"] for row in rows}, key=lambda mode: (list(MODES).index(mode.split("/")[0]), mode))
 
 
-def mean_seconds(rows: list[dict], mode: str) -> float:
-    """Mean training time of a mode at equal steps, in seconds."""
-    return statistics.mean(
-        row["train_seconds"] for row in rows if row["mode"] == mode and row["budget"] == "equal_steps"
-    )
+def backbones_of(rows: list[dict]) -> list[str]:
+    """The backbones of the rows, in the order of the rows."""
+    return list(dict.fromkeys(row["backbone"] for row in rows))
+
+
+def select(rows: list[dict], backbone: str, mode: str, budget: str) -> list[dict]:
+    """The runs of a backbone in a mode and budget, one for each seed."""
+    return [row for row in rows if (row["backbone"], row["mode"], row["budget"]) == (backbone, mode, budget)]
+
+
+def mean_seconds(rows: list[dict], backbone: str, mode: str) -> float:
+    """Mean training time of a backbone in a mode at equal steps, in seconds."""
+    return statistics.mean(row["train_seconds"] for row in select(rows, backbone, mode, "equal_steps"))
+
+
+def over_frozen(group: list[dict], frozen: list[dict]) -> float | None:
+    """Mean difference in R@1, IoU=0.5 over the seeds that both have; `None` if there are none."""
+    of_seed = {row["seed"]: row["R1@0.5"] for row in frozen}
+    differences = [row["R1@0.5"] - of_seed[row["seed"]] for row in group if row["seed"] in of_seed]
+    return statistics.mean(differences) if differences else None
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """One row for each budget and mode: mean and standard deviation over the seeds."""
+    """One row for each budget, backbone and mode: mean and standard deviation over the seeds."""
     summary = []
-    for budget in ("equal_steps", "equal_time"):
-        for mode in ordered_modes(rows):
-            group = [row for row in rows if (row["mode"], row["budget"]) == (mode, budget)]
-            if not group:
-                continue
-            cells: dict = {"mode": mode, "budget": budget, "seeds": len(group)}
-            cells["trainable_backbone"] = group[0]["trainable_backbone"]
-            for name in ("steps", "train_seconds", *METRICS):
-                values = [row[name] for row in group]
-                cells[name] = statistics.mean(values)
-                cells[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-            summary.append(cells)
+    for budget, backbone, mode in product(BUDGETS, backbones_of(rows), ordered_modes(rows)):
+        group = select(rows, backbone, mode, budget)
+        if not group:
+            continue
+        cells: dict = {"backbone": backbone, "mode": mode, "budget": budget, "seeds": len(group)}
+        cells |= {name: group[0][name] for name in ("trainable_backbone", "bytes_kept")}
+        for name in ("steps", "train_seconds", *METRICS):
+            values = [row[name] for row in group]
+            cells[name] = statistics.mean(values)
+            cells[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        frozen = [] if mode == "frozen" else select(rows, backbone, "frozen", budget)
+        cells["over_frozen"] = over_frozen(group, frozen)
+        summary.append(cells)
     return summary
 
 
 def as_table(summary: list[dict]) -> str:
     """The summary as a markdown table; metrics in percent, mean ± standard deviation."""
-    lines = [
-        "| mode | budget | seeds | trainable in the backbone | steps | training, s | " + " | ".join(METRICS) + " |",
-        "|" + "---|" * (6 + len(METRICS)),
-    ]
+    titles = ["backbone", "mode", "budget", "seeds", "trainable in the backbone", "kept for backward, MiB"]
+    titles += ["steps", "training, s", *METRICS, "R1@0.5, difference to frozen"]
+    lines = [titles, ["---"] * len(titles)]
     for row in summary:
-        metrics = " | ".join(f"{row[name]:.1f} ± {row[f'{name}_sd']:.1f}" for name in METRICS)
         lines.append(
-            f"| {row['mode']} | {row['budget'].replace('_', ' ')} | {row['seeds']} | "
-            f"{row['trainable_backbone'] / 1e6:.3f} M | {row['steps']:.0f} | {row['train_seconds']:.0f} | {metrics} |"
+            [
+                *(row["backbone"], row["mode"], row["budget"].replace("_", " "), str(row["seeds"])),
+                *(f"{row['trainable_backbone'] / 1e6:.3f} M", f"{row['bytes_kept'] / 2**20:.1f}"),
+                *(f"{row['steps']:.0f}", f"{row['train_seconds']:.0f}"),
+                *(f"{row[name]:.1f} ± {row[f'{name}_sd']:.1f}" for name in METRICS),
+                "" if row["over_frozen"] is None else f"{row['over_frozen']:+.1f}",
+            ]
         )
-    return "\n".join(lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw_modes(rows: list[dict], path: Path) -> None:
     """R@1, IoU=0.5 of every run as a point over its mode, equal steps beside equal time."""
     import matplotlib
 
@@ -136,7 +215,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     modes = ordered_modes(rows)
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(modes), 3.6), layout="constrained")
-    for shift, (budget, colour) in enumerate((("equal_steps", "#2f6690"), ("equal_time", "#d1495b"))):
+    for shift, (budget, colour) in enumerate(zip(BUDGETS, ("#2f6690", "#d1495b"), strict=True)):
         for position, mode in enumerate(modes):
             values = [row["R1@0.5"] for row in rows if row["mode"] == mode and row["budget"] == budget]
             if values:
@@ -147,6 +226,52 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.set(xticks=range(len(modes)), xticklabels=modes, ylabel="R@1, IoU=0.5 (%)")
     axes.spines[["right", "top"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_backbones(summary: list[dict], path: Path) -> None:
+    """
+    R@1, IoU=0.5 of every row of the summary over the parameters that train in the backbone, and over what a training
+    step keeps for the backward pass; points at equal time are hollow.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    modes = {mode: f"C{index}" for index, mode in enumerate(ordered_modes(summary))}
+    markers = dict(zip(backbones_of(summary), cycle(MARKERS), strict=False))
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for row in summary:
+        colour = modes[row["mode"]]
+        style = {"color": colour, "marker": markers[row["backbone"]], "markersize": 8, "alpha": 0.85, "capsize": 3}
+        style["markerfacecolor"] = colour if row["budget"] == "equal_steps" else "white"
+        for axes, x in zip(panels, (row["trainable_backbone"], row["bytes_kept"] / 2**20), strict=True):
+            axes.errorbar(x, row["R1@0.5"], yerr=row["R1@0.5_sd"] or None, **style)
+    # Logarithmic but for the 0 of the frozen backbone.
+    decades = [math.floor(math.log10(row["trainable_backbone"])) for row in summary if row["trainable_backbone"]] or [
+        0
+    ]
+    powers = [10.0**decade for decade in range(min(decades), max(decades) + 1)]
+    panels[0].set_xscale("symlog", linthresh=powers[0])
+    panels[0].set_xticks([0, *powers])
+    panels[1].set_xscale("log")
+    panels[0].set(xlabel="trainable parameters of the backbone", ylabel="R@1, IoU=0.5 (%)")
+    panels[1].set(xlabel="kept for the backward pass (MiB)")
+    for axes in panels:
+        axes.spines[["right", "top"]].set_visible(False)
+
+    def entry(label: str, marker: str = "s", colour: str = "#555555", face: str | None = None) -> Any:
+        return plt.Line2D([], [], ls="", marker=marker, color=colour, markerfacecolor=face or colour, label=label)
+
+    of_modes = [entry(mode, colour=colour) for mode, colour in modes.items()]
+    if any(row["budget"] == "equal_time" for row in summary):
+        of_modes.append(entry("equal time: hollow", face="white"))
+    of_backbones = [entry(name, marker) for name, marker in markers.items()]
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "alignment": "left"}
+    figure.legend(handles=of_modes, title="mode", loc="outside right upper", **look)
+    figure.legend(handles=of_backbones, title="backbone", loc="outside right lower", **look)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -175,42 +300,50 @@ def main() -> None:
     args = parser.parse_args()
     if args.equal_time and "full" not in args.modes:
         parser.error("--equal_time measures against full fine-tuning; add full to --modes.")
-    if args.equal_time and args.backbones:
-        parser.error("--equal_time compares the modes of one backbone; name one at a time in the recipe.")
     for mode in (*args.modes, *args.equal_time):
-        arguments_of(mode)
-    # Absolute, as the runs start elsewhere; a Hub id stays what it is.
+        if "video_model" in arguments_of(mode):
+            parser.error(f"The mode {mode} names a backbone; name it in --backbones.")
+    recipe = args.recipe.resolve()
+    defaults = json.loads(recipe.read_text())
+    if "video_model" not in defaults:
+        parser.error(f"The recipe {recipe} has no video_model, whose tuning is what is compared.")
+    # Absolute, as the runs start elsewhere; a Hub id stays what it is, and so does what the recipe names.
     names = [str(Path(name).resolve()) if Path(name).exists() else name for name in args.backbones]
-    modes = [f"{mode}/video_model={json.dumps(name)}" for name in names for mode in args.modes] or args.modes
+    names = names or [defaults["video_model"]]
+    video_models = {Path(name).name: name for name in names}
+    if len(video_models) < len(names):
+        parser.error(f"Received the backbones {names}, of which two have the same last name; the rows go by it.")
     output_dir = args.output_dir.resolve()
     if not (output_dir / "data" / "dataset_dict.json").exists():
         make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test, crowded=args.crowded)
-    recipe = args.recipe.resolve()
-    max_steps = args.max_steps or json.loads(recipe.read_text())["max_steps"]
+    max_steps = args.max_steps or defaults["max_steps"]
 
     jobs = [
-        {"mode": mode, "budget": "equal_steps", "seed": seed, "max_steps": max_steps}
-        for seed in args.seeds
-        for mode in modes
+        {"backbone": backbone, "mode": mode, "budget": "equal_steps", "seed": seed, "max_steps": max_steps}
+        for seed, backbone, mode in product(args.seeds, video_models, args.modes)
     ]
-    run_all(jobs, recipe, output_dir, args.num_workers)
+    run_all(jobs, video_models, recipe, output_dir, args.num_workers)
     rows = read_rows(output_dir / "results.jsonl")
     jobs = [
         {
+            "backbone": backbone,
             "mode": mode,
             "budget": "equal_time",
             "seed": seed,
-            "max_steps": round(max_steps * mean_seconds(rows, "full") / mean_seconds(rows, mode)),
+            "max_steps": round(max_steps * mean_seconds(rows, backbone, "full") / mean_seconds(rows, backbone, mode)),
         }
-        for seed in args.seeds
-        for mode in args.equal_time
+        for seed, backbone, mode in product(args.seeds, video_models, args.equal_time)
     ]
-    run_all(jobs, recipe, output_dir, args.num_workers)
+    run_all(jobs, video_models, recipe, output_dir, args.num_workers)
 
     rows = read_rows(output_dir / "results.jsonl")
-    table = as_table(summarise(rows))
+    summary = summarise(rows)
+    table = as_table(summary)
     (output_dir / "table.md").write_text(table + "\n")
-    draw(rows, output_dir / "study.png")
+    if len(backbones_of(rows)) > 1:
+        draw_backbones(summary, output_dir / "study.png")
+    else:
+        draw_modes(rows, output_dir / "study.png")
     print(table)
 
 
