@@ -6,12 +6,17 @@ Design choices:
   number of frames nor the average rate that a container reports is used: both are missing or wrong in real files.
 - A frame is on display from its timestamp until the next frame's.
 - Nothing is made up: damage, a cut file and an instant after the end are errors, never a repeated or a skipped frame.
-- Frames are decoded from the start of the file, and scaled and converted only where an instant asks for them.
+- Of a file whose packets say plainly what is shown when, only what the instants need is decoded: from the last key
+  frame before each, without the frames on the way that no other refers to. Every frame has to come out with the time
+  that its packet bears. Any other file, and one that surprises on the way, is decoded through from its start.
+- Frames are scaled and converted only where an instant asks for them, in one step.
 """
 
 import io
 import math
 import os
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +37,12 @@ except ImportError as error:
     raise ImportError("Reading videos needs PyAV, which is not installed; run `pip install av`.") from error
 
 SMALL_FRAME_PIXELS = 256 * 256
+# H.264 and HEVC let no more frames than this be stored before one that is shown earlier; other codecs fewer.
+MAX_REORDERED_FRAMES = 16
+# Their headers say where the key frames are.
+INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# To begin anew at a key frame, what is in the decoder has to come out first; it is quicker to decode a few frames.
+MIN_SKIPPED_FRAMES = 4
 
 # A path, an http(s) URL, the bytes of a file, or a binary file object (read from its beginning).
 VideoSource = str | os.PathLike | bytes | BinaryIO
@@ -121,8 +132,8 @@ def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] |
     """
     Read the frames on display at given instants.
 
-    The frame on display is the last one whose timestamp is not after the instant. Decoding starts at the beginning of
-    the file and stops once all instants are served; each frame asked for is converted once.
+    The frame on display is the last one whose timestamp is not after the instant. No more is decoded than the frames
+    asked for need, where the file allows; the frames are the same as if it had been decoded through from its start.
 
     Args:
         source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
@@ -176,33 +187,30 @@ def iterate_frames(
         raise ValueError("Received instants that are not in ascending order; sort them, or use `read_frames`.")
     if size is not None:
         size = _check_size(size)
-    num_served = 0
-    displayed_size = None
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = VideoReformatter()
+    for video, frame, num_due in _frames_due(source, instant_seconds):
+        rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
+        for _ in range(num_due):
+            yield rgb
 
-    with _open_video(source) as video:
-        # Several frames are decoded at once where the codec allows; they still come out in presentation order. On
-        # small frames, starting the threads takes longer than they save.
-        is_large = video.stream.codec_context.width * video.stream.codec_context.height > SMALL_FRAME_PIXELS
-        video.stream.thread_type = "AUTO" if is_large else "NONE"
-        for frame, until_seconds in video.displayed_frames():
-            displayed_size = displayed_size or size or _displayed_size(video, frame)
-            # Instants before the next frame's timestamp fall on this frame; at that very moment the next one is shown.
-            num_due = int(np.searchsorted(instant_seconds, until_seconds, side="left"))
-            if num_due > num_served:
-                rgb = _upright_rgb(video, frame, *displayed_size, reformatter)
-                for _ in range(num_due - num_served):
-                    yield rgb
-                num_served = num_due
-            if num_served == len(instant_seconds):
+
+def _frames_due(source: VideoSource, instant_seconds: np.ndarray) -> Iterator[tuple["_OpenVideo", Any, int]]:
+    """The frames on display at instants in ascending order, each with its file and how many instants it serves."""
+    num_served = 0
+    # A stream that cannot go back is read through at once.
+    if not hasattr(source, "seekable") or source.seekable():
+        with _open_video(source) as video:
+            try:
+                for frame, num_due in _PacketReader(video).frames_due(instant_seconds):
+                    yield video, frame, num_due
+                    num_served += num_due
                 return
-        if displayed_size is None:
-            raise video.error("it has no frame with a timestamp")
-        raise video.error(
-            f"no frame is shown any more at {instant_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
-            "or the times belong to a longer version of it"
-        )
+            except (_IrregularVideo, av.error.FFmpegError):
+                pass  # Whether it is damaged, and from where on, is for reading it through to say.
+    with _open_video(source) as video:
+        for frame, num_due in video.frames_due(instant_seconds[num_served:]):
+            yield video, frame, num_due
 
 
 def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -357,12 +365,39 @@ class _OpenVideo:
     stream: Any
     time_base: Fraction
     reached_seconds: float | None = None
+    # Height and width of the first frame.
+    displayed_size: tuple[int, int] = (0, 0)
 
     def error(self, reason: str) -> VideoReadError:
         return _read_error(self.name, reason, self.reached_seconds)
 
-    def displayed_frames(self) -> Iterator[tuple[Any, float]]:
+    def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
+        """Decode all frames from the first one on; yield those on display, with the number of instants they serve."""
+        num_served = 0
+        for frame, until_seconds in self._displayed_frames():
+            # Instants before the next frame's timestamp fall on this frame; at that very moment the next one is shown.
+            num_due = int(np.searchsorted(instant_seconds, until_seconds, side="left"))
+            if num_due > num_served:
+                yield frame, num_due - num_served
+                num_served = num_due
+            if num_served == len(instant_seconds):
+                return
+        if self.reached_seconds is None:
+            raise self.error("it has no frame with a timestamp")
+        raise self.error(
+            f"no frame is shown any more at {instant_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
+            "or the times belong to a longer version of it"
+        )
+
+    def start_decoding(self) -> None:
+        """Several frames are decoded at once where the codec allows; they still come out in presentation order."""
+        codec = self.stream.codec_context
+        # On small frames, starting the threads takes longer than they save.
+        codec.thread_type = "AUTO" if codec.width * codec.height > SMALL_FRAME_PIXELS else "NONE"
+
+    def _displayed_frames(self) -> Iterator[tuple[Any, float]]:
         """Yield each frame with the end of its display, in seconds from the first frame, in presentation order."""
+        self.start_decoding()
         shown = None
         first_pts = 0
         step_ticks = 1
@@ -376,6 +411,7 @@ class _OpenVideo:
                 continue
             if shown is None:
                 first_pts = frame.pts
+                self.displayed_size = _displayed_size(self, frame)
             else:
                 yield shown, self.seconds_between(first_pts, frame.pts)
                 step_ticks = frame.pts - shown.pts or step_ticks
@@ -389,6 +425,208 @@ class _OpenVideo:
 
     def seconds_between(self, first_pts: int, pts: int) -> float:
         return float((pts - first_pts) * self.time_base)
+
+
+class _IrregularVideo(Exception):
+    """What comes out of a file is not what its packets announced, or they do not announce enough."""
+
+
+class _PacketReader:
+    """
+    Reads the frames on display at given instants, and decodes no more than these need.
+
+    Packets are read ahead of the decoder until their times tell which frame is on display. Those before the last key
+    frame that it can be decoded from are passed over, by a jump in the file if they are many.
+
+    Args:
+        video (`_OpenVideo`): The video, of which nothing has been read.
+    """
+
+    def __init__(self, video: _OpenVideo):
+        self._video = video
+        self._codec = video.stream.codec_context
+        self._packets = video.container.demux(video.stream)
+        # Read, but not decoded.
+        self._queue: deque[Any] = deque()
+        # Of the packets read since the last jump: when they are shown, in order.
+        self._times: list[int] = []
+        self._last_packet: Any = None
+        self._is_read_out = False
+        # Instants, in ticks: the latest timestamp that a frame on display can have.
+        self._instants: list[int] = []
+        self._decoded: deque[Any] = deque()
+        # (time, number of instants) of the frames that are in the decoder and have to come out.
+        self._due: deque[tuple[int, int]] = deque()
+
+    def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
+        """
+        Yield the frames on display at instants in ascending order, with the number of instants that each serves.
+
+        Raises:
+            _IrregularVideo: If the file has to be read through instead, from the first instant on that was not served.
+        """
+        self._video.start_decoding()
+        self._decode_first_frame()
+        first_pts = self._decoded[0].pts
+        self._instants = [self._last_tick(first_pts, seconds) for seconds in instant_seconds]
+        num_read = 0
+        while num_read < len(self._instants):
+            instant = self._instants[num_read]
+            if (jump := self._find_jump(instant)) is not None:
+                yield from self._drain()
+                self._jump(jump, instant)
+            shown_pts = self._read_until_known(instant)
+            if self._skip_to_key_frame(shown_pts):
+                # The decoder would take what it still holds for what the key frame's successors refer to.
+                yield from self._drain()
+                self._codec.flush_buffers()
+            next_place = bisect_right(self._times, shown_pts)
+            until = self._times[next_place] if next_place < len(self._times) else math.inf
+            num_due = bisect_left(self._instants, until) - num_read
+            self._due.append((shown_pts, num_due))
+            num_read += num_due
+            yield from self._come_out()
+            # It may be in the decoder already, which gets packets in another order than that of display.
+            if any(packet.pts == shown_pts for packet in self._queue):
+                fed_pts = None
+                while fed_pts != shown_pts:
+                    fed_pts = self._feed(self._queue.popleft())
+                    yield from self._come_out()
+        yield from self._drain()
+
+    def _last_tick(self, first_pts: int, seconds: float) -> int:
+        """The latest timestamp that is not after an instant."""
+        tick = first_pts + math.floor(Fraction(seconds) / self._video.time_base)
+        # As floats they may compare differently, and that comparison counts.
+        while self._video.seconds_between(first_pts, tick + 1) <= seconds:
+            tick += 1
+        while self._video.seconds_between(first_pts, tick) > seconds:
+            tick -= 1
+        return tick
+
+    def _decode_first_frame(self) -> None:
+        while not self._decoded:
+            if not self._queue and not self._read_packet():
+                self._decoded.extend(self._codec.decode(None))
+                break
+            packet = self._queue.popleft()
+            self._decoded.extend(packet.decode())
+        # What is shown first has to be known from the packets as well.
+        self._read_ahead(self._times[0] if self._times else 0)
+        if not self._decoded or self._decoded[0].pts != self._times[0]:
+            raise _IrregularVideo
+        self._video.displayed_size = _displayed_size(self._video, self._decoded[0])
+
+    def _read_packet(self) -> bool:
+        """Read a packet into the queue; whether there was one."""
+        packet = next(self._packets, None)
+        # The last packets are dummies, without a time.
+        if packet is None or not packet.size:
+            self._is_read_out = True
+            return False
+        if packet.pts is None:
+            raise _IrregularVideo
+        self._queue.append(packet)
+        self._last_packet = packet
+        # Discarded packets are those that an edit list hides.
+        if not packet.is_discard:
+            place = bisect_left(self._times, packet.pts)
+            is_known = place < len(self._times) and self._times[place] == packet.pts
+            if is_known or len(self._times) - place > MAX_REORDERED_FRAMES:
+                raise _IrregularVideo
+            self._times.insert(place, packet.pts)
+        return True
+
+    def _read_ahead(self, tick: int) -> None:
+        """Read until no packet can follow that is shown up to `tick`."""
+        while len(self._times) - bisect_right(self._times, tick) <= MAX_REORDERED_FRAMES and self._read_packet():
+            pass
+
+    def _read_until_known(self, instant: int) -> int:
+        """The timestamp of the frame on display at an instant."""
+        self._read_ahead(instant)
+        place = bisect_right(self._times, instant)
+        if not place:
+            raise _IrregularVideo
+        shown_pts = self._times[place - 1]
+        if place == len(self._times):
+            # Of how long the last frame is shown, only that it is so long is taken from here.
+            step = self._last_packet.duration or (shown_pts - self._times[-2] if place > 1 else 0)
+            if self._instants[-1] >= shown_pts + step:
+                raise _IrregularVideo
+        return shown_pts
+
+    def _find_jump(self, instant: int) -> int | None:
+        """Where in the index the last key frame before an instant stands, if that is not read yet."""
+        if self._video.container.format.name not in INDEXED_FORMATS:
+            return None
+        entries = self._video.stream.index_entries
+        place = entries.search_timestamp(instant)
+        if place < 0 or self._last_packet.dts is None or entries[place].timestamp <= self._last_packet.dts:
+            return None
+        return place
+
+    def _jump(self, place: int, instant: int) -> None:
+        """Go to a key frame of the index; to an earlier one if it turns out to be shown after the instant."""
+        entries = self._video.stream.index_entries
+        while True:
+            self._video.container.seek(entries[place].timestamp, stream=self._video.stream)
+            self._packets = self._video.container.demux(self._video.stream)
+            self._queue.clear()
+            self._times.clear()
+            self._decoded.clear()
+            self._is_read_out = False
+            if not self._read_packet() or not self._queue[0].is_keyframe:
+                raise _IrregularVideo
+            if self._queue[0].pts <= instant:
+                return
+            place = entries.search_timestamp(entries[place].timestamp - 1)
+            if place < 0:
+                raise _IrregularVideo
+
+    def _skip_to_key_frame(self, shown_pts: int) -> bool:
+        """Drop the packets before the last key frame that a frame can be decoded from; whether there were enough."""
+        keys = [
+            place
+            for place, packet in enumerate(self._queue)
+            if packet.is_keyframe and not packet.is_discard and packet.pts <= shown_pts
+        ]
+        if not keys or keys[-1] < MIN_SKIPPED_FRAMES:
+            return False
+        for _ in range(keys[-1]):
+            self._queue.popleft()
+        return True
+
+    def _feed(self, packet: Any) -> int:
+        """Decode a packet, unless it is of a frame that neither an instant nor another frame needs."""
+        place = bisect_right(self._times, packet.pts)
+        until = self._times[place] if place < len(self._times) else math.inf
+        is_wanted = bisect_left(self._instants, packet.pts) < bisect_left(self._instants, until)
+        self._codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        self._decoded.extend(packet.decode())
+        return packet.pts
+
+    def _drain(self) -> Iterator[tuple[Any, int]]:
+        """Let all frames out of the decoder."""
+        if self._due:
+            self._decoded.extend(self._codec.decode(None))
+            yield from self._come_out()
+            if self._due:
+                raise _IrregularVideo
+        self._decoded.clear()
+
+    def _come_out(self) -> Iterator[tuple[Any, int]]:
+        """Yield those of the decoded frames that are due."""
+        while self._decoded and self._due:
+            frame = self._decoded[0]
+            shown_pts, num_due = self._due[0]
+            if frame.pts is None or frame.is_corrupt or frame.pts > shown_pts:
+                raise _IrregularVideo
+            if frame.pts == shown_pts:
+                self._due.popleft()
+                yield frame, num_due
+            else:
+                self._decoded.popleft()
 
 
 @contextmanager
