@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
 from processing.processing_scada import ScadaProcessor
 from processing.timeline import Timeline
-from processing.video_io import VideoReadError
+from processing.video_io import ReadLimits, VideoReadError
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .adapter_scada import ScadaAdapterConfig, register_peft_method
@@ -63,6 +63,7 @@ __all__ = [
     "C3DModel",
     "I3DConfig",
     "I3DModel",
+    "ReadLimits",
     "ScadaAdapterConfig",
     "ScadaConfig",
     "ScadaForTemporalGrounding",

@@ -123,14 +123,16 @@ class TemporalGroundingPipeline(Pipeline):
         self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
         item = {"sentence": sentence, "sentences": sentences}
         video_processor = self.processor.video_processor
-        if video_processor.num_windows(video, metadata) == 1:
-            # Read here, which may be in a worker. The windows of a longer video are read one by one in `_forward`.
-            item |= video_processor(
-                videos=video, video_metadata=metadata, num_frames=num_frames, return_timelines=True
-            )
-        else:
-            # Not as a tuple: the base class would move a video that came as a tensor to the model's device.
-            item["windows"] = partial(video_processor.iterate_windows, video, metadata, num_frames)
+        with video_processor.downloaded(video) as file:
+            if video_processor.num_windows(file, metadata) == 1:
+                # Read here, which may be in a worker.
+                item |= video_processor(
+                    videos=file, video_metadata=metadata, num_frames=num_frames, return_timelines=True
+                )
+            else:
+                # Those of a longer video are read one by one in `_forward`, where a URL is downloaded again.
+                # Not as a tuple: the base class would move a video that came as a tensor to the model's device.
+                item["windows"] = partial(video_processor.iterate_windows, video, metadata, num_frames)
         return {"items": [item]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]

@@ -15,6 +15,8 @@ Design choices:
 import io
 import math
 import os
+import time
+import warnings
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from .video_url import VideoFetchError, fetch_video, redact_url
 
 
 try:
@@ -44,12 +48,52 @@ INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # To begin anew at a key frame, what is in the decoder has to come out first; it is quicker to decode a few frames.
 MIN_SKIPPED_FRAMES = 4
 
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """
+    What reading a video may cost, as a guard against files that lie or come from strangers.
+
+    Args:
+        timeout_seconds (`float`): Time in seconds for downloading, and again for reading. [`iterate_frames`] counts it
+            anew from each frame that it yields.
+        max_duration_seconds (`float`): Length of the longest video, in seconds.
+        max_frames (`int`): Number of frames of the longest video.
+        max_pixels (`int`): Pixels of the largest frame, as it is stored.
+        max_download_bytes (`int`): Size of the largest file that is downloaded from a URL.
+        allow_private_addresses (`bool`): Whether to download from addresses that are not public, such as those of this
+            machine and its network.
+    """
+
+    timeout_seconds: float = 600.0
+    max_duration_seconds: float = 24 * 3600.0
+    max_frames: int = 24 * 3600 * 60
+    max_pixels: int = 8192 * 8192
+    max_download_bytes: int = 4 * 2**30
+    allow_private_addresses: bool = False
+
+
+DEFAULT_LIMITS = ReadLimits()
+
+
+@dataclass(frozen=True)
+class DownloadedVideo:
+    """A video from a URL, in a temporary file; made by [`downloaded`]."""
+
+    url: str
+    file: BinaryIO
+
+
 # A path, an http(s) URL, the bytes of a file, or a binary file object (read from its beginning).
-VideoSource = str | os.PathLike | bytes | BinaryIO
+VideoSource = str | os.PathLike | bytes | BinaryIO | DownloadedVideo
 
 
 class VideoReadError(RuntimeError):
     """A video that cannot be read as asked. The message names the source, the reason, and how far reading got."""
+
+
+class VideoLimitError(VideoReadError):
+    """A video that would cost more than the [`ReadLimits`] allow."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +118,35 @@ class VideoFacts:
     rotation_degrees: int
 
 
-def probe(source: VideoSource) -> VideoFacts:
+@contextmanager
+def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[VideoSource]:
+    """
+    Download a URL once, for the functions here to read it more than once.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
+        limits ([`ReadLimits`], *optional*): What downloading may cost.
+
+    Yields:
+        What the functions here take as `source`: of a URL a temporary file, which is deleted at the end of the
+        context; everything else as it came.
+
+    Raises:
+        `VideoReadError`: If the video cannot be downloaded.
+    """
+    if not (isinstance(source, str) and source.lower().startswith(("http://", "https://"))):
+        yield source
+        return
+    name = redact_url(source)
+    try:
+        file = fetch_video(source, limits.max_download_bytes, limits.timeout_seconds, limits.allow_private_addresses)
+    except (VideoFetchError, ValueError) as error:
+        raise _read_error(name, str(error).rstrip(".")) from error
+    with file:
+        yield DownloadedVideo(name, file)
+
+
+def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFacts:
     """
     Find out how long and how large a video is.
 
@@ -83,6 +155,7 @@ def probe(source: VideoSource) -> VideoFacts:
     Args:
         source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
             a file, or a file opened for reading bytes.
+        limits ([`ReadLimits`], *optional*): What reading may cost.
 
     Returns:
         [`VideoFacts`]: Times in seconds, sizes as displayed.
@@ -90,14 +163,15 @@ def probe(source: VideoSource) -> VideoFacts:
     Raises:
         `TypeError`: If `source` is none of these.
         `FileNotFoundError`: If there is no such file.
-        `VideoReadError`: If the source holds no video stream or no frame, or cannot be read.
+        `VideoReadError`: If the source holds no video stream or no frame, or cannot be read; as [`VideoLimitError`] if
+            it would cost more than the limits allow.
     """
-    with _open_video(source) as video:
+    with _open_video(source, limits) as video:
         first_frame = None
         # (time, duration) of the packets, in ticks, on the clock of display and on that of decoding.
         shown: list[tuple[int, int]] = []
         decoded: list[tuple[int, int]] = []
-        for packet in video.container.demux(video.stream):
+        for packet in video.packets():
             if first_frame is None:
                 first_frame = next((frame for frame in packet.decode() if frame.pts is not None), None)
             if packet.dts is not None:
@@ -117,9 +191,12 @@ def probe(source: VideoSource) -> VideoFacts:
             duration_ticks = stated_ticks
         if duration_ticks <= 0:
             raise video.error("its only frame does not say how long it is shown, so the video has no duration")
+        duration_seconds = float(duration_ticks * video.time_base)
+        if duration_seconds > limits.max_duration_seconds:
+            raise video.limit_error(f"it lasts {duration_seconds:.0f} s", "max_duration_seconds")
         height, width = _displayed_size(video, first_frame)
         return VideoFacts(
-            duration_seconds=float(duration_ticks * video.time_base),
+            duration_seconds=duration_seconds,
             start_seconds=float(first_frame.pts * video.time_base),
             time_base=video.time_base,
             height=height,
@@ -128,7 +205,13 @@ def probe(source: VideoSource) -> VideoFacts:
         )
 
 
-def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_frames(
+    source: VideoSource,
+    seconds: ArrayLike,
+    size: tuple[int, int] | None = None,
+    allow_truncated: bool = False,
+    limits: ReadLimits = DEFAULT_LIMITS,
+) -> np.ndarray:
     """
     Read the frames on display at given instants.
 
@@ -142,29 +225,48 @@ def read_frames(source: VideoSource, seconds: ArrayLike, size: tuple[int, int] |
             occur more than once.
         size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
             frame's.
+        allow_truncated (`bool`, *optional*, defaults to `False`): Whether to return, with a warning, the frames up to
+            where a video ends or breaks off before the last instant, if there is one.
+        limits ([`ReadLimits`], *optional*): What reading may cost.
 
     Returns:
-        `np.ndarray` of shape `(T, H, W, 3)`, uint8: RGB frames, upright, in the order of `seconds`.
+        `np.ndarray` of shape `(T, H, W, 3)`, uint8: RGB frames, upright, in the order of `seconds`; without those
+        after the end of a truncated video.
 
     Raises:
         `ValueError`: If `seconds` is not a non-empty list of finite, non-negative times, or `size` not two positive
             integers.
         `TypeError`: If `source` is none of these.
         `FileNotFoundError`: If there is no such file.
-        `VideoReadError`: If the source cannot be read, or is damaged or ends before the last instant asked for.
+        `VideoReadError`: If the source cannot be read, or is damaged or ends before the last instant asked for; as
+            [`VideoLimitError`] if it would cost more than the limits allow.
     """
     instant_seconds = _check_instants(seconds)
+    if size is not None:
+        size = _check_size(size)
     order = np.argsort(instant_seconds, kind="stable")
-    frames = None
-    for place, frame in zip(order, iterate_frames(source, instant_seconds[order], size), strict=True):
-        if frames is None:
-            frames = np.empty((len(order), *frame.shape), dtype=np.uint8)
-        frames[place] = frame
-    return frames  # type: ignore[return-value]  # there is at least one instant
+    frames = np.empty(0, dtype=np.uint8)
+    num_read = 0
+    deadline_seconds = time.monotonic() + limits.timeout_seconds
+    try:
+        for frame in _iterate_frames(source, instant_seconds[order], size, limits, deadline_seconds):
+            if not num_read:
+                frames = np.empty((len(order), *frame.shape), dtype=np.uint8)
+            frames[order[num_read]] = frame
+            num_read += 1
+    except VideoReadError as error:
+        if not allow_truncated or not num_read or isinstance(error, VideoLimitError):
+            raise
+        warnings.warn(f"{error} Only the first {num_read} of {len(order)} frames are there.", stacklevel=2)
+        frames = frames[np.sort(order[:num_read])]
+    return frames
 
 
 def iterate_frames(
-    source: VideoSource, seconds: ArrayLike, size: tuple[int, int] | None = None
+    source: VideoSource,
+    seconds: ArrayLike,
+    size: tuple[int, int] | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> Iterator[np.ndarray]:
     """
     As [`read_frames`], one frame at a time and for instants in ascending order, so in the memory of a few frames.
@@ -174,6 +276,7 @@ def iterate_frames(
         seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, none before the one before.
         size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
             frame's.
+        limits ([`ReadLimits`], *optional*): What reading may cost.
 
     Yields:
         `np.ndarray` of shape `(H, W, 3)`, uint8: The RGB frame on display at each instant, upright. Instants that fall
@@ -187,20 +290,36 @@ def iterate_frames(
         raise ValueError("Received instants that are not in ascending order; sort them, or use `read_frames`.")
     if size is not None:
         size = _check_size(size)
+    yield from _iterate_frames(source, instant_seconds, size, limits)
+
+
+def _iterate_frames(
+    source: VideoSource,
+    instant_seconds: np.ndarray,
+    size: tuple[int, int] | None,
+    limits: ReadLimits,
+    deadline_seconds: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Without a deadline for all, each frame has the limits' time."""
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = VideoReformatter()
-    for video, frame, num_due in _frames_due(source, instant_seconds):
-        rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
-        for _ in range(num_due):
-            yield rgb
+    with downloaded(source, limits) as file:
+        for video, frame, num_due in _frames_due(file, instant_seconds, limits, deadline_seconds):
+            rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
+            for _ in range(num_due):
+                yield rgb
+            if deadline_seconds is None:
+                video.deadline_seconds = time.monotonic() + limits.timeout_seconds
 
 
-def _frames_due(source: VideoSource, instant_seconds: np.ndarray) -> Iterator[tuple["_OpenVideo", Any, int]]:
+def _frames_due(
+    source: VideoSource, instant_seconds: np.ndarray, limits: ReadLimits, deadline_seconds: float | None
+) -> Iterator[tuple["_OpenVideo", Any, int]]:
     """The frames on display at instants in ascending order, each with its file and how many instants it serves."""
     num_served = 0
     # A stream that cannot go back is read through at once.
     if not hasattr(source, "seekable") or source.seekable():
-        with _open_video(source) as video:
+        with _open_video(source, limits, deadline_seconds) as video:
             try:
                 for frame, num_due in _PacketReader(video).frames_due(instant_seconds):
                     yield video, frame, num_due
@@ -208,7 +327,7 @@ def _frames_due(source: VideoSource, instant_seconds: np.ndarray) -> Iterator[tu
                 return
             except (_IrregularVideo, av.error.FFmpegError):
                 pass  # Whether it is damaged, and from where on, is for reading it through to say.
-    with _open_video(source) as video:
+    with _open_video(source, limits, deadline_seconds) as video:
         for frame, num_due in video.frames_due(instant_seconds[num_served:]):
             yield video, frame, num_due
 
@@ -274,6 +393,12 @@ def cut_video(
     path = Path(path)
     if isinstance(source, str | os.PathLike) and path.exists() and path.resolve() == Path(source).resolve():
         raise ValueError(f"The cut would replace {path}, which it is cut from; choose another name.")
+    with downloaded(source) as file:
+        return _cut(file, start_seconds, end_seconds, path)
+
+
+def _cut(source: VideoSource, start_seconds: float, end_seconds: float, path: Path) -> tuple[float, float]:
+    """As [`cut_video`], of a source that can be opened several times."""
     facts = probe(source)
     first_pts = round(facts.start_seconds / facts.time_base)
     start_pts = first_pts + round(start_seconds / facts.time_base)
@@ -284,7 +409,7 @@ def cut_video(
         if start_seconds > facts.duration_seconds:
             raise video.error(f"it ends at {facts.duration_seconds:.3f} s, before the cut from {start_seconds:.3f} s")
         key_pts = None
-        for packet in video.container.demux(video.stream):
+        for packet in video.packets():
             # Nothing is shown before it is decoded, so what comes from here on is shown after the start.
             if packet.dts is not None and packet.dts > start_pts:
                 break
@@ -324,7 +449,7 @@ def _copy_packets(video: "_OpenVideo", output: Any, key_pts: int, end_pts: int) 
     shown: list[tuple[int, int]] = []
     held: list[Any] = []
     started = False
-    for packet in video.container.demux(video.stream, *sounds):
+    for packet in video.packets(*sounds):
         index = packet.stream_index
         # No time: the end of a stream. Not in parts: the part of this stream is over.
         if packet.pts is None or index not in parts:
@@ -364,12 +489,30 @@ class _OpenVideo:
     container: Any
     stream: Any
     time_base: Fraction
+    limits: ReadLimits
+    # Of `time.monotonic()`.
+    deadline_seconds: float
+    num_packets: int = 0
     reached_seconds: float | None = None
     # Height and width of the first frame.
     displayed_size: tuple[int, int] = (0, 0)
 
     def error(self, reason: str) -> VideoReadError:
         return _read_error(self.name, reason, self.reached_seconds)
+
+    def limit_error(self, what: str, limit: str) -> VideoLimitError:
+        return _limit_error(self.name, what, self.limits, limit, self.reached_seconds)
+
+    def packets(self, *other_streams: Any) -> Iterator[Any]:
+        """The packets of the video, and of other streams, from where the file stands; as many as the limits allow."""
+        for packet in self.container.demux(self.stream, *other_streams):
+            # The last packets are dummies.
+            self.num_packets += packet.size > 0 and packet.stream_index == self.stream.index
+            if self.num_packets > self.limits.max_frames:
+                raise self.limit_error(f"it has more than {self.limits.max_frames} frames", "max_frames")
+            if time.monotonic() > self.deadline_seconds:
+                raise self.limit_error("reading it takes long", "timeout_seconds")
+            yield packet
 
     def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
         """Decode all frames from the first one on; yield those on display, with the number of instants they serve."""
@@ -392,6 +535,8 @@ class _OpenVideo:
     def start_decoding(self) -> None:
         """Several frames are decoded at once where the codec allows; they still come out in presentation order."""
         codec = self.stream.codec_context
+        # Its frames may turn out larger than its header says.
+        codec.options = {"max_pixels": str(self.limits.max_pixels)}
         # On small frames, starting the threads takes longer than they save.
         codec.thread_type = "AUTO" if codec.width * codec.height > SMALL_FRAME_PIXELS else "NONE"
 
@@ -401,7 +546,7 @@ class _OpenVideo:
         shown = None
         first_pts = 0
         step_ticks = 1
-        for frame in self.container.decode(self.stream):
+        for frame in (frame for packet in self.packets() for frame in packet.decode()):
             # A frame patched up by the decoder is damage as much as one that it refuses; so are those that follow.
             if frame.is_corrupt:
                 raise self.error("a frame is damaged")
@@ -445,7 +590,7 @@ class _PacketReader:
     def __init__(self, video: _OpenVideo):
         self._video = video
         self._codec = video.stream.codec_context
-        self._packets = video.container.demux(video.stream)
+        self._packets = video.packets()
         # Read, but not decoded.
         self._queue: deque[Any] = deque()
         # Of the packets read since the last jump: when they are shown, in order.
@@ -571,7 +716,7 @@ class _PacketReader:
         entries = self._video.stream.index_entries
         while True:
             self._video.container.seek(entries[place].timestamp, stream=self._video.stream)
-            self._packets = self._video.container.demux(self._video.stream)
+            self._packets = self._video.packets()
             self._queue.clear()
             self._times.clear()
             self._decoded.clear()
@@ -630,27 +775,49 @@ class _PacketReader:
 
 
 @contextmanager
-def _open_video(source: VideoSource) -> Iterator[_OpenVideo]:
+def _open_video(
+    source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS, deadline_seconds: float | None = None
+) -> Iterator[_OpenVideo]:
     """Open the first video stream that is not a cover picture; turn PyAV's errors into [`VideoReadError`]."""
-    file, name = _file_and_name(source)
+    with downloaded(source, limits) as local:
+        file, name = _file_and_name(local)
+        if deadline_seconds is None:
+            deadline_seconds = time.monotonic() + limits.timeout_seconds
+        with _open_file(file, name, limits, deadline_seconds) as video:
+            yield video
+
+
+@contextmanager
+def _open_file(file: Any, name: str, limits: ReadLimits, deadline_seconds: float) -> Iterator[_OpenVideo]:
     video = None
+    options = {
+        "max_pixels": str(limits.max_pixels),
+        # A playlist is a file that has others opened, here or on the network.
+        "protocol_whitelist": "file" if isinstance(file, str) else "none",
+    }
     try:
         # Titles of downloaded files are in any encoding.
-        with av.open(file, mode="r", metadata_errors="replace") as container:
-            stream = next(
-                (s for s in container.streams.video if not s.disposition & Disposition.attached_pic),
-                None,
-            )
-            if stream is None:
+        with av.open(
+            file, mode="r", metadata_errors="replace", options=options, timeout=limits.timeout_seconds
+        ) as container:
+            pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not pictures:
                 kinds = sorted({s.type for s in container.streams}) or ["nothing"]
                 raise _read_error(name, f"it has no video stream (found: {', '.join(kinds)})")
-            if stream.codec_context is None:
+            stream = next((s for s in pictures if s.codec_context is not None), None)
+            if stream is None:
                 raise _read_error(name, "there is no decoder for its video stream")
+            size = stream.codec_context.width, stream.codec_context.height
+            if size[0] * size[1] > limits.max_pixels:
+                raise _limit_error(name, f"its frames are {size[0]} x {size[1]} pixels large", limits, "max_pixels")
             ticks = stream.time_base
-            video = _OpenVideo(name, container, stream, Fraction(ticks.numerator, ticks.denominator))
+            time_base = Fraction(ticks.numerator, ticks.denominator)
+            video = _OpenVideo(name, container, stream, time_base, limits, deadline_seconds)
             yield video
     except av.error.FFmpegError as error:
         reached_seconds = None if video is None else video.reached_seconds
+        if isinstance(error, av.error.ExitError):  # PyAV stops FFmpeg so.
+            raise _limit_error(name, "reading it takes long", limits, "timeout_seconds", reached_seconds) from error
         raise _read_error(name, str(error), reached_seconds) from error
 
 
@@ -659,8 +826,9 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
         if not source:
             raise _read_error("<0 bytes>", "it is empty")
         return io.BytesIO(source), f"<{len(source)} bytes>"
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return source, source
+    if isinstance(source, DownloadedVideo):
+        source.file.seek(0)
+        return source.file, source.url
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists():
@@ -681,8 +849,19 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
 
 
 def _read_error(name: str, reason: str, reached_seconds: float | None = None) -> VideoReadError:
+    return VideoReadError(_message(name, reason, reached_seconds))
+
+
+def _limit_error(
+    name: str, what: str, limits: ReadLimits, limit: str, reached_seconds: float | None = None
+) -> VideoLimitError:
+    reason = f"{what}, and no more than {limit}={getattr(limits, limit)} is allowed; to allow more, pass `ReadLimits`"
+    return VideoLimitError(_message(name, reason, reached_seconds))
+
+
+def _message(name: str, reason: str, reached_seconds: float | None) -> str:
     reached = "no frame was read" if reached_seconds is None else f"reading got to {reached_seconds:.3f} s"
-    return VideoReadError(f"Could not read the video {name}: {reason} ({reached}).")
+    return f"Could not read the video {name}: {reason} ({reached})."
 
 
 def _end_ticks(packets: list[tuple[int, int]]) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,7 +16,15 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .timeline import Timeline
-from .video_io import iterate_frames, probe, read_frames, resize_frames
+from .video_io import (
+    DEFAULT_LIMITS,
+    DownloadedVideo,
+    downloaded,
+    iterate_frames,
+    probe,
+    read_frames,
+    resize_frames,
+)
 
 
 class ScadaVideosKwargs(TypedDict, total=False):
@@ -49,6 +58,8 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
             Standard deviation of the channels.
 
+    What reading a video may cost is in the attribute `limits`, a [`ReadLimits`]. It is not saved with the processor.
+
     Raises:
         ValueError: If a size or `window_seconds` is not positive.
     """
@@ -58,6 +69,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     window_seconds = None
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    limits = DEFAULT_LIMITS
     valid_kwargs = ScadaVideosKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values_videos"]
 
@@ -100,6 +112,10 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             found["size"] = {"height": height, "width": width}
         return cls(**found | kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in the base class, without the limits: they are the machine's, not the model's."""
+        return {name: value for name, value in super().to_dict().items() if name != "limits"}
+
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
             raise ValueError(f"Received num_frames={num_frames!r}; expected a positive number of frames.")
@@ -107,6 +123,16 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
             raise ValueError(f"Received size={size}; expected {{'height': pixels, 'width': pixels}}, both positive.")
         return num_frames, (height, width)
+
+    def downloaded(self, video: Any) -> AbstractContextManager[Any]:
+        """
+        Download a URL once, for several calls; a context, whose value stands for the video in them.
+
+        Args:
+            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): A video; all but URLs stay as they
+                are.
+        """
+        return downloaded(video, self.limits)
 
     def preprocess(
         self,
@@ -178,7 +204,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             `int`: 1 if there is no `window_seconds`, or the video is no longer.
         """
         # Without a limit the video need not even be opened.
-        return 1 if self.window_seconds is None else self._count_windows(_duration_seconds(video, video_metadata))
+        return 1 if self.window_seconds is None else self._count_windows(self._duration_seconds(video, video_metadata))
 
     def _count_windows(self, duration_seconds: float) -> int:
         if self.window_seconds is None:
@@ -207,7 +233,13 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             FileNotFoundError, VideoReadError: If the video cannot be read.
         """
         num_frames, size = self._check(self.num_frames if num_frames is None else num_frames, dict(self.size))
-        duration_seconds = _duration_seconds(video, video_metadata)
+        with self.downloaded(video) as file:
+            yield from self._iterate_windows(file, video_metadata, num_frames, size)
+
+    def _iterate_windows(
+        self, video: Any, video_metadata: dict | None, num_frames: int, size: tuple[int, int]
+    ) -> Iterator[BatchFeature]:
+        duration_seconds = self._duration_seconds(video, video_metadata)
         count = self._count_windows(duration_seconds)
         if count == 1:
             yield self.preprocess(video, video_metadata, num_frames, return_timelines=True)
@@ -219,7 +251,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         if isinstance(video, (np.ndarray, torch.Tensor)):
             frames = _iterate_array(video, sampling, size)
         else:
-            frames = iterate_frames(video, sampling.center_seconds(), size)
+            frames = iterate_frames(video, sampling.center_seconds(), size, self.limits)
         window = np.empty((num_frames, *size, 3), dtype=np.uint8)
         half = num_frames // 2
         for index, frame in enumerate(frames):
@@ -243,9 +275,21 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
             sampling = Timeline(0.0, float(len(frames)), num_frames)
             return resize_frames(frames[sampling.center_seconds().astype(np.int64)], size), timeline
-        timeline = Timeline(0.0, _duration_seconds(video))
-        sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
-        return read_frames(video, sampling.center_seconds(), size=size), timeline
+        with self.downloaded(video) as file:
+            timeline = Timeline(0.0, self._duration_seconds(file))
+            sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
+            return read_frames(file, sampling.center_seconds(), size=size, limits=self.limits), timeline
+
+    def _duration_seconds(self, video: Any, metadata: dict | None = None) -> float:
+        """Length of a video in any form, in seconds."""
+        if isinstance(video, (np.ndarray, torch.Tensor)):
+            return _array_duration_seconds(len(video), metadata)
+        if not isinstance(video, (str, PathLike, bytes, DownloadedVideo)):
+            raise ValueError(
+                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
+                "as an array or tensor of shape (frames, height, width, 3)."
+            )
+        return probe(video, self.limits).duration_seconds
 
     def _normalize(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 `(T, H, W, 3)` -> float32 `(T, 3, H, W)`, normalised."""
@@ -307,18 +351,6 @@ def _iterate_array(
     places = Timeline(0.0, float(len(frames)), sampling.num_steps).center_seconds().astype(np.int64)
     for place in places:
         yield resize_frames(frames[place : place + 1], size)[0]
-
-
-def _duration_seconds(video: Any, metadata: dict | None = None) -> float:
-    """Length of a video in any form, in seconds."""
-    if isinstance(video, (np.ndarray, torch.Tensor)):
-        return _array_duration_seconds(len(video), metadata)
-    if not isinstance(video, (str, PathLike, bytes)):
-        raise ValueError(
-            f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
-            "as an array or tensor of shape (frames, height, width, 3)."
-        )
-    return probe(video).duration_seconds
 
 
 def _array_duration_seconds(num_frames: int, metadata: dict | None) -> float:

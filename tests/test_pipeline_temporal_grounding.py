@@ -23,6 +23,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_scada
 from modeling_scada import (
+    ReadLimits,
     ScadaForTemporalGrounding,
     ScadaProcessor,
     ScadaVideoProcessor,
@@ -84,12 +85,19 @@ def rows(clip, make_clip):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """`serve(path) -> str`: the address of a file in the test's folder, on a small server."""
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    """`serve(path) -> str`: the address of a file in the test's folder, on a small server; `serve.requests` grows."""
+    requests = []
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: requests.append(args))
+    monkeypatch.setattr(ScadaVideoProcessor, "limits", ReadLimits(allow_private_addresses=True))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield lambda path: f"http://127.0.0.1:{server.server_port}/{path.name}"
+
+        def address(path):
+            return f"http://127.0.0.1:{server.server_port}/{path.name}"
+
+        address.requests = requests
+        yield address
         server.shutdown()
 
 
@@ -552,6 +560,13 @@ def test_threshold_across_windows(clip, make_pipe):
     """At least the best segment of the video comes, not that of each window."""
     pipe = make_pipe(window_seconds=2.0)
     assert pipe(clip, SENTENCES[0], threshold=1.0) == pipe(clip, SENTENCES[0])[:1]
+
+
+def test_a_url_is_downloaded_once_and_for_windows_again(clip, make_pipe, serve):
+    make_pipe(window_seconds=50.0)(serve(clip), SENTENCES)
+    assert len(serve.requests) == 1
+    make_pipe(window_seconds=2.0)(serve(clip), SENTENCES)
+    assert len(serve.requests) == 3
 
 
 def test_forms_of_a_long_video(clip, make_pipe, serve):

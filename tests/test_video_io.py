@@ -2,14 +2,27 @@ import functools
 import http.server
 import io
 import threading
+import time
+import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from conftest import code_image
 
-from processing.video_io import VideoReadError, _end_ticks, iterate_frames, probe, read_frames, resize_frames
+from processing.video_io import (
+    ReadLimits,
+    VideoLimitError,
+    VideoReadError,
+    _end_ticks,
+    downloaded,
+    iterate_frames,
+    probe,
+    read_frames,
+    resize_frames,
+)
 
 
 VP9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime"}}
@@ -432,12 +445,20 @@ def test_all_kinds_of_source(make_clip, tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, open(path, "rb") as file:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
+        limits = ReadLimits(allow_private_addresses=True)
         for source in (str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), file, f"{url}/{path.name}"):
+            assert probe(source, limits) == facts
+            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05], limits=limits), expected)
+            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05], limits=limits), expected)
+        with downloaded(f"{url}/{path.name}", limits) as source:
+            path.rename(path.with_name("elsewhere.mp4"))
             assert probe(source) == facts
-            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05]), expected)
-            np.testing.assert_array_equal(read_frames(source, [0.25, 1.05]), expected)
-        with pytest.raises(VideoReadError, match="nowhere.mp4"):
-            probe(f"{url}/nowhere.mp4")
+            np.testing.assert_array_equal(np.stack(list(iterate_frames(source, [0.25, 1.05]))), expected)
+        assert source.file.closed
+        with pytest.raises(VideoReadError, match="nowhere.mp4.*HTTP 404"):
+            probe(f"{url}/nowhere.mp4", limits)
+        with pytest.raises(VideoReadError, match=r"http://\*\*\*@127.*no public address"):
+            probe(url.replace("://", "://ann:secret@"))
         server.shutdown()
 
 
@@ -607,6 +628,100 @@ def test_instants_after_the_end(make_clip, read_codes):
     assert read_codes(read_frames(path, [1.999, 2.05])) == [19, 19]  # within a step, as containers round
     with pytest.raises(VideoReadError, match=r"at 2\.150 s, which was asked for.*reading got to 1\.900 s"):
         read_frames(path, [0.0, 2.15])
+
+
+def test_frames_before_a_cut_if_asked_for(make_clip, read_codes):
+    whole = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    data = whole.read_bytes()[: whole.stat().st_size * 9 // 10]
+    instants_seconds = (np.arange(100) / 10 + 0.05)[::-1]
+    with pytest.warns(UserWarning, match=r"Could not read.*Only the first \d+ of 100 frames are there"):
+        frames = read_frames(data, instants_seconds, allow_truncated=True)
+    # In the order of the instants, of which the latest came first.
+    assert 50 <= len(frames) < 100
+    assert read_codes(frames) == list(range(len(frames)))[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_frames(whole, instants_seconds, allow_truncated=True)) == 100
+    # Where no frame is left there is nothing to return, whatever is allowed.
+    with pytest.raises(VideoReadError, match="at 11.000 s"):
+        read_frames(whole, [11.0], allow_truncated=True)
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_duration_seconds": 1.9}, "it lasts 2 s, and no more than max_duration_seconds=1.9 is allowed"),
+        ({"max_frames": 19}, "more than 19 frames"),
+        ({"max_pixels": 48 * 64 - 1}, "its frames are 64 x 48 pixels large"),
+        ({"timeout_seconds": 0.0}, "timeout_seconds=0.0 is allowed"),
+    ],
+)
+def test_limits(limits, message, make_clip):
+    path = make_clip()
+    within = ReadLimits(max_duration_seconds=2.0, max_frames=20, max_pixels=48 * 64, timeout_seconds=60)
+    assert probe(path, within) == probe(path)
+    with pytest.raises(VideoLimitError, match=message):
+        probe(path, ReadLimits(**limits))
+    assert len(read_frames(path, [0.0, 1.95], limits=within)) == 2
+    if "max_duration_seconds" not in limits:
+        for read in (read_frames, lambda *args, **kwargs: list(iterate_frames(*args, **kwargs))):
+            with pytest.raises(VideoLimitError, match=message):
+                read(path, [k / 10 + 0.05 for k in range(20)], limits=ReadLimits(**limits))
+        with pytest.raises(VideoLimitError, match=message):
+            read_frames(path, [k / 10 + 0.05 for k in range(20)], allow_truncated=True, limits=ReadLimits(**limits))
+
+
+def test_time_of_a_caller_does_not_count(make_clip):
+    frames = iterate_frames(make_clip(), [0.05, 1.05, 1.95], limits=ReadLimits(timeout_seconds=0.5))
+    for _ in range(3):
+        next(frames)
+        time.sleep(0.6)
+
+
+def test_a_gif_that_claims_to_be_huge(tmp_path):
+    """17 GB as a canvas."""
+    path = tmp_path / "clip.gif"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb8"
+        for k in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), k, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert read_frames(path, [0.05]).shape == (1, 48, 64, 3)
+    data = bytearray(path.read_bytes())
+    data[6:10] = b"\xff" * 4
+    for read in (probe, lambda source: read_frames(source, [0.05])):
+        with pytest.raises(VideoReadError):
+            read(bytes(data))
+    assert max_resident_bytes() < 4e9
+
+
+def test_a_frame_larger_than_the_header_says(make_clip):
+    """Small and large frames in one stream: the large ones are not decoded either."""
+    data = make_clip("small.ts").read_bytes() + make_clip("large.ts", height=480, width=640).read_bytes()
+    limits = ReadLimits(max_pixels=48 * 64)
+    assert len(read_frames(data, [0.05, 1.05], limits=limits)) == 2
+    instants_seconds = np.arange(0, 3.9, 0.1)
+    with pytest.raises(VideoReadError):
+        read_frames(data, instants_seconds, limits=limits)
+
+
+def max_resident_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_playlist_opens_no_other_file(make_clip, tmp_path):
+    """Of FFmpeg's formats, some name other files: of those in a video that was sent, none is read."""
+    path = make_clip()
+    playlist = f"ffconcat version 1.0\nfile '{path}'\n".encode()
+    hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\nfile://{path}\n#EXT-X-ENDLIST\n".encode()
+    for content in (playlist, hls):
+        with pytest.raises(VideoReadError):
+            probe(content)
 
 
 def test_errors_survive_pickling(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
+from modeling_scada import ReadLimits, ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
 from processing.video_io import read_frames
 
 
@@ -139,6 +139,9 @@ def test_path_bytes_and_url(make_clip, video_processor, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        with pytest.raises(VideoReadError, match="no public address"):
+            video_processor(url)
+        video_processor.limits = ReadLimits(allow_private_addresses=True)
         for video in (path, OwnPath(path), path.read_bytes(), url):
             features = video_processor(video, return_timelines=True)
             assert torch.equal(features["pixel_values_videos"], expected["pixel_values_videos"])
