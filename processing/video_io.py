@@ -205,6 +205,24 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFact
         )
 
 
+def check_video(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> None:
+    """
+    Decode every frame of a video, to find out whether all of it can be read.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
+        limits ([`ReadLimits`], *optional*): What reading may cost.
+
+    Raises:
+        As [`probe`], and `VideoReadError` if a frame is damaged or the video ends before it should.
+    """
+    with downloaded(source, limits) as file:
+        last_seconds = math.nextafter(probe(file, limits).duration_seconds, 0.0)
+        with _open_video(file, limits) as video:
+            for _ in video.frames_due(np.array([last_seconds])):
+                pass
+
+
 def read_frames(
     source: VideoSource,
     seconds: ArrayLike,
@@ -588,8 +606,12 @@ class _PacketReader:
     """
 
     def __init__(self, video: _OpenVideo):
+        video.start_decoding()
         self._video = video
         self._codec = video.stream.codec_context
+        if video.container.format.name == "matroska,webm":
+            # It reads its index at the first jump.
+            video.container.seek(video.stream.start_time or 0, stream=video.stream)
         self._packets = video.packets()
         # Read, but not decoded.
         self._queue: deque[Any] = deque()
@@ -610,7 +632,6 @@ class _PacketReader:
         Raises:
             _IrregularVideo: If the file has to be read through instead, from the first instant on that was not served.
         """
-        self._video.start_decoding()
         self._decode_first_frame()
         first_pts = self._decoded[0].pts
         self._instants = [self._last_tick(first_pts, seconds) for seconds in instant_seconds]

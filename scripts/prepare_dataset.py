@@ -54,7 +54,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from tqdm import tqdm
 
 from processing.annotations import VideoFiles, clean_segment, clean_sentence, without_extension
-from processing.video_io import VideoReadError, probe, read_frames
+from processing.video_io import VideoReadError, check_video, probe
 
 
 FEATURES = Features(
@@ -524,17 +524,12 @@ def find_videos(names: Iterable[str], folder: Path) -> dict[str, str | None]:
 
 
 def inspect_video(path: Path, decode: bool) -> Inspection:
-    """
-    Find out how long a video is and, with `decode`, whether it can be read up to its end.
-
-    The reader decodes from the start and takes no damaged frame, so asking it for the frame shown just before the end
-    reads the whole file.
-    """
+    """Find out how long a video is and, with `decode`, whether all of it can be read."""
     duration_seconds = None
     try:
         duration_seconds = probe(path).duration_seconds
         if decode:
-            read_frames(path, [math.nextafter(duration_seconds, 0.0)])
+            check_video(path)
     except VideoReadError as error:
         return Inspection(duration_seconds, str(error))
     except Exception as error:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from conftest import code_image
 
+from processing import video_io
 from processing.video_io import (
     ReadLimits,
     VideoLimitError,
     VideoReadError,
     _end_ticks,
+    check_video,
     downloaded,
     iterate_frames,
     probe,
@@ -265,13 +267,13 @@ def test_frames_come_before_the_cut_is_noticed(make_clip, read_codes):
 
 
 class CountedFile(io.BytesIO):
-    """Knows how much of it was read, in bytes from its start."""
+    """Knows how much of it was read, in bytes."""
 
-    furthest = 0
+    num_bytes = 0
 
     def read(self, size=-1):
         data = super().read(size)
-        self.furthest = max(self.furthest, self.tell())
+        self.num_bytes += len(data)
         return data
 
 
@@ -279,16 +281,16 @@ def test_no_more_is_read_than_asked_for(make_clip):
     data = make_clip("clip.mkv", num_frames=250, height=192, width=256, codec="mpeg4").read_bytes()
     file = CountedFile(data)
     frames = iterate_frames(file, np.arange(250) / 10 + 0.05)
-    assert file.furthest == 0
+    assert file.num_bytes == 0
     next(frames)
     # FFmpeg reads ahead, but not all of it.
-    assert 0 < file.furthest < len(data) / 2
+    assert 0 < file.num_bytes < len(data) * 2 / 3
     assert len(list(frames)) == 249
-    assert file.furthest > len(data) * 0.9
+    assert file.num_bytes > len(data) * 0.9
     # Nor after the last instant.
     file = CountedFile(data)
     assert len(list(iterate_frames(file, [0.0, 0.5]))) == 2
-    assert file.furthest < len(data) / 2
+    assert file.num_bytes < len(data) * 2 / 3
 
 
 def test_frames_can_be_left_early(make_clip, read_codes):
@@ -301,6 +303,102 @@ def test_frames_can_be_left_early(make_clip, read_codes):
         with pytest.raises(StopIteration):
             next(frames)
         assert read_codes(np.stack(list(iterate_frames(file, [0.05, 1.05])))) == [0, 10]
+
+
+# --- what is decoded ---
+
+# What each clip is meant to hit, how it is made, and whether its packets say all that has to be known of it.
+STRUCTURES = {
+    "closed_groups": ("clip.mp4", {"g": "12"}, True),
+    "one_group": ("clip.mp4", {"g": "250"}, True),
+    "open_groups": ("clip.mp4", {"g": "12", "x264-params": "open-gop=1:bframes=3:scenecut=0"}, True),
+    "open_groups_mkv": ("clip.mkv", {"g": "12", "x264-params": "open-gop=1:bframes=3:scenecut=0"}, True),
+    "open_groups_without_an_index": ("clip.ts", {"g": "12", "x264-params": "open-gop=1:bframes=3:scenecut=0"}, True),
+    "many_b_frames": ("clip.mkv", {"g": "40", "x264-params": "bframes=8:b-adapt=0:b-pyramid=normal:ref=5"}, True),
+    # From its key frames on, the decoder needs some more to have the whole picture.
+    "intra_refresh": ("clip.mp4", {"x264-params": "intra-refresh=1:keyint=12"}, False),
+    "hevc_open_groups": ("hevc.mp4", {"x265-params": "keyint=12:bframes=4:open-gop=1:log-level=0"}, True),
+    "vp9": ("vp9.webm", {"g": "12", "deadline": "realtime", "cpu-used": "8"}, True),
+    "mpeg4": ("mpeg4.avi", {"g": "12", "bf": "2"}, True),
+    "mpeg2": ("mpeg2.ts", {"g": "12", "bf": "2"}, True),
+}
+CODECS = {"clip": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "mpeg4": "mpeg4", "mpeg2": "mpeg2video"}
+
+
+def write_moving_clip(path, options, num_frames=120):
+    """A texture that moves, so that every frame differs from those before it and refers to them."""
+    texture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(CODECS[path.stem], rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for k in range(num_frames):
+            top, left = k % 140 // 2, k % 140
+            image = np.ascontiguousarray(texture[top : top + 64, left : left + 96])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+class ReadingThrough(video_io._PacketReader):
+    """Gives up at once, so that all is decoded from the start."""
+
+    def __init__(self, video):
+        raise video_io._IrregularVideo
+
+
+@pytest.mark.parametrize("threads_above_pixels", [0, 10**9], ids=["threads", "one thread"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_same_frames_as_reading_through(name, threads_above_pixels, tmp_path, monkeypatch):
+    file_name, options, is_regular = STRUCTURES[name]
+    path = write_moving_clip(tmp_path / file_name, options)
+    monkeypatch.setattr(video_io, "SMALL_FRAME_PIXELS", threads_above_pixels)
+    duration_seconds = probe(path).duration_seconds
+    rng = np.random.default_rng(0)
+    draws = [np.sort(rng.uniform(0, duration_seconds, count)) for count in (1, 1, 1, 2, 3, 5, 8, 20, 100)]
+    with monkeypatch.context() as patch:
+        patch.setattr(video_io, "_PacketReader", ReadingThrough)
+        expected = [read_frames(path, draw) for draw in draws]
+    num_irregular = 0
+    for draw, frames in zip(draws, expected, strict=True):
+        np.testing.assert_array_equal(read_frames(path, draw), frames)
+        with video_io._open_video(path) as video:
+            try:
+                found = list(video_io._PacketReader(video).frames_due(draw))
+                assert sum(num_due for _, num_due in found) == len(draw)
+            except video_io._IrregularVideo:
+                num_irregular += 1
+    assert (num_irregular == 0) == is_regular
+    assert len({frame.tobytes() for frame in expected[-1]}) > 50  # they do differ
+
+
+def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
+    path = write_moving_clip(tmp_path / "clip.mp4", {"x264-params": "keyint=20:min-keyint=20:bframes=2:b-adapt=0"})
+    fed = []
+    feed = video_io._PacketReader._feed
+
+    def watched(reader, packet):
+        found = feed(reader, packet)
+        fed.append((round(packet.pts * packet.time_base * 25), reader._codec.skip_frame))
+        return found
+
+    monkeypatch.setattr(video_io._PacketReader, "_feed", watched)
+    # Frame 95 needs those of its group before it that others refer to: key frame 80, and every third.
+    read_frames(path, [95.5 / 25])
+    assert sorted(number for number, skip in fed if skip == "DEFAULT") == [95]
+    assert all(80 <= number <= 98 for number, _ in fed)
+    fed.clear()
+    read_frames(path, [10.5 / 25, 50.5 / 25, 51.5 / 25, 119.5 / 25])
+    assert sorted(number for number, skip in fed if skip == "DEFAULT") == [10, 50, 51, 119]
+    assert not {20, 30, 60, 75, 80, 99} & {number for number, _ in fed}
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_what_lies_between_is_not_read(name, tmp_path):
+    """A jump in the file, where its header says where the key frames are."""
+    path = write_moving_clip(tmp_path / name, {"g": "10", "qp": "1"}, num_frames=1000)
+    file = CountedFile(path.read_bytes())
+    read_frames(file, [0.1, 39.0])
+    assert file.num_bytes < path.stat().st_size / 3
 
 
 # --- facts ---
@@ -592,8 +690,10 @@ def test_damage_is_not_skipped(name, make_clip, read_codes):
     start = data.index(content)
     data[start + 5 : start + length] = b"\xff" * (length - 5)
     assert read_codes(read_frames(bytes(data), [0.0, 0.55, 1.45, 1.65, 2.55])) == [0, 5, 14, 16, 25]
-    with pytest.raises(VideoReadError, match="reading got to 1.400"):
-        read_frames(bytes(data), [0.0, 1.55])
+    for read in (lambda source: read_frames(source, [0.0, 1.55]), check_video):
+        with pytest.raises(VideoReadError, match="reading got to 1.400"):
+            read(bytes(data))
+    check_video(path)
 
 
 def test_damage_patched_up_by_the_decoder_is_not_shown(fixtures_dir):
