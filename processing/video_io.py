@@ -47,6 +47,8 @@ MAX_REORDERED_FRAMES = 16
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # To begin anew at a key frame, what is in the decoder has to come out first; it is quicker to decode a few frames.
 MIN_SKIPPED_FRAMES = 4
+# So many packets are held at most while looking for a key frame to begin with.
+MAX_QUEUED_PACKETS = 500
 
 
 @dataclass(frozen=True)
@@ -599,7 +601,7 @@ class _PacketReader:
     Reads the frames on display at given instants, and decodes no more than these need.
 
     Packets are read ahead of the decoder until their times tell which frame is on display. Those before the last key
-    frame that it can be decoded from are passed over, by a jump in the file if they are many.
+    frame that it can be decoded from are passed over, by a jump in the file where its index allows.
 
     Args:
         video (`_OpenVideo`): The video, of which nothing has been read.
@@ -613,16 +615,17 @@ class _PacketReader:
             # It reads its index at the first jump.
             video.container.seek(video.stream.start_time or 0, stream=video.stream)
         self._packets = video.packets()
-        # Read, but not decoded.
+        # Read, but not decoded; and whether packets before them were passed over.
         self._queue: deque[Any] = deque()
+        self._follows_gap = False
         # Of the packets read since the last jump: when they are shown, in order.
         self._times: list[int] = []
         self._last_packet: Any = None
-        self._is_read_out = False
         # Instants, in ticks: the latest timestamp that a frame on display can have.
         self._instants: list[int] = []
+        # Decoded frames that some instant needs, in order.
         self._decoded: deque[Any] = deque()
-        # (time, number of instants) of the frames that are in the decoder and have to come out.
+        # (time, number of instants) of the frames that are to come out next.
         self._due: deque[tuple[int, int]] = deque()
 
     def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
@@ -632,25 +635,14 @@ class _PacketReader:
         Raises:
             _IrregularVideo: If the file has to be read through instead, from the first instant on that was not served.
         """
-        self._decode_first_frame()
-        first_pts = self._decoded[0].pts
+        first_pts = self._decode_first_frame()
         self._instants = [self._last_tick(first_pts, seconds) for seconds in instant_seconds]
-        num_read = 0
-        while num_read < len(self._instants):
-            instant = self._instants[num_read]
-            if (jump := self._find_jump(instant)) is not None:
-                yield from self._drain()
-                self._jump(jump, instant)
-            shown_pts = self._read_until_known(instant)
-            if self._skip_to_key_frame(shown_pts):
-                # The decoder would take what it still holds for what the key frame's successors refer to.
-                yield from self._drain()
-                self._codec.flush_buffers()
-            next_place = bisect_right(self._times, shown_pts)
-            until = self._times[next_place] if next_place < len(self._times) else math.inf
-            num_due = bisect_left(self._instants, until) - num_read
+        num_found = 0
+        while num_found < len(self._instants):
+            shown_pts = self._find_shown(self._instants[num_found])
+            num_due = bisect_left(self._instants, self._end_of(shown_pts)) - num_found
             self._due.append((shown_pts, num_due))
-            num_read += num_due
+            num_found += num_due
             yield from self._come_out()
             # It may be in the decoder already, which gets packets in another order than that of display.
             if any(packet.pts == shown_pts for packet in self._queue):
@@ -658,7 +650,23 @@ class _PacketReader:
                 while fed_pts != shown_pts:
                     fed_pts = self._feed(self._queue.popleft())
                     yield from self._come_out()
-        yield from self._drain()
+        self._empty_decoder()
+        yield from self._come_out()
+        if self._due:
+            raise _IrregularVideo
+
+    def _decode_first_frame(self) -> int:
+        """The timestamp of the first frame, from which instants count."""
+        while not self._decoded and self._read_packet():
+            self._decoded.extend(self._queue.popleft().decode())
+        if not self._decoded:
+            self._empty_decoder()
+        self._read_ahead(self._times[0] if self._times else 0)
+        # What is shown first has to be known from the packets as well.
+        if not self._decoded or self._decoded[0].pts != self._times[0]:
+            raise _IrregularVideo
+        self._video.displayed_size = _displayed_size(self._video, self._decoded[0])
+        return self._times[0]
 
     def _last_tick(self, first_pts: int, seconds: float) -> int:
         """The latest timestamp that is not after an instant."""
@@ -670,25 +678,68 @@ class _PacketReader:
             tick -= 1
         return tick
 
-    def _decode_first_frame(self) -> None:
-        while not self._decoded:
-            if not self._queue and not self._read_packet():
-                self._decoded.extend(self._codec.decode(None))
-                break
-            packet = self._queue.popleft()
-            self._decoded.extend(packet.decode())
-        # What is shown first has to be known from the packets as well.
-        self._read_ahead(self._times[0] if self._times else 0)
-        if not self._decoded or self._decoded[0].pts != self._times[0]:
+    def _find_shown(self, instant: int) -> int:
+        """The timestamp of the frame on display at an instant. What it is decoded from is read but not decoded."""
+        self._jump_towards(instant)
+        self._read_ahead(instant)
+        place = bisect_right(self._times, instant)
+        if not place:
             raise _IrregularVideo
-        self._video.displayed_size = _displayed_size(self._video, self._decoded[0])
+        shown_pts = self._times[place - 1]
+        if place == len(self._times):
+            # Of how long the last frame is shown, only that it is so long is taken from here.
+            step = self._last_packet.duration or (shown_pts - self._times[-2] if place > 1 else 0)
+            if self._instants[-1] >= shown_pts + step:
+                raise _IrregularVideo
+        return shown_pts
+
+    def _jump_towards(self, instant: int) -> None:
+        """Go to the last key frame of the index that is shown before an instant, unless it is read already."""
+        if self._video.container.format.name not in INDEXED_FORMATS or self._last_packet.dts is None:
+            return
+        entries = self._video.stream.index_entries
+        place = entries.search_timestamp(instant)
+        if place < 0 or entries[place].timestamp <= self._last_packet.dts:
+            return
+        self._empty_decoder()
+        # The index has the times of decoding: the key frame may turn out to be shown after the instant.
+        while place >= 0:
+            self._video.container.seek(entries[place].timestamp, stream=self._video.stream)
+            self._packets = self._video.packets()
+            self._queue.clear()
+            self._times.clear()
+            if not self._read_packet() or not self._queue[0].is_keyframe:
+                break
+            if self._queue[0].pts <= instant:
+                return
+            place = entries.search_timestamp(entries[place].timestamp - 1)
+        raise _IrregularVideo
+
+    def _read_ahead(self, instant: int) -> None:
+        """Read until no packet can follow that is shown up to an instant."""
+        for place in reversed(range(len(self._queue))):
+            if self._pass_over(place, instant):
+                break
+        while len(self._times) - bisect_right(self._times, instant) <= MAX_REORDERED_FRAMES and self._read_packet():
+            if not self._pass_over(len(self._queue) - 1, instant) and len(self._queue) > MAX_QUEUED_PACKETS:
+                self._feed(self._queue.popleft())
+
+    def _pass_over(self, place: int, instant: int) -> bool:
+        """Drop the packets before one in the queue, if what is on display then can be decoded from it."""
+        packet = self._queue[place]
+        if not packet.is_keyframe or packet.is_discard or packet.pts > instant:
+            return False
+        if place >= MIN_SKIPPED_FRAMES:
+            for _ in range(place):
+                self._queue.popleft()
+            self._follows_gap = True
+        return True
 
     def _read_packet(self) -> bool:
         """Read a packet into the queue; whether there was one."""
         packet = next(self._packets, None)
         # The last packets are dummies, without a time.
         if packet is None or not packet.size:
-            self._is_read_out = True
             return False
         if packet.pts is None:
             raise _IrregularVideo
@@ -703,96 +754,45 @@ class _PacketReader:
             self._times.insert(place, packet.pts)
         return True
 
-    def _read_ahead(self, tick: int) -> None:
-        """Read until no packet can follow that is shown up to `tick`."""
-        while len(self._times) - bisect_right(self._times, tick) <= MAX_REORDERED_FRAMES and self._read_packet():
-            pass
+    def _end_of(self, pts: int) -> float:
+        """When the frame after another is shown, as far as that is read."""
+        place = bisect_right(self._times, pts)
+        return self._times[place] if place < len(self._times) else math.inf
 
-    def _read_until_known(self, instant: int) -> int:
-        """The timestamp of the frame on display at an instant."""
-        self._read_ahead(instant)
-        place = bisect_right(self._times, instant)
-        if not place:
-            raise _IrregularVideo
-        shown_pts = self._times[place - 1]
-        if place == len(self._times):
-            # Of how long the last frame is shown, only that it is so long is taken from here.
-            step = self._last_packet.duration or (shown_pts - self._times[-2] if place > 1 else 0)
-            if self._instants[-1] >= shown_pts + step:
-                raise _IrregularVideo
-        return shown_pts
-
-    def _find_jump(self, instant: int) -> int | None:
-        """Where in the index the last key frame before an instant stands, if that is not read yet."""
-        if self._video.container.format.name not in INDEXED_FORMATS:
-            return None
-        entries = self._video.stream.index_entries
-        place = entries.search_timestamp(instant)
-        if place < 0 or self._last_packet.dts is None or entries[place].timestamp <= self._last_packet.dts:
-            return None
-        return place
-
-    def _jump(self, place: int, instant: int) -> None:
-        """Go to a key frame of the index; to an earlier one if it turns out to be shown after the instant."""
-        entries = self._video.stream.index_entries
-        while True:
-            self._video.container.seek(entries[place].timestamp, stream=self._video.stream)
-            self._packets = self._video.packets()
-            self._queue.clear()
-            self._times.clear()
-            self._decoded.clear()
-            self._is_read_out = False
-            if not self._read_packet() or not self._queue[0].is_keyframe:
-                raise _IrregularVideo
-            if self._queue[0].pts <= instant:
-                return
-            place = entries.search_timestamp(entries[place].timestamp - 1)
-            if place < 0:
-                raise _IrregularVideo
-
-    def _skip_to_key_frame(self, shown_pts: int) -> bool:
-        """Drop the packets before the last key frame that a frame can be decoded from; whether there were enough."""
-        keys = [
-            place
-            for place, packet in enumerate(self._queue)
-            if packet.is_keyframe and not packet.is_discard and packet.pts <= shown_pts
-        ]
-        if not keys or keys[-1] < MIN_SKIPPED_FRAMES:
-            return False
-        for _ in range(keys[-1]):
-            self._queue.popleft()
-        return True
+    def _is_wanted(self, pts: int) -> bool:
+        return bisect_left(self._instants, pts) < bisect_left(self._instants, self._end_of(pts))
 
     def _feed(self, packet: Any) -> int:
         """Decode a packet, unless it is of a frame that neither an instant nor another frame needs."""
-        place = bisect_right(self._times, packet.pts)
-        until = self._times[place] if place < len(self._times) else math.inf
-        is_wanted = bisect_left(self._instants, packet.pts) < bisect_left(self._instants, until)
-        self._codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
-        self._decoded.extend(packet.decode())
+        if self._follows_gap:
+            # The decoder would take what it still holds for what the packets now refer to.
+            self._empty_decoder()
+            self._follows_gap = False
+        self._codec.skip_frame = "DEFAULT" if self._is_wanted(packet.pts) else "NONREF"
+        self._take(packet.decode())
         return packet.pts
 
-    def _drain(self) -> Iterator[tuple[Any, int]]:
-        """Let all frames out of the decoder."""
-        if self._due:
-            self._decoded.extend(self._codec.decode(None))
-            yield from self._come_out()
-            if self._due:
+    def _empty_decoder(self) -> None:
+        self._take(self._codec.decode(None))
+        self._codec.flush_buffers()
+
+    def _take(self, frames: list[Any]) -> None:
+        for frame in frames:
+            if frame.pts is None or frame.is_corrupt:
                 raise _IrregularVideo
-        self._decoded.clear()
+            if not self._instants or self._is_wanted(frame.pts):
+                self._decoded.append(frame)
 
     def _come_out(self) -> Iterator[tuple[Any, int]]:
         """Yield those of the decoded frames that are due."""
         while self._decoded and self._due:
-            frame = self._decoded[0]
+            frame = self._decoded.popleft()
             shown_pts, num_due = self._due[0]
-            if frame.pts is None or frame.is_corrupt or frame.pts > shown_pts:
+            if frame.pts > shown_pts:
                 raise _IrregularVideo
             if frame.pts == shown_pts:
                 self._due.popleft()
                 yield frame, num_due
-            else:
-                self._decoded.popleft()
 
 
 @contextmanager

@@ -392,6 +392,27 @@ def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
     assert not {20, 30, 60, 75, 80, 99} & {number for number, _ in fed}
 
 
+@pytest.mark.parametrize("name", ["one_group", "open_groups_without_an_index"])
+def test_few_packets_are_held(name, tmp_path, monkeypatch):
+    """However far it is to the next instant, with key frames on the way or without."""
+    file_name, options, _ = STRUCTURES[name]
+    path = write_moving_clip(tmp_path / file_name, options)
+    instants_seconds = [0.01, 1.51, 1.73, 4.7]
+    expected = read_frames(path, instants_seconds)
+    monkeypatch.setattr(video_io, "MAX_QUEUED_PACKETS", 30)
+    lengths = []
+    read_packet = video_io._PacketReader._read_packet
+
+    def watched(reader):
+        found = read_packet(reader)
+        lengths.append(len(reader._queue))
+        return found
+
+    monkeypatch.setattr(video_io._PacketReader, "_read_packet", watched)
+    np.testing.assert_array_equal(read_frames(path, instants_seconds), expected)
+    assert len(lengths) > 100 and max(lengths) <= 31
+
+
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
 def test_what_lies_between_is_not_read(name, tmp_path):
     """A jump in the file, where its header says where the key frames are."""
