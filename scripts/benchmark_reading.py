@@ -50,14 +50,14 @@ import av
 import numpy as np
 import torch
 import transformers
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from benchmark import BITS_PER_PIXEL, draw_frames, median_seconds, table_of
 from provenance import current_commit
 from study import read_rows
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
-from processing.video_io import read_frames, resize_frames
+from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 
 SIDE = 160  # Of the frames that are read, in pixels.
@@ -217,7 +217,7 @@ def read_reference(path: Path, cell: Cell) -> np.ndarray:
         container.streams.video[0].thread_type = "AUTO"
         for index, frame in enumerate(container.decode(video=0)):
             if index in asked:
-                scaled = reformatter.reformat(frame, SIDE, SIDE, "rgb24", interpolation=Interpolation.BILINEAR)
+                scaled = reformatter.reformat(frame, SIDE, SIDE, "rgb24", interpolation=SCALING_FLAGS)
                 frames.append(scaled.to_ndarray())
     return np.stack(frames)
 
