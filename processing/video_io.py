@@ -20,7 +20,7 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -61,6 +61,9 @@ MAX_QUEUED_PACKETS = 500
 class ReadLimits:
     """
     What reading a video may cost, as a guard against files that lie or come from strangers.
+
+    FFmpeg makes room for what a file's tables claim before anything can be checked: a file of 3 kB took 1.5 GB. Who
+    reads strangers' files sets a limit of memory for the process too.
 
     Args:
         timeout_seconds (`float`): Time in seconds for downloading, and again for reading. [`iterate_frames`] counts it
@@ -242,7 +245,8 @@ def read_frames(
     Read the frames on display at given instants.
 
     The frame on display is the last one whose timestamp is not after the instant. No more is decoded than the frames
-    asked for need, where the file allows; the frames are the same as if it had been decoded through from its start.
+    asked for need, where the file allows, and the frames are the same as if it had been decoded through from its
+    start; but damage to what none of them needs goes unnoticed.
 
     Args:
         source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
@@ -531,14 +535,21 @@ class _OpenVideo:
 
     def packets(self, *other_streams: Any) -> Iterator[Any]:
         """The packets of the video, and of other streams, from where the file stands; as many as the limits allow."""
-        for packet in self.container.demux(self.stream, *other_streams):
-            # The last packets are dummies.
-            self.num_packets += packet.size > 0 and packet.stream_index == self.stream.index
-            if self.num_packets > self.limits.max_frames:
-                raise self.limit_error(f"it has more than {self.limits.max_frames} frames", "max_frames")
-            if time.monotonic() > self.deadline_seconds:
-                raise self.limit_error("reading it takes long", "timeout_seconds")
-            yield packet
+        # Left to be collected, PyAV's generator leaks a packet.
+        with closing(self.container.demux(self.stream, *other_streams)) as packets:
+            while True:
+                try:
+                    packet = next(packets)
+                except (StopIteration, IndexError):
+                    # Where more streams appear on the way, PyAV may end with an IndexError, after our last packet.
+                    return
+                # The last packets are dummies.
+                self.num_packets += packet.size > 0 and packet.stream_index == self.stream.index
+                if self.num_packets > self.limits.max_frames:
+                    raise self.limit_error(f"it has more than {self.limits.max_frames} frames", "max_frames")
+                if time.monotonic() > self.deadline_seconds:
+                    raise self.limit_error("reading it takes long", "timeout_seconds")
+                yield packet
 
     def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
         """Decode all frames from the first one on; yield those on display, with the number of instants they serve."""
@@ -561,8 +572,6 @@ class _OpenVideo:
     def start_decoding(self) -> None:
         """Several frames are decoded at once where the codec allows; they still come out in presentation order."""
         codec = self.stream.codec_context
-        # Its frames may turn out larger than its header says.
-        codec.options = {"max_pixels": str(self.limits.max_pixels)}
         # On small frames, starting the threads takes longer than they save.
         codec.thread_type = "AUTO" if codec.width * codec.height > SMALL_FRAME_PIXELS else "NONE"
 
@@ -664,7 +673,7 @@ class _PacketReader:
     def _decode_first_frame(self) -> int:
         """The timestamp of the first frame, from which instants count."""
         while not self._decoded and self._read_packet():
-            self._decoded.extend(self._queue.popleft().decode())
+            self._take(self._queue.popleft().decode())
         if not self._decoded:
             self._empty_decoder()
         self._read_ahead(self._times[0] if self._times else 0)
@@ -747,7 +756,9 @@ class _PacketReader:
         # The last packets are dummies, without a time.
         if packet is None or not packet.size:
             return False
-        if packet.pts is None:
+        # What follows a damaged packet may be missing, and be what is on display. (FFmpeg also marks packets where
+        # transport streams were joined; so it is for the decoder to say whether a frame is damaged.)
+        if packet.pts is None or packet.is_corrupt:
             raise _IrregularVideo
         self._queue.append(packet)
         self._last_packet = packet
@@ -840,6 +851,8 @@ def _open_file(file: Any, name: str, limits: ReadLimits, deadline_seconds: float
             size = stream.codec_context.width, stream.codec_context.height
             if size[0] * size[1] > limits.max_pixels:
                 raise _limit_error(name, f"its frames are {size[0]} x {size[1]} pixels large", limits, "max_pixels")
+            # Its frames may turn out larger than its header says.
+            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
             ticks = stream.time_base
             time_base = Fraction(ticks.numerator, ticks.denominator)
             video = _OpenVideo(name, container, stream, time_base, limits, deadline_seconds)
