@@ -844,7 +844,7 @@ def _open_file(file: Any, name: str, limits: ReadLimits, deadline_seconds: float
                 raise _read_error(name, f"it has no video stream (found: {', '.join(kinds)})")
             # FFmpeg takes a still picture for a video of 1/25 s.
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-                raise _read_error(name, f"it is a still picture ({pictures[0].codec_context.name}), expected a video")
+                raise _read_error(name, f"it is a still picture ({container.format.name}), expected a video")
             stream = next((s for s in pictures if s.codec_context is not None), None)
             if stream is None:
                 raise _read_error(name, "there is no decoder for its video stream")
