@@ -189,7 +189,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def as_table(summary: list[dict]) -> str:
-    """The summary as a markdown table; metrics in percent, mean ± standard deviation."""
+    """The summary as a markdown table; metrics in percent, mean ± standard deviation of several seeds."""
     titles = ["backbone", "mode", "budget", "seeds", "trainable in the backbone", "kept for backward, MiB"]
     titles += ["steps", "training, s", *METRICS, "R1@0.5, difference to frozen"]
     lines = [titles, ["---"] * len(titles)]
@@ -199,7 +199,7 @@ def as_table(summary: list[dict]) -> str:
                 *(row["backbone"], row["mode"], row["budget"].replace("_", " "), str(row["seeds"])),
                 *(f"{row['trainable_backbone'] / 1e6:.3f} M", f"{row['bytes_kept'] / 2**20:.1f}"),
                 *(f"{row['steps']:.0f}", f"{row['train_seconds']:.0f}"),
-                *(f"{row[name]:.1f} ± {row[f'{name}_sd']:.1f}" for name in METRICS),
+                *(f"{row[name]:.1f}" + f" ± {row[f'{name}_sd']:.1f}" * (row["seeds"] > 1) for name in METRICS),
                 "" if row["over_frozen"] is None else f"{row['over_frozen']:+.1f}",
             ]
         )
