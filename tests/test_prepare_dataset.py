@@ -639,7 +639,7 @@ def test_inspection_reads_all_of_a_video(make_clip, cut_clip):
 
 
 def test_inspection_reports_what_nobody_expected(make_clip, monkeypatch):
-    monkeypatch.setattr(script, "read_frames", lambda *args: 1 / 0)
+    monkeypatch.setattr(script, "check_video", lambda *args: 1 / 0)
     inspection = script.inspect_video(make_clip(), decode=True)
     assert inspection == (pytest.approx(2.0), "ZeroDivisionError: division by zero")
 

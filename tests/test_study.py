@@ -271,11 +271,12 @@ def test_each_mode_on_each_backbone(tmp_path, monkeypatch, stub_study):
         for tuning, reduction in (("frozen", None), ("scada", 4))
     ]
     rows = study.read_rows(tmp_path / "results.jsonl")
-    assert [(row["backbone"], row["mode"]) for row in rows[:4]] == [
-        ("c3d", "frozen"),
-        ("c3d", "both/reduction=4"),
-        ("i3d", "frozen"),
-        ("i3d", "both/reduction=4"),
+    # In the order in which they end.
+    assert sorted((row["backbone"], row["mode"], row["seed"]) for row in rows) == [
+        (backbone, mode, seed)
+        for backbone in ("c3d", "i3d")
+        for mode in ("both/reduction=4", "frozen")
+        for seed in (0, 1)
     ]
     # Once for each backbone and mode, and the same for both seeds.
     assert len(measured) == 4 and len({path.parent for path in measured}) == 4
