@@ -23,13 +23,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .video_url import VideoFetchError, fetch_video, redact_url
+from .video_url import VideoFetchError, VideoFetchLimitError, fetch_video, redact_url
 
 
 try:
@@ -51,8 +52,13 @@ LIMITED_TO_FULL = np.rint((np.arange(256) - 16) * 255 / 219).clip(0, 255).astype
 MAX_REORDERED_FRAMES = 16
 # Their headers say where the key frames are.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# They have no place for times of display. If a codec's own frames do not tell them, FFmpeg counts packets instead.
+FORMATS_WITHOUT_TIMES = ("avi", "asf", "mxf")
+# A playlist is a file that has others opened, here or on the network.
+NO_PLAYLISTS = ",".join(sorted(av.formats_available - {"concat", "dash", "hls", "imf", "rtsp", "sdp"}))
 # To begin anew at a key frame, what is in the decoder has to come out first; it is quicker to decode a few frames.
 MIN_SKIPPED_FRAMES = 4
+MAX_TICK = 2**63 - 1
 # So many packets are held at most while looking for a key frame to begin with.
 MAX_QUEUED_PACKETS = 500
 
@@ -68,7 +74,7 @@ class ReadLimits:
     Args:
         timeout_seconds (`float`): Time in seconds for downloading, and again for reading. [`iterate_frames`] counts it
             anew from each frame that it yields.
-        max_duration_seconds (`float`): Length of the longest video, in seconds.
+        max_duration_seconds (`float`): Length of the longest video, in seconds, as [`probe`] finds it.
         max_frames (`int`): Number of frames of the longest video.
         max_pixels (`int`): Pixels of the largest frame, as it is stored.
         max_download_bytes (`int`): Size of the largest file that is downloaded from a URL.
@@ -143,7 +149,8 @@ def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iter
         context; everything else as it came.
 
     Raises:
-        `VideoReadError`: If the video cannot be downloaded.
+        `VideoReadError`: If the video cannot be downloaded; as [`VideoLimitError`] if that would cost more than the
+            limits allow.
     """
     if not (isinstance(source, str) and source.lower().startswith(("http://", "https://"))):
         yield source
@@ -152,7 +159,8 @@ def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iter
     try:
         file = fetch_video(source, limits.max_download_bytes, limits.timeout_seconds, limits.allow_private_addresses)
     except (VideoFetchError, ValueError) as error:
-        raise _read_error(name, str(error).rstrip(".")) from error
+        kind = VideoLimitError if isinstance(error, VideoFetchLimitError) else VideoReadError
+        raise kind(_message(name, str(error).rstrip("."), None)) from error
     with file:
         yield DownloadedVideo(name, file)
 
@@ -277,13 +285,14 @@ def read_frames(
     order = np.argsort(instant_seconds, kind="stable")
     frames = np.empty(0, dtype=np.uint8)
     num_read = 0
-    deadline_seconds = time.monotonic() + limits.timeout_seconds
     try:
-        for frame in _iterate_frames(source, instant_seconds[order], size, limits, deadline_seconds):
-            if not num_read:
-                frames = np.empty((len(order), *frame.shape), dtype=np.uint8)
-            frames[order[num_read]] = frame
-            num_read += 1
+        with downloaded(source, limits) as file:
+            deadline_seconds = time.monotonic() + limits.timeout_seconds
+            for frame in _iterate_frames(file, instant_seconds[order], size, limits, deadline_seconds):
+                if not num_read:
+                    frames = np.empty((len(order), *frame.shape), dtype=np.uint8)
+                frames[order[num_read]] = frame
+                num_read += 1
     except VideoReadError as error:
         if not allow_truncated or not num_read or isinstance(error, VideoLimitError):
             raise
@@ -330,7 +339,7 @@ def _iterate_frames(
     limits: ReadLimits,
     deadline_seconds: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """Without a deadline for all, each frame has the limits' time."""
+    """As [`iterate_frames`], up to a deadline of `time.monotonic()`; without one, each frame has the limits' time."""
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = VideoReformatter()
     with downloaded(source, limits) as file:
@@ -348,7 +357,7 @@ def _frames_due(
     """The frames on display at instants in ascending order, each with its file and how many instants it serves."""
     num_served = 0
     # A stream that cannot go back is read through at once.
-    if not hasattr(source, "seekable") or source.seekable():
+    if not _is_file_object(source) or _can_seek(source):
         with _open_video(source, limits, deadline_seconds) as video:
             try:
                 for frame, num_due in _PacketReader(video).frames_due(instant_seconds):
@@ -391,7 +400,11 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def cut_video(
-    source: VideoSource, start_seconds: float, end_seconds: float, path: str | os.PathLike
+    source: VideoSource,
+    start_seconds: float,
+    end_seconds: float,
+    path: str | os.PathLike,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> tuple[float, float]:
     """
     Copy a part of a video into a file of its own, pictures and sound, without encoding anything anew.
@@ -406,6 +419,7 @@ def cut_video(
         end_seconds (`float`): End, in seconds from the first frame; one after the video's own means that.
         path (`str` or `os.PathLike`): Where the copy goes; the extension picks the container. A file there is
             replaced.
+        limits ([`ReadLimits`], *optional*): What reading may cost.
 
     Returns:
         `tuple[float, float]`: Start and end of what was copied, in seconds from the source's first frame. The start is
@@ -416,26 +430,29 @@ def cut_video(
         `TypeError`: If `source` is none of these.
         `FileNotFoundError`: If there is no such file.
         `VideoReadError`: If the source cannot be read, ends before the start, or has no key frame to begin with; or if
-            the copy cannot be written, as when its container does not hold the source's codecs.
+            the copy cannot be written, as when its container does not hold the source's codecs. As
+            [`VideoLimitError`] if reading would cost more than the limits allow.
     """
     if not 0 <= start_seconds <= end_seconds < math.inf:
         raise ValueError(f"Received a cut from {start_seconds} to {end_seconds} s, expected 0 <= start <= end.")
     path = Path(path)
     if isinstance(source, str | os.PathLike) and path.exists() and path.resolve() == Path(source).resolve():
         raise ValueError(f"The cut would replace {path}, which it is cut from; choose another name.")
-    with downloaded(source) as file:
-        return _cut(file, start_seconds, end_seconds, path)
+    with downloaded(source, limits) as file:
+        return _cut(file, start_seconds, end_seconds, path, limits)
 
 
-def _cut(source: VideoSource, start_seconds: float, end_seconds: float, path: Path) -> tuple[float, float]:
+def _cut(
+    source: VideoSource, start_seconds: float, end_seconds: float, path: Path, limits: ReadLimits
+) -> tuple[float, float]:
     """As [`cut_video`], of a source that can be opened several times."""
-    facts = probe(source)
+    facts = probe(source, limits)
     first_pts = round(facts.start_seconds / facts.time_base)
     start_pts = first_pts + round(start_seconds / facts.time_base)
     # However short the part is, the frame that is shown at its start belongs to it.
     end_pts = max(first_pts + round(end_seconds / facts.time_base), start_pts + 1)
 
-    with _open_video(source) as video:
+    with _open_video(source, limits) as video:
         if start_seconds > facts.duration_seconds:
             raise video.error(f"it ends at {facts.duration_seconds:.3f} s, before the cut from {start_seconds:.3f} s")
         key_pts = None
@@ -450,16 +467,17 @@ def _cut(source: VideoSource, start_seconds: float, end_seconds: float, path: Pa
 
     # A failure leaves no half a file, and an earlier one as it was.
     partial = path.with_name(f"{path.stem}.part{path.suffix}")
-    with _open_video(source) as video:
+    with _open_video(source, limits) as video:
         try:
             with av.open(f"file:{partial}", mode="w") as output:
                 shown = _copy_packets(video, output, key_pts, end_pts)
+            partial.replace(path)
         except (av.error.FFmpegError, ValueError) as error:
-            partial.unlink(missing_ok=True)
             # From PyAV as from FFmpeg, a container that has no place for a codec comes as a ValueError.
             why = "its streams cannot be copied into such a file: " if isinstance(error, ValueError) else ""
             raise VideoReadError(f"Could not cut the video {video.name} into {path}: {why}{error}.") from error
-    partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return (
         float((key_pts - first_pts) * facts.time_base),
         float((_end_ticks(shown) - first_pts) * facts.time_base),
@@ -546,7 +564,7 @@ class _OpenVideo:
                 # The last packets are dummies.
                 self.num_packets += packet.size > 0 and packet.stream_index == self.stream.index
                 if self.num_packets > self.limits.max_frames:
-                    raise self.limit_error(f"it has more than {self.limits.max_frames} frames", "max_frames")
+                    raise self.limit_error("it has more frames", "max_frames")
                 if time.monotonic() > self.deadline_seconds:
                     raise self.limit_error("reading it takes long", "timeout_seconds")
                 yield packet
@@ -575,13 +593,17 @@ class _OpenVideo:
         # On small frames, starting the threads takes longer than they save.
         codec.thread_type = "AUTO" if codec.width * codec.height > SMALL_FRAME_PIXELS else "NONE"
 
+    def may_lack_times(self) -> bool:
+        """Whether times that ascend from packet to packet are no times of display."""
+        return self.container.format.name in FORMATS_WITHOUT_TIMES and self.stream.codec_context.has_b_frames
+
     def _displayed_frames(self) -> Iterator[tuple[Any, float]]:
         """Yield each frame with the end of its display, in seconds from the first frame, in presentation order."""
         self.start_decoding()
         shown = None
         first_pts = 0
         step_ticks = 1
-        for frame in (frame for packet in self.packets() for frame in packet.decode()):
+        for frame in self._frames_with_times():
             # A frame patched up by the decoder is damage as much as one that it refuses; so are those that follow.
             if frame.is_corrupt:
                 raise self.error("a frame is damaged")
@@ -602,6 +624,21 @@ class _OpenVideo:
             # allowed, since containers round their durations.
             step_ticks = shown.duration or step_ticks
             yield shown, self.seconds_between(first_pts, shown.pts + 2 * step_ticks)
+
+    def _frames_with_times(self) -> Iterator[Any]:
+        """All frames in the decoder's order. Times of decoding are given to the frames in that order too."""
+        packets = self.packets()
+        first = list(islice(packets, MAX_REORDERED_FRAMES + 1)) if self.may_lack_times() else []
+        times = [packet.pts for packet in first if packet.size]
+        lacks_times = bool(times) and None not in times and times == sorted(times)
+        times_of_decoding: deque[int | None] = deque()
+        for packet in chain(first, packets):
+            if lacks_times and packet.size:
+                times_of_decoding.append(packet.pts)
+            for frame in packet.decode():
+                if lacks_times:
+                    frame.pts = times_of_decoding.popleft() if times_of_decoding else None
+                yield frame
 
     def seconds_between(self, first_pts: int, pts: int) -> float:
         return float((pts - first_pts) * self.time_base)
@@ -636,6 +673,8 @@ class _PacketReader:
         # Of the packets read since the last jump: when they are shown, in order.
         self._times: list[int] = []
         self._last_packet: Any = None
+        self._is_reordered = False
+        self._first_pts = 0
         # Instants, in ticks: the latest timestamp that a frame on display can have.
         self._instants: list[int] = []
         # Decoded frames that some instant needs, in order.
@@ -650,8 +689,8 @@ class _PacketReader:
         Raises:
             _IrregularVideo: If the file has to be read through instead, from the first instant on that was not served.
         """
-        first_pts = self._decode_first_frame()
-        self._instants = [self._last_tick(first_pts, seconds) for seconds in instant_seconds]
+        self._decode_first_frame()
+        self._instants = [self._last_tick(seconds) for seconds in instant_seconds]
         num_found = 0
         while num_found < len(self._instants):
             shown_pts = self._find_shown(self._instants[num_found])
@@ -670,8 +709,8 @@ class _PacketReader:
         if self._due:
             raise _IrregularVideo
 
-    def _decode_first_frame(self) -> int:
-        """The timestamp of the first frame, from which instants count."""
+    def _decode_first_frame(self) -> None:
+        """Find out the timestamp of the first frame, from which instants count."""
         while not self._decoded and self._read_packet():
             self._take(self._queue.popleft().decode())
         if not self._decoded:
@@ -680,18 +719,20 @@ class _PacketReader:
         # What is shown first has to be known from the packets as well.
         if not self._decoded or self._decoded[0].pts != self._times[0]:
             raise _IrregularVideo
+        if self._video.may_lack_times() and not self._is_reordered:
+            raise _IrregularVideo
         self._video.displayed_size = _displayed_size(self._video, self._decoded[0])
-        return self._times[0]
+        self._first_pts = self._times[0]
 
-    def _last_tick(self, first_pts: int, seconds: float) -> int:
+    def _last_tick(self, seconds: float) -> int:
         """The latest timestamp that is not after an instant."""
-        tick = first_pts + math.floor(Fraction(seconds) / self._video.time_base)
+        tick = self._first_pts + math.floor(Fraction(seconds) / self._video.time_base)
         # As floats they may compare differently, and that comparison counts.
-        while self._video.seconds_between(first_pts, tick + 1) <= seconds:
+        while self._video.seconds_between(self._first_pts, tick + 1) <= seconds:
             tick += 1
-        while self._video.seconds_between(first_pts, tick) > seconds:
+        while self._video.seconds_between(self._first_pts, tick) > seconds:
             tick -= 1
-        return tick
+        return min(tick, MAX_TICK)
 
     def _find_shown(self, instant: int) -> int:
         """The timestamp of the frame on display at an instant. What it is decoded from is read but not decoded."""
@@ -768,6 +809,7 @@ class _PacketReader:
             is_known = place < len(self._times) and self._times[place] == packet.pts
             if is_known or len(self._times) - place > MAX_REORDERED_FRAMES:
                 raise _IrregularVideo
+            self._is_reordered |= place < len(self._times)
             self._times.insert(place, packet.pts)
         return True
 
@@ -809,6 +851,7 @@ class _PacketReader:
                 raise _IrregularVideo
             if frame.pts == shown_pts:
                 self._due.popleft()
+                self._video.reached_seconds = self._video.seconds_between(self._first_pts, shown_pts)
                 yield frame, num_due
 
 
@@ -830,7 +873,7 @@ def _open_file(file: Any, name: str, limits: ReadLimits, deadline_seconds: float
     video = None
     options = {
         "max_pixels": str(limits.max_pixels),
-        # A playlist is a file that has others opened, here or on the network.
+        "format_whitelist": NO_PLAYLISTS,
         "protocol_whitelist": "file" if isinstance(file, str) else "none",
     }
     try:
@@ -880,15 +923,23 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
             raise _read_error(str(path), "it is empty")
         # With the protocol spelled out, FFmpeg takes no part of a file's name for a protocol or a pattern.
         return f"file:{path}", str(path)
-    if not callable(getattr(source, "read", None)):
+    if not _is_file_object(source) or isinstance(source, io.TextIOBase):
         raise TypeError(
             f"Received a video of type {type(source).__name__}, expected a path, an http(s) URL, bytes or a file "
             "opened for reading bytes; pass videos that are arrays to the video processor instead."
         )
     # The same file object is first probed and then read.
-    if source.seekable():
+    if _can_seek(source):
         source.seek(0)
     return source, str(getattr(source, "name", f"<{type(source).__name__}>"))
+
+
+def _is_file_object(source: Any) -> bool:
+    return callable(getattr(source, "read", None))
+
+
+def _can_seek(file: Any) -> bool:
+    return hasattr(file, "seekable") and file.seekable()
 
 
 def _read_error(name: str, reason: str, reached_seconds: float | None = None) -> VideoReadError:

@@ -48,6 +48,10 @@ class VideoFetchError(RuntimeError):
     """A video that cannot be downloaded as asked. The message is the reason, to stand within a sentence."""
 
 
+class VideoFetchLimitError(VideoFetchError):
+    """A video that is larger, or takes longer, than is allowed."""
+
+
 def fetch_video(url: str, max_bytes: int, timeout_seconds: float, allow_private_addresses: bool = False) -> BinaryIO:
     """
     Download a video into a temporary file.
@@ -70,8 +74,8 @@ def fetch_video(url: str, max_bytes: int, timeout_seconds: float, allow_private_
     Raises:
         `ValueError`: If `url` is no http(s) URL.
         `VideoFetchError`: If the host is not found, has an address that is not public, or cannot be reached; if its
-            certificate is not valid; if its answer is no success, is compressed or cut short; or if the file is larger
-            than `max_bytes` or takes longer than `timeout_seconds`.
+            certificate is not valid; if its answer is no success, is compressed or cut short; or, as
+            [`VideoFetchLimitError`], if the file is larger than `max_bytes` or takes longer than `timeout_seconds`.
         `OSError`: If the temporary file cannot be written.
     """
     deadline_seconds = time.monotonic() + timeout_seconds
@@ -164,7 +168,7 @@ def _connect(host: str, port: int, deadline_seconds: float, allow_private_addres
         if not allow_private_addresses and not _is_public(str(address[0])):
             raise VideoFetchError(
                 f"the host {host} is at {address[0]}, which is no public address; to allow that, download it yourself "
-                "or set allow_private_addresses=True"
+                "or set allow_private_addresses=True (of `ReadLimits`)"
             )
     failure = OSError("it has no address")
     for index, (family, kind, protocol, _, address) in enumerate(found):
@@ -213,7 +217,7 @@ def _save(
     advice = f"more than the {max_bytes} bytes that are allowed; allow more, or download it yourself"
     stated_bytes = response.length
     if stated_bytes is not None and stated_bytes > max_bytes:
-        raise VideoFetchError(f"it has {stated_bytes} bytes, {advice}")
+        raise VideoFetchLimitError(f"it has {stated_bytes} bytes, {advice}")
 
     with ExitStack() as stack:
         file = stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))
@@ -225,7 +229,7 @@ def _save(
                 break
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
-                raise VideoFetchError(f"it has {advice}")
+                raise VideoFetchLimitError(f"it has {advice}")
             file.write(chunk)
         if stated_bytes is not None and num_bytes < stated_bytes:
             raise VideoFetchError(f"the host {host} sent {num_bytes} of its {stated_bytes} bytes; try again")
@@ -241,7 +245,9 @@ def _as_fetch_errors(scheme: str, host: str, timeout_seconds: float) -> Iterator
         yield
     except (OSError, http.client.HTTPException) as error:
         # The time that a socket is given runs out without an errno; what the system itself gives up on has one.
+        kind = VideoFetchError
         if isinstance(error, TimeoutError) and error.errno is None:
+            kind = VideoFetchLimitError
             reason = (
                 f"the host {host} takes longer than the {timeout_seconds:g} s that are allowed; allow more, or "
                 "download it yourself"
@@ -258,7 +264,7 @@ def _as_fetch_errors(scheme: str, host: str, timeout_seconds: float) -> Iterator
             reason = f"the connection to the host {host} failed ({what}); check the URL and the network"
         if scheme in urllib.request.getproxies():
             reason += " (the environment names a proxy, which is not used)"
-        raise VideoFetchError(reason) from error
+        raise kind(reason) from error
 
 
 def _seconds_left(deadline_seconds: float) -> float:

@@ -5,7 +5,8 @@ Pretrains a tiny video backbone on what is visible in a clip: colours and shapes
     python scripts/pretrain_backbone.py --output_dir outputs/backbones/c3d \
         --config '{"model_type": "c3d", "image_size": 32, "hidden_sizes": [16, 32, 64, 96, 96]}'
     python scripts/pretrain_backbone.py --output_dir outputs/backbones/i3d \
-        --config '{"model_type": "i3d", "image_size": 32, "base_channels": 12, "freeze_batch_norm": false}'
+        --config '{"model_type": "i3d", "image_size": 32, "base_channels": 12, "freeze_batch_norm": false,
+            "batch_norm_momentum": 0.1}'
 
 The first is the VideoMAE of the demo; with `--config`, any backbone that a SCADA model can have.
 

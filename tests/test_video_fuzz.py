@@ -585,9 +585,7 @@ def test_harness_tells_which_mutant_it_was(clips):
 def test_harness_notices_other_frames(clips, monkeypatch):
     """A reader of packets that takes the next frame for the one on display."""
     last_tick = video_io._PacketReader._last_tick
-    monkeypatch.setattr(
-        video_io._PacketReader, "_last_tick", lambda self, first, seconds: last_tick(self, first, seconds + 0.1)
-    )
+    monkeypatch.setattr(video_io._PacketReader, "_last_tick", lambda self, seconds: last_tick(self, seconds + 0.1))
     assert not inspect_reading(Mutant(0, clips[0], 0.0)).problem
     outcome = inspect_reading(Mutant(0, clips[0], 2.5))
     assert outcome.gave_frames and "s alone" in outcome.differs

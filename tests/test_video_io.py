@@ -6,6 +6,7 @@ import time
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from processing.video_io import (
     VideoReadError,
     _end_ticks,
     check_video,
+    cut_video,
     downloaded,
     iterate_frames,
     probe,
@@ -369,6 +371,21 @@ def test_the_same_frames_as_reading_through(name, threads_above_pixels, tmp_path
                 num_irregular += 1
     assert (num_irregular == 0) == is_regular
     assert len({frame.tobytes() for frame in expected[-1]}) > 50  # they do differ
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.asf", "clip.mxf", "mpeg4.avi"])
+def test_containers_without_times_of_display(name, tmp_path):
+    """Times are those of decoding there, in an order that the B-frames' display is not in."""
+    codec = Path(name).stem
+    frames = read_frames(write_moving_clip(tmp_path / name, {"g": "12", "bf": "3"}), np.arange(120) / 25 + 0.02)
+    # The same encoder's frames in a container that has such times.
+    expected = read_frames(
+        write_moving_clip(tmp_path / f"{codec}.mkv", {"g": "12", "bf": "3"}), np.arange(120) / 25 + 0.02
+    )
+    np.testing.assert_array_equal(frames, expected)
+    for index in (0, 1, 17, 118):
+        np.testing.assert_array_equal(read_frames(tmp_path / name, [index / 25 + 0.02])[0], expected[index])
+    assert probe(tmp_path / name).duration_seconds == pytest.approx(120 / 25, abs=0.1)  # ASF counts its preroll
 
 
 def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
@@ -749,6 +766,8 @@ def test_instants_after_the_end(make_clip, read_codes):
     assert read_codes(read_frames(path, [1.999, 2.05])) == [19, 19]  # within a step, as containers round
     with pytest.raises(VideoReadError, match=r"at 2\.150 s, which was asked for.*reading got to 1\.900 s"):
         read_frames(path, [0.0, 2.15])
+    with pytest.raises(VideoReadError, match="no frame is shown any more"):
+        read_frames(path, [1e16])  # more ticks than 64 bits
 
 
 def test_frames_before_a_cut_if_asked_for(make_clip, read_codes):
@@ -775,7 +794,7 @@ def test_frames_before_a_cut_if_asked_for(make_clip, read_codes):
     ("limits", "message"),
     [
         ({"max_duration_seconds": 1.9}, "it lasts 2 s, and no more than max_duration_seconds=1.9 is allowed"),
-        ({"max_frames": 19}, "more than 19 frames"),
+        ({"max_frames": 19}, "it has more frames, and no more than max_frames=19 is allowed"),
         ({"max_pixels": 48 * 64 - 1}, "its frames are 64 x 48 pixels large"),
         ({"timeout_seconds": 0.0}, "timeout_seconds=0.0 is allowed"),
     ],
@@ -793,6 +812,42 @@ def test_limits(limits, message, make_clip):
                 read(path, [k / 10 + 0.05 for k in range(20)], limits=ReadLimits(**limits))
         with pytest.raises(VideoLimitError, match=message):
             read_frames(path, [k / 10 + 0.05 for k in range(20)], allow_truncated=True, limits=ReadLimits(**limits))
+
+
+def test_cutting_has_limits_too(make_clip, tmp_path):
+    path = make_clip()
+    with pytest.raises(VideoLimitError, match="max_frames=19"):
+        cut_video(path, 0.0, 2.0, tmp_path / "cut.mp4", ReadLimits(max_frames=19))
+    # The limit is met in the middle of the copy.
+    with pytest.raises(VideoLimitError), mock.patch.object(video_io, "probe", lambda *_: probe(path)):
+        cut_video(path, 0.5, 2.0, tmp_path / "cut.mp4", ReadLimits(max_frames=19))
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_limit_of_a_download_is_one(monkeypatch):
+    def fetch(url, max_bytes, timeout_seconds, allow_private_addresses):
+        raise video_io.VideoFetchLimitError("it has 9 bytes, more than the 8 bytes that are allowed")
+
+    monkeypatch.setattr(video_io, "fetch_video", fetch)
+    with pytest.raises(VideoLimitError, match="http://host/a.mp4: it has 9 bytes"):
+        read_frames("http://host/a.mp4", [0.0])
+
+
+def test_downloading_and_reading_have_a_time_each(make_clip, monkeypatch):
+    data = make_clip().read_bytes()
+
+    def fetch(*_):
+        time.sleep(0.7)
+        return io.BytesIO(data)
+
+    monkeypatch.setattr(video_io, "fetch_video", fetch)
+    assert len(read_frames("http://host/a.mp4", [0.0], limits=ReadLimits(timeout_seconds=0.6))) == 1
+
+
+def test_errors_say_how_far_frames_were_read(make_clip):
+    frames = iterate_frames(make_clip(num_frames=100), np.arange(100) / 10 + 0.05, limits=ReadLimits(max_frames=60))
+    with pytest.raises(VideoLimitError, match=r"reading got to [2-5]\.\d+ s"):
+        list(frames)
 
 
 def test_time_of_a_caller_does_not_count(make_clip):
@@ -840,9 +895,12 @@ def test_a_playlist_opens_no_other_file(make_clip, tmp_path):
     path = make_clip()
     playlist = f"ffconcat version 1.0\nfile '{path}'\n".encode()
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\nfile://{path}\n#EXT-X-ENDLIST\n".encode()
-    for content in (playlist, hls):
-        with pytest.raises(VideoReadError):
-            probe(content)
+    for number, content in enumerate((playlist, hls, b"ffconcat version 1.0\nfile clip.mp4\n")):
+        named = tmp_path / f"up{number}.mp4"
+        named.write_bytes(content)
+        for source in (content, named):
+            with pytest.raises(VideoReadError):
+                probe(source)
 
 
 def test_errors_survive_pickling(tmp_path):
