@@ -29,8 +29,9 @@ quality: $(STAMP)  ## linter, formatter, type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## memory and speed, into outputs/bench
+bench: $(STAMP)  ## memory and speed, and reading beside other readers that are installed, into outputs/bench; hours
 	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench
+	$(BIN)/python scripts/benchmark_reading.py --output_dir outputs/bench/reading
 
 # torch comes first and on its own, at its pinned version: the second call then finds it there and pulls no other.
 $(STAMP): pyproject.toml constraints.txt

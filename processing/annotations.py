@@ -213,6 +213,8 @@ class VideoFiles:
 
 def folder_of_videos(name_or_path: str, video_root: str | None = None) -> str | None:
     """
+    Where a data set's videos are.
+
     Args:
         name_or_path (`str`): A data set, as for [`load_annotations`].
         video_root (`str`, *optional*): Folder that its relative paths start from.

@@ -147,7 +147,14 @@ class ScadaProcessor(ProcessorMixin):
 
     def encode_segments(self, text: list[list[str]], segments: list, timelines: Sequence[Timeline]) -> np.ndarray:
         """
-        The `labels` `(B, M, K, 2)` of [`~ScadaProcessor.encode_text`], which has the same arguments and errors.
+        Args:
+            text, segments, timelines: As for [`~ScadaProcessor.encode_text`].
+
+        Returns:
+            `np.ndarray`: Its `labels` `(B, M, K, 2)`.
+
+        Raises:
+            As [`~ScadaProcessor.encode_text`].
         """
         sentences = _nest_text(text, len(timelines))
         return _labels(_nest_segments(segments, text, sentences), list(timelines))

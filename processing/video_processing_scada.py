@@ -129,8 +129,13 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         Download a URL once, for several calls; a context, whose value stands for the video in them.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): A video; all but URLs stay as they
-                are.
+            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): A video.
+
+        Returns:
+            A context manager: of a URL for a file that is deleted at the end, of all else for what came.
+
+        Raises:
+            VideoReadError: On entering, if the video cannot be downloaded.
         """
         return downloaded(video, self.limits)
 

@@ -52,8 +52,7 @@ import torch
 import transformers
 from av.video.reformatter import VideoReformatter
 from benchmark import BITS_PER_PIXEL, draw_frames, median_seconds, table_of
-from provenance import current_commit
-from study import read_rows
+from provenance import current_commit, read_rows
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
@@ -275,7 +274,7 @@ def read_with_torchcodec(path: Path, cell: Cell, seek_mode: str) -> np.ndarray:
 
 Reader = Callable[[Path, Cell], np.ndarray]
 
-# The first word is the peer's name; several readers of a column count as the fastest of them.
+# The first word is the peer's name.
 READERS: dict[str, Reader] = {
     "ours": read_with_ours,
     "transformers": read_with_transformers,
@@ -285,6 +284,7 @@ READERS: dict[str, Reader] = {
     "torchcodec exact": partial(read_with_torchcodec, seek_mode="exact"),
     "torchcodec approximate": partial(read_with_torchcodec, seek_mode="approximate"),
 }
+# Several readers of a column count as the fastest of them.
 COLUMNS = {
     "transformers": ["transformers"],
     "decord": ["decord"],

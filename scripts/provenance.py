@@ -1,5 +1,6 @@
-"""What a record has to say of where it comes from."""
+"""Records of measurements: where they come from, and those that are there."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,3 +12,8 @@ def current_commit() -> str | None:
     """The commit of this checkout; `None` where it is none."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
     return done.stdout.strip() or None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The lines of a JSON Lines file, one dict each; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -38,7 +38,7 @@ import torch
 from benchmark import bytes_kept
 from demo import METRICS, train
 from make_moving_shapes import make_moving_shapes
-from provenance import REPOSITORY, current_commit
+from provenance import REPOSITORY, current_commit, read_rows
 from run_temporal_grounding import build_model, parse_arguments, prepare_tuning
 from tqdm import tqdm
 
@@ -72,11 +72,6 @@ def arguments_of(mode: str) -> dict:
     if name not in MODES:
         raise ValueError(f"Received the mode {mode!r}; expected one of {list(MODES)}, then /argument=value.")
     return MODES[name] | {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The finished runs, one dict each."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def bytes_kept_by(recipe: Path) -> int:
@@ -125,21 +120,25 @@ def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output
         return output_dir / "runs" / job["backbone"] / name
 
     def run(job: dict) -> dict:
-        overrides = arguments_of(job["mode"]) | {key: job[key] for key in ("seed", "max_steps")}
+        overrides = arguments_of(job["mode"]) | {name: job[name] for name in ("seed", "max_steps")}
         overrides["video_model"] = video_models[job["backbone"]]
         return train(recipe, output_dir / "data", run_dir(job), **overrides)
 
     with ThreadPoolExecutor(num_workers) as pool:
         running = {pool.submit(run, job): job for job in jobs}
-        for finished in tqdm(as_completed(running), total=len(jobs), desc="runs"):
-            job, result = running[finished], finished.result()
-            model = (job["backbone"], job["mode"])
-            # Here and not in `run`, since loading a model is not safe in two threads at a time.
-            if model not in kept_by:
-                kept_by[model] = bytes_kept_by(run_dir(job) / "recipe.json")
-            row = job | result | {"bytes_kept": kept_by[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
-            with open(results_path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+        try:
+            for finished in tqdm(as_completed(running), total=len(jobs), desc="runs"):
+                job, result = running[finished], finished.result()
+                model = (job["backbone"], job["mode"])
+                # Here and not in `run`, since loading a model is not safe in two threads at a time.
+                if model not in kept_by:
+                    kept_by[model] = bytes_kept_by(run_dir(job) / "recipe.json")
+                facts = {"bytes_kept": kept_by[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
+                with open(results_path, "a") as file:
+                    file.write(json.dumps(job | result | facts) + "\n")
+        finally:
+            # After a failure, runs that nobody would read the results of do not start.
+            pool.shutdown(cancel_futures=True)
 
 
 def ordered_modes(rows: list[dict]) -> list[str]:
@@ -178,10 +177,9 @@ def summarise(rows: list[dict]) -> list[dict]:
             continue
         cells: dict = {"backbone": backbone, "mode": mode, "budget": budget, "seeds": len(group)}
         cells |= {name: group[0][name] for name in ("trainable_backbone", "bytes_kept")}
-        for name in ("steps", "train_seconds", *METRICS):
-            values = [row[name] for row in group]
-            cells[name] = statistics.mean(values)
-            cells[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells |= {name: statistics.mean(row[name] for row in group) for name in ("steps", "train_seconds", *METRICS)}
+        for name in METRICS:
+            cells[f"{name}_sd"] = statistics.stdev(row[name] for row in group) if len(group) > 1 else 0.0
         frozen = [] if mode == "frozen" else select(rows, backbone, "frozen", budget)
         cells["over_frozen"] = over_frozen(group, frozen)
         summary.append(cells)
@@ -250,9 +248,8 @@ def draw_backbones(summary: list[dict], path: Path) -> None:
         for axes, x in zip(panels, (row["trainable_backbone"], row["bytes_kept"] / 2**20), strict=True):
             axes.errorbar(x, row["R1@0.5"], yerr=row["R1@0.5_sd"] or None, **style)
     # Logarithmic but for the 0 of the frozen backbone.
-    decades = [math.floor(math.log10(row["trainable_backbone"])) for row in summary if row["trainable_backbone"]] or [
-        0
-    ]
+    trained = [row["trainable_backbone"] for row in summary if row["trainable_backbone"]]
+    decades = [math.floor(math.log10(count)) for count in trained or [1]]
     powers = [10.0**decade for decade in range(min(decades), max(decades) + 1)]
     panels[0].set_xscale("symlog", linthresh=powers[0])
     panels[0].set_xticks([0, *powers])
@@ -298,8 +295,8 @@ def main() -> None:
     parser.add_argument("--num_train", type=int, default=1000, help="Videos to train on.")
     parser.add_argument("--num_test", type=int, default=200, help="Videos to evaluate on.")
     args = parser.parse_args()
-    if args.equal_time and "full" not in args.modes:
-        parser.error("--equal_time measures against full fine-tuning; add full to --modes.")
+    if args.equal_time and (missing := {"full", *args.equal_time} - set(args.modes)):
+        parser.error(f"--equal_time goes by the time of equal steps; add to --modes: {' '.join(sorted(missing))}.")
     for mode in (*args.modes, *args.equal_time):
         if "video_model" in arguments_of(mode):
             parser.error(f"The mode {mode} names a backbone; name it in --backbones.")

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,26 @@ def test_each_mode_on_each_backbone(tmp_path, monkeypatch, stub_study):
     assert (len(runs), len(measured)) == (12, 4)
 
 
+def test_after_a_failure_no_further_run_starts(tmp_path, monkeypatch, stub_study):
+    argv, runs, _ = stub_study
+    train = study.train
+
+    def train_or_fail(recipe, data_dir, run_dir, **overrides):
+        if overrides["seed"] == 1:
+            runs.append(overrides)
+            time.sleep(0.2)  # time to be noticed in
+            raise RuntimeError("no memory")
+        time.sleep(0.2)
+        return train(recipe, data_dir, run_dir, **overrides)
+
+    monkeypatch.setattr(study, "train", train_or_fail)
+    monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen", "--seeds", *map(str, range(9))])
+    with pytest.raises(RuntimeError, match="no memory"):
+        study.main()
+    assert 2 <= len(runs) <= 4
+    assert [row["seed"] for row in study.read_rows(tmp_path / "results.jsonl")] == [0]
+
+
 def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, monkeypatch, stub_study):
     argv, runs, _ = stub_study
     argv += ["--modes", "full", "frozen", "--seeds", "0", "--max_steps", "100", "--equal_time", "frozen"]
@@ -306,7 +327,8 @@ def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, m
     ("arguments", "message"),
     [
         (["--backbones", "one/c3d", "MCG/c3d/"], "same last name"),
-        (["--modes", "frozen", "--equal_time", "frozen"], "add full"),
+        (["--modes", "frozen", "--equal_time", "frozen"], "add to --modes: full"),
+        (["--modes", "full", "--equal_time", "lora"], "add to --modes: lora"),
         (["--modes", 'full/video_model="a/b"'], "--backbones"),
     ],
 )
