@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from .video_url import is_url
+
 
 logger = logging.get_logger(__name__)
 
@@ -186,7 +188,7 @@ class VideoFiles:
             if video.get("bytes") is not None:
                 return video["bytes"]
             video = video["path"]
-        if isinstance(video, bytes) or video.startswith(("http://", "https://")):
+        if isinstance(video, bytes) or is_url(video):
             return video
         path = Path(self.root or "") / video
         if path.is_file():

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .video_url import VideoFetchError, VideoFetchLimitError, fetch_video, redact_url
+from .video_url import VideoFetchError, VideoFetchLimitError, fetch_video, is_url, redact_url
 
 
 try:
@@ -152,7 +152,7 @@ def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iter
         `VideoReadError`: If the video cannot be downloaded; as [`VideoLimitError`] if that would cost more than the
             limits allow.
     """
-    if not (isinstance(source, str) and source.lower().startswith(("http://", "https://"))):
+    if not (isinstance(source, str) and is_url(source)):
         yield source
         return
     name = redact_url(source)
@@ -185,7 +185,7 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFact
         `VideoReadError`: If the source holds no video stream or no frame, or cannot be read; as [`VideoLimitError`] if
             it would cost more than the limits allow.
     """
-    with _open_video(source, limits) as video:
+    with downloaded(source, limits) as file, _open_video(file, limits) as video:
         first_frame = None
         # (time, duration) of the packets, in ticks, on the clock of display and on that of decoding.
         shown: list[tuple[int, int]] = []
@@ -329,7 +329,8 @@ def iterate_frames(
         raise ValueError("Received instants that are not in ascending order; sort them, or use `read_frames`.")
     if size is not None:
         size = _check_size(size)
-    yield from _iterate_frames(source, instant_seconds, size, limits)
+    with downloaded(source, limits) as file:
+        yield from _iterate_frames(file, instant_seconds, size, limits)
 
 
 def _iterate_frames(
@@ -342,13 +343,12 @@ def _iterate_frames(
     """As [`iterate_frames`], up to a deadline of `time.monotonic()`; without one, each frame has the limits' time."""
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = VideoReformatter()
-    with downloaded(source, limits) as file:
-        for video, frame, num_due in _frames_due(file, instant_seconds, limits, deadline_seconds):
-            rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
-            for _ in range(num_due):
-                yield rgb
-            if deadline_seconds is None:
-                video.deadline_seconds = time.monotonic() + limits.timeout_seconds
+    for video, frame, num_due in _frames_due(source, instant_seconds, limits, deadline_seconds):
+        rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
+        for _ in range(num_due):
+            yield rgb
+        if deadline_seconds is None:
+            video.deadline_seconds = time.monotonic() + limits.timeout_seconds
 
 
 def _frames_due(
@@ -859,17 +859,13 @@ class _PacketReader:
 def _open_video(
     source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS, deadline_seconds: float | None = None
 ) -> Iterator[_OpenVideo]:
-    """Open the first video stream that is not a cover picture; turn PyAV's errors into [`VideoReadError`]."""
-    with downloaded(source, limits) as local:
-        file, name = _file_and_name(local)
-        if deadline_seconds is None:
-            deadline_seconds = time.monotonic() + limits.timeout_seconds
-        with _open_file(file, name, limits, deadline_seconds) as video:
-            yield video
-
-
-@contextmanager
-def _open_file(file: Any, name: str, limits: ReadLimits, deadline_seconds: float) -> Iterator[_OpenVideo]:
+    """
+    Open the first video stream that is not a cover picture; turn PyAV's errors into [`VideoReadError`]. A URL has to
+    be downloaded before.
+    """
+    file, name = _file_and_name(source)
+    if deadline_seconds is None:
+        deadline_seconds = time.monotonic() + limits.timeout_seconds
     video = None
     options = {
         "max_pixels": str(limits.max_pixels),

@@ -115,6 +115,11 @@ def fetch_video(url: str, max_bytes: int, timeout_seconds: float, allow_private_
     raise VideoFetchError(f"it is redirected more than {MAX_REDIRECTS} times; pass the URL that it ends at")
 
 
+def is_url(name: str) -> bool:
+    """Whether a name is an http or https URL, and no path."""
+    return name.lower().startswith(("http://", "https://"))
+
+
 def redact_url(url: str) -> str:
     """
     A URL as it may stand in messages and logs.

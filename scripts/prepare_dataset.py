@@ -55,6 +55,7 @@ from tqdm import tqdm
 
 from processing.annotations import VideoFiles, clean_segment, clean_sentence, without_extension
 from processing.video_io import VideoReadError, check_video, probe
+from processing.video_url import is_url
 
 
 FEATURES = Features(
@@ -704,7 +705,7 @@ def prepare_dataset(
     for video in chain(*grouped.values()):
         by_name.setdefault(video.video, video)
     paths = {} if videos is None else find_videos(by_name, Path(videos))
-    local = {name: path for name, path in paths.items() if path and not path.startswith(("http://", "https://"))}
+    local = {name: path for name, path in paths.items() if path and not is_url(path)}
     unknown = {video.video for video in chain(*grouped.values()) if video.duration_seconds is None}
     opened = local if check_videos else {name: path for name, path in local.items() if name in unknown}
     inspections = inspect_videos(opened, Path(videos or ""), check_videos, num_workers)
