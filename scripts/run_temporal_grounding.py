@@ -123,6 +123,12 @@ class ModelArguments:
     head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
     grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
     num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
+    listwise_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which a sentence's proposals compete."}
+    )
+    matching_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which the sentences and segments of a video compete."}
+    )
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int | None = field(
         default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}
@@ -155,6 +161,10 @@ class DataArguments:
     skip_broken_videos: bool = field(
         default=False,
         metadata={"help": "Leave out videos that cannot be read, and list them in broken_videos.jsonl."},
+    )
+    keep_in_memory: bool = field(
+        default=False,
+        metadata={"help": "Keep all frames once they were read, for small data sets (12 bytes a pixel)."},
     )
     blind: bool = field(
         default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
@@ -324,6 +334,8 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             hidden_size=args.head_hidden_size,
             grid_size=args.grid_size,
             num_train_proposals=args.num_train_proposals,
+            listwise_loss_weight=args.listwise_loss_weight,
+            matching_loss_weight=args.matching_loss_weight,
         ).float()
         settings: dict[str, Any] = {"num_frames": args.num_frames}
         if args.image_size is not None:
@@ -444,6 +456,7 @@ def run(
         folder_of_videos(data_args.dataset, data_args.video_root),
         blind=data_args.blind,
         broken_videos_log=broken_videos_log,
+        keep_in_memory=data_args.keep_in_memory,
         seed=training_args.seed,
     )
     train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)
