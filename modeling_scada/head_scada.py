@@ -125,6 +125,20 @@ def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_siz
     return (segments / grid_size).clamp(0, 1)
 
 
+def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
+    """
+    Log-odds of the score, which is classification x regression (METHOD section 9).
+
+    Args:
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, P)`.
+    """
+    # 1 / (sigmoid(a) sigmoid(b)) - 1 = exp(-a) + exp(-b) + exp(-a - b)
+    return -torch.cat([-iou_logits, -iou_logits.sum(-1, keepdim=True)], dim=-1).logsumexp(-1)
+
+
 class SentenceScale(nn.Module):
     """`f <- f * (1 + W q)`: the sentence multiplies the channels."""
 

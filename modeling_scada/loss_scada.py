@@ -165,20 +165,6 @@ def offset_loss(
     return masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
-def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
-    """
-    Log-odds of the score, which is classification x regression (METHOD section 9).
-
-    Args:
-        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
-
-    Returns:
-        `torch.Tensor` of shape `(Q, P)`.
-    """
-    # 1 / (sigmoid(a) sigmoid(b)) - 1 = exp(-a) + exp(-b) + exp(-a - b)
-    return -torch.cat([-iou_logits, -iou_logits.sum(-1, keepdim=True)], dim=-1).logsumexp(-1)
-
-
 def share_of_mass(logits: torch.Tensor, positive: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """
     Cross-entropy of a softmax with several right answers: `-log` of what they get together.
@@ -292,7 +278,7 @@ def temporal_grounding_loss(
 
 
 def ranking_loss(
-    iou_logits: torch.Tensor,
+    logits: torch.Tensor,
     proposals_grid: torch.Tensor,
     labels: torch.Tensor,
     video_index: torch.Tensor,
@@ -302,8 +288,8 @@ def ranking_loss(
     The two terms that rank, see above; the mean over the sentences that have a target (0 if none has). [D]
 
     Args:
-        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression. The proposals
-            nearest to the targets have to be among the `P`.
+        logits (`torch.Tensor` of shape `(Q, P)`): IoU as classification (with the score, which the regression is part
+            of, the matching term learnt more slowly). The proposals nearest to the targets have to be among the `P`.
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
         labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
         video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
@@ -313,11 +299,10 @@ def ranking_loss(
         `dict[str, torch.Tensor]`: `loss_listwise` and `loss_matching`.
     """
     targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
-    iou_logits = iou_logits.float()
-    scores = score_logits(iou_logits)
+    logits = logits.float()
     terms = {
-        "loss_listwise": listwise_loss(iou_logits[..., 0], all_ious.amax(-1)),
-        "loss_matching": matching_loss(scores, all_ious, targets_grid, target_mask, video_index),
+        "loss_listwise": listwise_loss(logits, all_ious.amax(-1)),
+        "loss_matching": matching_loss(logits, all_ious, targets_grid, target_mask, video_index),
     }
     has_target = target_mask.any(-1)
     return {name: masked_mean(values, has_target) for name, values in terms.items()}
@@ -326,7 +311,7 @@ def ranking_loss(
 def _targets(
     labels: torch.Tensor, proposals: torch.Tensor, grid_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Targets `(Q, K, 2)` in `0..S`, which of them there are `(Q, K)`, and each proposal's IoU with them `(Q, P, K)`."""
+    """Targets `(Q, K, 2)` in `0..S`, which there are `(Q, K)`, and each proposal's IoU with them `(Q, P, K)`."""
     target_mask = labels[..., 0] >= 0
     targets_grid = labels.float().clamp_min(0) * grid_size
     return targets_grid, target_mask, temporal_iou(proposals, targets_grid) * target_mask[:, None]

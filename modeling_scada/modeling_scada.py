@@ -25,8 +25,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, decode_offsets
-from .loss_scada import ranking_loss, score_logits, temporal_grounding_loss
+from .head_scada import LocalizationHead, decode_offsets, score_logits
+from .loss_scada import ranking_loss, temporal_grounding_loss
 
 
 try:  # code from the Hub brings the adapter along, and makes peft know it
@@ -442,7 +442,11 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             }
             if any(weights.values()):
                 terms = ranking_loss(
-                    head.iou_logits, head.proposals_grid, labels[keep], outputs.video_index, self.config.grid_size
+                    head.iou_logits[..., 0],
+                    head.proposals_grid,
+                    labels[keep],
+                    outputs.video_index,
+                    self.config.grid_size,
                 )
                 loss_dict |= {name: weights[name] * term for name, term in terms.items()}
             loss = torch.stack(list(loss_dict.values())).sum()

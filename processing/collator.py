@@ -147,7 +147,7 @@ class TemporalGroundingCollator:
         read_size = {"height": height, "width": width}
         if self.augment:
             read_size = {side: round(READ_MARGIN * pixels) for side, pixels in read_size.items()}
-        key = f"{row.get('video_id')} {video_name(row['video'])}"
+        key = video_key(row["video"])
         if self._kept is not None and key in self._kept:
             features = self._kept[key]
         else:

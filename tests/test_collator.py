@@ -109,6 +109,29 @@ def test_missing_video_is_an_error(tiny_processor, row, tmp_path):
         TemporalGroundingCollator(tiny_processor, tmp_path)([{**row, "video": "gone.mp4"}])
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_videos_kept_in_memory_are_read_once(tiny_processor, row, short_row, tmp_path, monkeypatch, augment):
+    """By path and by content, and what is drawn from them is the same as if they were read each time."""
+    embedded = row | {"video": Path(row["video"]).read_bytes(), "video_id": "embedded"}
+    rows = [row, short_row, embedded]
+    settings = {"video_root": tmp_path, "augment": augment, "seed": 0}
+    expected = TemporalGroundingCollator(tiny_processor, **settings)
+    collator = TemporalGroundingCollator(tiny_processor, keep_in_memory=True, **settings)
+    read = []
+    preprocess = type(tiny_processor.video_processor).__call__
+
+    def count(self, videos, **kwargs):
+        read.append(videos)
+        return preprocess(self, videos, **kwargs)
+
+    batches = [expected(rows), expected(rows)]
+    monkeypatch.setattr(type(tiny_processor.video_processor), "__call__", count)
+    for batch in batches:
+        for name, value in collator(rows).items():
+            assert torch.equal(value, batch[name])
+    assert len(read) == 3
+
+
 def test_several_segments_of_a_sentence(tiny_processor, clip):
     row = {"video": str(clip), "sentences": ["a", "b"], "segments": [[[0.2, 0.4], [1.0, 2.0]], [[0.5, 1.5]]]}
     labels = TemporalGroundingCollator(tiny_processor)([row])["labels"]

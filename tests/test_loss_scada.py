@@ -317,17 +317,15 @@ def log_sum_exp(values: list[float]) -> float:
     return max(values) + math.log(sum(math.exp(value - max(values)) for value in values))
 
 
-def slow_ranking(iou_logits, proposals, targets, video_index) -> dict[str, float]:
+def slow_ranking(logits, proposals, targets, video_index) -> dict[str, float]:
     """The two ranking terms, one pair at a time, as docs/design.md writes them; `targets` as in `slow_loss`."""
     segments = [[(start * GRID_SIZE, end * GRID_SIZE) for start, end in of_sentence] for of_sentence in targets]
     listwise, matching = [], []
 
     def score(sentence: int, segment: tuple[float, float]) -> float:
-        """Log-odds of the product of the two probabilities, at the proposal nearest to the segment."""
+        """At the proposal nearest to the segment."""
         ious = [iou_of(proposal, segment) for proposal in proposals]
-        classification, regression = iou_logits[sentence][ious.index(max(ious))]
-        probability = sigmoid(classification) * sigmoid(regression)
-        return math.log(probability / (1 - probability))
+        return logits[sentence][ious.index(max(ious))]
 
     def competes(sentence: int, owner: int, segment: tuple[float, float]) -> bool:
         """Of one video, both with targets; own segments always, others only if they are not (nearly) the own ones."""
@@ -339,9 +337,8 @@ def slow_ranking(iou_logits, proposals, targets, video_index) -> dict[str, float
         if not own_segments:
             continue
         ious = [max(iou_of(proposal, segment) for segment in own_segments) for proposal in proposals]
-        logits = [row[0] for row in iou_logits[sentence]]
-        right = [logit for logit, used in zip(logits, above_or_best(ious, 0.7), strict=True) if used]
-        listwise.append(log_sum_exp(logits) - log_sum_exp(right) if right else 0.0)
+        right = [logit for logit, used in zip(logits[sentence], above_or_best(ious, 0.7), strict=True) if used]
+        listwise.append(log_sum_exp(logits[sentence]) - log_sum_exp(right) if right else 0.0)
         row = [
             score(sentence, segment)
             for owner, of_owner in enumerate(segments)
@@ -360,11 +357,11 @@ def slow_ranking(iou_logits, proposals, targets, video_index) -> dict[str, float
 
 def assert_ranking_equals_reference(targets, video_index, proposals=None, num_segments=None) -> dict[str, float]:
     proposals = proposals or [tuple(pair) for pair in all_proposals(GRID_SIZE).tolist()]
-    iou_logits = random_outputs(len(targets), len(proposals))[1]
+    logits = random_outputs(len(targets), len(proposals))[1][..., 0]
     fast = ranking_loss(
-        iou_logits, torch.tensor(proposals), padded(targets, num_segments), torch.tensor(video_index), GRID_SIZE
+        logits, torch.tensor(proposals), padded(targets, num_segments), torch.tensor(video_index), GRID_SIZE
     )
-    slow = slow_ranking(iou_logits.tolist(), proposals, targets, video_index)
+    slow = slow_ranking(logits.tolist(), proposals, targets, video_index)
     assert list(fast) == list(slow)
     for name in slow:
         assert fast[name].item() == pytest.approx(slow[name], rel=1e-4, abs=1e-6), name
@@ -393,19 +390,19 @@ def test_ranking_leaves_out_a_sentence_without_any_target(place):
     targets = [TARGETS["long"], TARGETS["at_the_end"]]
     targets.insert(place, [])
     assert_ranking_equals_reference(targets, [0, 0, 0])
-    iou_logits = random_outputs(3, len(SAMPLE))[1].requires_grad_()
-    loss = ranking_loss(iou_logits, torch.tensor(SAMPLE), padded(targets), torch.zeros(3, dtype=torch.long), GRID_SIZE)
-    (gradient,) = torch.autograd.grad(sum(loss.values()), iou_logits)
+    logits = random_outputs(3, len(SAMPLE))[1][..., 0].requires_grad_()
+    loss = ranking_loss(logits, torch.tensor(SAMPLE), padded(targets), torch.zeros(3, dtype=torch.long), GRID_SIZE)
+    (gradient,) = torch.autograd.grad(sum(loss.values()), logits)
     assert [bool(row.abs().sum() > 0) for row in gradient] == [sentence != place for sentence in range(3)]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("targets", [[[], []], [*TARGETS.values(), []]], ids=["none", "some"])
 def test_gradients_of_the_ranking_are_finite(scale, targets):
-    iou_logits = (scale * random_outputs(len(targets), len(SAMPLE))[1]).requires_grad_()
+    logits = (scale * random_outputs(len(targets), len(SAMPLE))[1][..., 0]).requires_grad_()
     labels = padded(targets, 3)
-    loss = ranking_loss(iou_logits, torch.tensor(SAMPLE), labels, torch.arange(len(targets)) // 2, GRID_SIZE)
-    (gradient,) = torch.autograd.grad(sum(loss.values()), iou_logits)
+    loss = ranking_loss(logits, torch.tensor(SAMPLE), labels, torch.arange(len(targets)) // 2, GRID_SIZE)
+    (gradient,) = torch.autograd.grad(sum(loss.values()), logits)
     assert torch.isfinite(gradient).all()
     assert bool(gradient.abs().sum() > 0) == any(targets)
 
@@ -413,7 +410,7 @@ def test_gradients_of_the_ranking_are_finite(scale, targets):
 def test_what_the_ranking_asks_for():
     """Listwise: the right proposals above the others, by how much and not how high. Matching: each its own."""
     targets, proposals = [[(0.2, 0.4)], [(0.6, 0.9)]], [(4, 8), (12, 18), (0, 20)]
-    right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, -9.0]])[..., None].expand(-1, -1, 2)
+    right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, -9.0]])
     arguments = (torch.tensor(proposals), padded(targets), torch.tensor([0, 0]), GRID_SIZE)
     assert all(value.item() < 1e-3 for value in ranking_loss(right, *arguments).values())
     assert all(value.item() > 8 for value in ranking_loss(right.flip(0), *arguments).values())

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, AutoModel, DistilBertModel, VideoMAEForVideoClassification, VideoMAEModel
 
 from modeling_scada import AutoModelForTemporalGrounding, ScadaConfig, ScadaForTemporalGrounding
-from modeling_scada.loss_scada import score_logits
+from modeling_scada.head_scada import score_logits
 
 
 ROOT = Path(__file__).resolve().parents[1]
