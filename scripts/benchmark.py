@@ -55,16 +55,22 @@ import numpy as np
 import peft
 import torch
 import transformers
-from provenance import REPOSITORY, current_commit
-from run_temporal_grounding import ModelArguments, prepare_tuning
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from modeling_scada import ScadaConfig, ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from modeling_scada import (
+    ScadaConfig,
+    ScadaForTemporalGrounding,
+    ScadaProcessor,
+    ScadaVideoProcessor,
+    TuningArguments,
+    prepare_tuning,
+)
 from modeling_scada.head_scada import ProposalFeatures, all_proposals, sample_points
 from processing.collator import TemporalGroundingCollator
+from processing.provenance import REPOSITORY, current_commit
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -250,7 +256,7 @@ def with_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> dict
 def add_tuning(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
     """Prepares the model as `run_temporal_grounding.py` does; `scada_inner` and `scada_outer` have one branch each."""
     tuning, _, branches = mode.partition("_")
-    return prepare_tuning(model, ModelArguments(tuning=tuning, scada_branches=branches or "both"))
+    return prepare_tuning(model, TuningArguments(tuning=tuning, scada_branches=branches or "both"))
 
 
 @torch.no_grad()

@@ -52,10 +52,10 @@ import torch
 import transformers
 from av.video.reformatter import VideoReformatter
 from benchmark import BITS_PER_PIXEL, draw_frames, median_seconds, table_of
-from provenance import current_commit, read_rows
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
+from processing.provenance import current_commit, read_rows
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 

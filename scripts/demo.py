@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 from make_moving_shapes import make_moving_shapes
-from provenance import REPOSITORY
 from transformers import pipeline
 
 import modeling_scada  # noqa: F401  registers the task
+from processing.provenance import REPOSITORY
 from processing.timeline import Timeline
 from processing.video_io import probe, read_frames
 

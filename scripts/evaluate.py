@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from provenance import current_commit
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import pipeline
@@ -35,6 +34,7 @@ from transformers import pipeline
 from modeling_scada import TemporalGroundingPipeline
 from processing.annotations import VideoFiles, clean_sentence, folder_of_videos, load_annotations, video_name
 from processing.metrics import temporal_grounding_metrics, write_qvhighlights_submission
+from processing.provenance import current_commit
 from processing.video_io import VideoReadError
 
 

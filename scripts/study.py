@@ -38,12 +38,13 @@ import torch
 from benchmark import bytes_kept
 from demo import METRICS, train
 from make_moving_shapes import make_moving_shapes
-from provenance import REPOSITORY, current_commit, read_rows
-from run_temporal_grounding import build_model, parse_arguments, prepare_tuning
 from tqdm import tqdm
 
+from modeling_scada.recipe_scada import build_model, parse_arguments
+from modeling_scada.tuning_scada import prepare_tuning
 from processing.annotations import folder_of_videos, load_annotations
 from processing.collator import TemporalGroundingCollator
+from processing.provenance import REPOSITORY, current_commit, read_rows
 
 
 # What a name in the table stands for: arguments of run_temporal_grounding.py.

@@ -73,12 +73,13 @@ def test_an_unknown_mode_is_refused(mode):
 
 
 def test_every_mode_is_one_that_the_script_takes():
-    import run_temporal_grounding as script
     from transformers import HfArgumentParser
+
+    from processing.recipe_arguments import ModelArguments
 
     for mode in study.MODES:
         arguments = [f"--{name}={value}" for name, value in study.arguments_of(mode).items()]
-        (parsed,) = HfArgumentParser(script.ModelArguments).parse_args_into_dataclasses(arguments)
+        (parsed,) = HfArgumentParser(ModelArguments).parse_args_into_dataclasses(arguments)
         assert parsed.tuning == study.MODES[mode]["tuning"]
 
 
