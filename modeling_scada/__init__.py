@@ -40,6 +40,7 @@ _LAZY = {
     "TuningArguments": "processing.recipe_arguments",
     "compute_metrics": "modeling_scada.trainer_scada",
     "load_annotations": "processing.annotations",
+    "prepare_dataset": "processing.dataset_preparation",
     "prepare_tuning": "modeling_scada.tuning_scada",
     "ranked_ious": "modeling_scada.trainer_scada",
 }
@@ -108,6 +109,7 @@ __all__ = [
     "VideoReadError",
     "compute_metrics",
     "load_annotations",
+    "prepare_dataset",
     "prepare_tuning",
     "probe",
     "ranked_ious",

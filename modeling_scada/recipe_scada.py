@@ -15,12 +15,13 @@ import torch
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from processing.annotations import folder_of_videos, load_annotations
+from processing.annotations import load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
 from processing.provenance import current_commit
 from processing.publishing import push_folder
 from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.video_files import folder_of_videos
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .modeling_scada import ScadaForTemporalGrounding

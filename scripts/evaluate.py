@@ -32,9 +32,10 @@ from tqdm import tqdm
 from transformers import pipeline
 
 from modeling_scada import TemporalGroundingPipeline
-from processing.annotations import VideoFiles, clean_sentence, folder_of_videos, load_annotations, video_name
+from processing.annotations import clean_sentence, load_annotations
 from processing.metrics import temporal_grounding_metrics, write_qvhighlights_submission
 from processing.provenance import current_commit
+from processing.video_files import VideoFiles, folder_of_videos, video_name
 from processing.video_io import VideoReadError
 
 

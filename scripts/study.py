@@ -42,9 +42,10 @@ from tqdm import tqdm
 
 from modeling_scada.recipe_scada import build_model, parse_arguments
 from modeling_scada.tuning_scada import prepare_tuning
-from processing.annotations import folder_of_videos, load_annotations
+from processing.annotations import load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.provenance import REPOSITORY, current_commit, read_rows
+from processing.video_files import folder_of_videos
 
 
 # What a name in the table stands for: arguments of run_temporal_grounding.py.
