@@ -32,39 +32,15 @@ once, and the broken ones listed before training meets them.
 """
 
 import argparse
-from pathlib import Path
 
-from processing.annotation_formats import READERS
-from processing.dataset_preparation import prepare_dataset
+from processing.command_line import add_prepare_arguments, prepare
 
 
-def main() -> None:
-    summary = next(line for line in (__doc__ or "").splitlines() if line)
-    parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("--format", choices=list(READERS), required=True, help="Format of the annotations.")
-    parser.add_argument(
-        "--annotations", type=Path, nargs="+", required=True, help="Annotation files, one for each split."
-    )
-    parser.add_argument("--split", help="Name of the split of a single file; by default its name tells.")
-    parser.add_argument(
-        "--durations", type=Path, nargs="+", help="Csv files with columns id and length (seconds), as Charades has."
-    )
-    parser.add_argument("--videos", type=Path, help="Folder of the videos.")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="Folder to write to; splits of an earlier call stay."
-    )
-    parser.add_argument(
-        "--repair_reversed",
-        choices=["swap", "drop"],
-        default="drop",
-        help="What to do with segments that end before they start; by default they are dropped.",
-    )
-    parser.add_argument("--check_videos", action="store_true", help="Decode all videos, and list the broken ones.")
-    parser.add_argument("--num_workers", type=int, help="Processes that open videos; by default one for each CPU.")
-    parser.add_argument(
-        "--push_to_hub", metavar="ID", help="Upload to this Hub id; see first if the annotations may be passed on."
-    )
-    prepare_dataset(**vars(parser.parse_args()))
+def main(argv: list[str] | None = None) -> None:
+    """Reads the arguments and runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_prepare_arguments(parser)
+    prepare(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

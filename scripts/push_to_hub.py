@@ -13,21 +13,15 @@ An adapter beside the model that it belongs to becomes one repository. An adapte
 """
 
 import argparse
-from pathlib import Path
 
-from processing.publishing import push_folder
+from processing.command_line import add_push_arguments, push
 
 
-def main() -> None:
-    """Reads the arguments and uploads."""
+def main(argv: list[str] | None = None) -> None:
+    """Reads the arguments and runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="Folder with a model, an adapter, or both.")
-    parser.add_argument("repo_id", help="Repository to upload to, such as my-name/my-model.")
-    parser.add_argument("--base_model", help="Hub id of the model that an adapter alone belongs to.")
-    parser.add_argument("--metrics", type=Path, help="metrics.json of evaluate.py, for the model card.")
-    parser.add_argument("--private", action="store_true", default=None, help="Make the repository private.")
-    args = parser.parse_args()
-    print(push_folder(args.folder, args.repo_id, args.base_model, args.metrics, args.private))
+    add_push_arguments(parser)
+    push(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
