@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -326,11 +326,11 @@ def _siblings(output: Path) -> tuple[Path, Path]:
 
 def prepare_dataset(
     format: str,
-    annotations: list[Path],
-    output: Path,
+    annotations: Sequence[str | Path],
+    output: str | Path,
     split: str | None = None,
-    durations: list[Path] | None = None,
-    videos: Path | None = None,
+    durations: Sequence[str | Path] | None = None,
+    videos: str | Path | None = None,
     repair_reversed: str = "drop",
     check_videos: bool = False,
     num_workers: int | None = None,
@@ -341,11 +341,12 @@ def prepare_dataset(
 
     Args:
         format (`str`): Format of the annotations, one of `READERS`.
-        annotations (`list[Path]`): Annotation files, one for each split.
-        output (`Path`): Folder to write to: new, empty, or written by an earlier call, whose other splits stay.
+        annotations (`Sequence[str | Path]`): Annotation files, one for each split.
+        output (`str` or `Path`):
+            Folder to write to: new, empty, or written by an earlier call, whose other splits stay.
         split (`str`, *optional*): Name of the split; only for a single file, whose name tells it if not given.
-        durations (`list[Path]`, *optional*): Durations of videos, see [`read_durations`].
-        videos (`Path`, *optional*): Folder of the videos; without it the annotations alone are prepared.
+        durations (`Sequence[str | Path]`, *optional*): Durations of videos, see [`read_durations`].
+        videos (`str` or `Path`, *optional*): Folder of the videos; without it the annotations alone are prepared.
         repair_reversed (`str`, *optional*, defaults to `"drop"`):
             What to do with segments that end before they start: `"drop"` or `"swap"`.
         check_videos (`bool`, *optional*, defaults to `False`): Decode all videos, and report those that are broken.
@@ -416,10 +417,10 @@ def prepare_dataset(
 
 def _check_arguments(
     format: str,
-    annotations: list[Path],
+    annotations: Sequence[str | Path],
     split: str | None,
-    durations: list[Path] | None,
-    videos: Path | None,
+    durations: Sequence[str | Path] | None,
+    videos: str | Path | None,
     repair_reversed: str,
     check_videos: bool,
     num_workers: int,
@@ -458,7 +459,7 @@ def _shorten(names: list[str], separator: str = ", ") -> str:
     return separator.join([*names[:NUM_PRINTED], *([f"and {more} more, see report.json"] if more > 0 else [])])
 
 
-def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path, videos: Path | None) -> None:
+def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path, videos: str | Path | None) -> None:
     for name, path in files.items():
         of_split = report["splits"][name]
         print(
