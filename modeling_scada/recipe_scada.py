@@ -52,6 +52,8 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             hidden_size=args.head_hidden_size,
             grid_size=args.grid_size,
             num_train_proposals=args.num_train_proposals,
+            listwise_loss_weight=args.listwise_loss_weight,
+            matching_loss_weight=args.matching_loss_weight,
         ).float()
         settings: dict[str, Any] = {"num_frames": args.num_frames}
         if args.image_size is not None:
@@ -141,6 +143,7 @@ def run(
         folder_of_videos(data_args.dataset, data_args.video_root),
         blind=data_args.blind,
         broken_videos_log=broken_videos_log,
+        keep_in_memory=data_args.keep_in_memory,
         seed=training_args.seed,
     )
     train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)

@@ -155,7 +155,7 @@ def clean_sentence(sentence: str) -> str:
     return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
 
 
-def _video_key(video: Any) -> Any:
+def video_key(video: Any) -> Any:
     """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
     if isinstance(video, dict):
         video = video["path"] if video.get("bytes") is None else video["bytes"]
@@ -183,7 +183,7 @@ def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:
     groups: dict[Any, list[int]] = {}
     is_row_a_sentence = isinstance(next(iter(dataset["sentences"]), None), str)
     for index, video in enumerate(dataset["video_id" if "video_id" in dataset.column_names else "video"]):
-        groups.setdefault(_video_key(video) if is_row_a_sentence else index, []).append(index)
+        groups.setdefault(video_key(video) if is_row_a_sentence else index, []).append(index)
     texts = dataset.select_columns([c for c in ("sentences", "segments", "duration") if c in dataset.column_names])
     dropped: Counter[str] = Counter()
     rows, first_indices = [], []
@@ -212,7 +212,7 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
 
 
 def _stream_key(index: int, row: dict) -> Any:
-    return _video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
+    return video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
 
 
 def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], where: str) -> dict[str, list]:

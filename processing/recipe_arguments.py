@@ -75,6 +75,12 @@ class ModelArguments(TuningArguments):
     head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
     grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
     num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
+    listwise_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which a sentence's proposals compete."}
+    )
+    matching_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which the sentences and segments of a video compete."}
+    )
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int | None = field(
         default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}
@@ -107,6 +113,10 @@ class DataArguments:
     skip_broken_videos: bool = field(
         default=False,
         metadata={"help": "Leave out videos that cannot be read, and list them in broken_videos.jsonl."},
+    )
+    keep_in_memory: bool = field(
+        default=False,
+        metadata={"help": "Keep all frames once they were read, for small data sets (12 bytes a pixel)."},
     )
     blind: bool = field(
         default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
