@@ -57,7 +57,7 @@ def ground(args: argparse.Namespace) -> None:
     if args.plot is not None:
         from .result_picture import draw, import_pyplot
 
-        import_pyplot()
+        import_pyplot("--plot")
     if args.html is not None:
         from .result_page import MAX_EMBEDDED_BYTES, MIME_TYPES, write_page
 

@@ -16,6 +16,12 @@ def current_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def append_row(path: Path, row: dict) -> None:
+    """Adds a line to a JSON Lines file, which is made if it is not there."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def read_rows(path: Path) -> list[dict]:
     """The lines of a JSON Lines file, one dict each; none if there is no such file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
