@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .annotations import VideoFiles, video_key, video_name
 from .processing_scada import ScadaProcessor, SegmentOutsideVideoError
 from .timeline import Timeline
+from .video_files import VideoFiles, video_name
 from .video_io import VideoReadError
 
 

@@ -4,7 +4,6 @@ flips, and videos that cannot be read.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
-from modeling_scada import VideoReadError
+from modeling_scada import VideoReadError, compute_metrics, ranked_ious
 from processing import collator as collator_module
 from processing.collator import TemporalGroundingCollator, augment_video
 from processing.processing_scada import SegmentOutsideVideoError
-
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from run_temporal_grounding import compute_metrics, ranked_ious  # noqa: E402
 
 
 DURATION_SECONDS = 2.0
