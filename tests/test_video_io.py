@@ -69,7 +69,9 @@ def decode_all(path, size):
             times_seconds.append(frame.pts * stream.time_base)
             durations.append((frame.duration or 0) * stream.time_base)
             height, width = size if frame.rotation % 180 == 0 else size[::-1]
-            scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=video_frames.SCALING_FLAGS)
+            scaled = frame.reformat(
+                width=width, height=height, format="rgb24", interpolation=video_frames.SCALING_FLAGS
+            )
             frames.append(np.rot90(scaled.to_ndarray(), frame.rotation // 90))
     end_seconds = times_seconds[-1] + (durations[-1] or times_seconds[-1] - times_seconds[-2])
     return frames, [float(t - times_seconds[0]) for t in times_seconds], float(end_seconds - times_seconds[0])
