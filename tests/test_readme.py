@@ -21,9 +21,11 @@ import modeling_scada  # noqa: F401  registers the task
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 PAGES = {page.name: page.read_text() for page in (README, *sorted((REPOSITORY / "docs").glob("*.md")))}
+# Of training_from_python.md the blocks go on from each other; tests/test_training_from_python.py runs them.
 BLOCKS = [
     pytest.param(block, id=f"{name}-{index}")
     for name, page in PAGES.items()
+    if name != "training_from_python.md"
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
 ]
 
@@ -153,6 +155,13 @@ def test_ground(folder):
     assert "a person opens the fridge" in done.stdout
     assert (folder / "found.png").stat().st_size > 1000 and (folder / "found.html").stat().st_size > 1000
     assert len(list((folder / "clips").glob("*.mp4"))) == 5
+
+
+def test_the_links_between_pages_lead_somewhere():
+    for name, page in PAGES.items():
+        folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
+        for target in re.findall(r"\]\(([^)#]+)", page):
+            assert "://" in target or (folder / target).exists(), f"{name} links to {target}"
 
 
 def test_the_pages_have_python_blocks_and_no_placeholder_is_left():
