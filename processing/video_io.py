@@ -1,10 +1,10 @@
 """
-Reading and cutting videos: the door to three rooms. `video_file` opens a file and knows how long and large the video
-is, `video_frames` reads the frames on display at given instants, `video_cut` copies a part into a file of its own.
+Reading and cutting videos: the door to three rooms. `video_opening` opens a file and knows how long and large the
+video is, `video_reading` reads the frames on display at given instants, `video_cutting` copies a part into a file.
 """
 
-from .video_cut import cut_video
-from .video_file import (
+from .video_cutting import cut_video
+from .video_opening import (
     DEFAULT_LIMITS,
     DownloadedVideo,
     ReadLimits,
@@ -15,7 +15,7 @@ from .video_file import (
     downloaded,
     probe,
 )
-from .video_frames import SCALING_FLAGS, check_video, iterate_frames, read_frames, resize_frames
+from .video_reading import SCALING_FLAGS, check_video, iterate_frames, read_frames, resize_frames
 
 
 __all__ = [

@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, Video
 from torch.utils.data import DataLoader
 
-from processing.annotations import CleanedSegment, VideoFiles, clean_segment, clean_sentence, load_annotations
+from processing.annotations import CleanedSegment, clean_segment, clean_sentence, load_annotations
+from processing.video_files import VideoFiles
 
 
 ROWS = [

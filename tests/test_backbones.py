@@ -1,7 +1,6 @@
 """Every type of encoder that the video backbone supports: layout, clips, gradients, adapters, files, errors."""
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_temporal_grounding as script  # noqa: E402
-
-from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding  # noqa: E402
-from modeling_scada.backbone_scada import ENCODER_TYPES, VideoBackbone  # noqa: E402
+from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding, TuningArguments
+from modeling_scada.backbone_scada import ENCODER_TYPES, VideoBackbone
+from modeling_scada.tuning_scada import peft_config
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -710,7 +705,7 @@ def test_bfloat16(make_model, adapt, name, with_adapter):
 @each_type
 def test_lora_of_the_training_script(make_model, name):
     """Queries and values of every layer, whatever the encoder calls them, and nothing of the sentence encoder."""
-    model = get_peft_model(make_model(name), script.peft_config(script.ModelArguments(tuning="lora")))
+    model = get_peft_model(make_model(name), peft_config(TuningArguments(tuning="lora")))
     adapted = {key for key, module in model.named_modules() if hasattr(module, "lora_A") and ".lora_" not in key}
     layers = f"video_backbone.encoder.{CASES[name].layers}."
     assert adapted and all(layers in key for key in adapted)

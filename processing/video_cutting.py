@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .video_file import (
+from .video_opening import (
     DEFAULT_LIMITS,
     OpenVideo,
     ReadLimits,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .video_file import (
+from .video_opening import (
     DEFAULT_LIMITS,
     OpenVideo,
     ReadLimits,
