@@ -1,6 +1,6 @@
 """
 A video file: opening it, what opening and reading may cost, and what is known of it without decoding it as a whole.
-The only place of the package that imports PyAV.
+The only place that imports PyAV for reading.
 
 Time is what the packets and frames carry: `pts * time_base`, minus the first frame's. Neither the number of frames nor
 the average rate that a container reports is used: both are missing or wrong in real files.
