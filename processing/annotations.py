@@ -6,7 +6,6 @@ A row is a video: `video` (a path, a URL, bytes, or what `Video(decode=False)` g
 [`prepare_dataset`] writes such rows from the files that data sets are published as.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
 from transformers.utils import logging
 
-from .video_files import video_name
+from .video_files import video_key, video_name
 
 
 logger = logging.get_logger(__name__)
@@ -153,13 +152,6 @@ def clean_segment(
 def clean_sentence(sentence: str) -> str:
     """The sentence without white space around it, and with a space for each line break and the white space at it."""
     return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
-
-
-def video_key(video: Any) -> Any:
-    """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
-    if isinstance(video, dict):
-        video = video["path"] if video.get("bytes") is None else video["bytes"]
-    return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
 
 
 def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .processing_scada import ScadaProcessor, SegmentOutsideVideoError
 from .timeline import Timeline
-from .video_files import VideoFiles, video_name
+from .video_files import VideoFiles, video_key, video_name
 from .video_io import VideoReadError
 
 

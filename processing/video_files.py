@@ -1,5 +1,6 @@
 """Where the video of a row is: its file by the name that an annotation has for it."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,13 @@ def video_name(video: Any) -> str:
     if isinstance(video, dict):
         video = video["path"] or video["bytes"]
     return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
+
+
+def video_key(video: Any) -> Any:
+    """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
+    if isinstance(video, dict):
+        video = video["path"] if video.get("bytes") is None else video["bytes"]
+    return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
 
 
 def without_extension(name: str) -> str:
