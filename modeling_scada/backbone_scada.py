@@ -364,9 +364,12 @@ class VideoBackbone(nn.Module):
             # to add and remove them in each call would reach into the calls of other threads, and into copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
+        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights, but none that are these.
+        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
+        dtype = next(weight.dtype for weight in weights if weight is not None)
         enclosing, recording.states = recording.states, dict.fromkeys(layers)
         try:
-            outputs = self.encoder(clips.to(self.encoder.dtype), **kind.arguments)
+            outputs = self.encoder(clips.to(dtype), **kind.arguments)
         finally:
             recorded, recording.states = recording.states, enclosing
         last = outputs.last_hidden_state
