@@ -176,8 +176,8 @@ def test_a_pipeline_serves_a_pool_of_threads(make_adapted, tiny_processor, make_
 
     expected = [ask(index) for index in range(30)]
     assert in_threads(ask, number_of_calls=60, number_of_threads=20) == expected * 2
-    # The comparison means something.
-    assert len({str(answer) for answer in expected}) == 30
+    # The comparison means something: five videos, and of the six ways to ask, two with top_k=1 give the same.
+    assert len({str(answer) for answer in expected}) == 5 * 5
 
 
 @pytest.mark.parametrize("config", [None, *ADAPTERS.values()], ids=["none", *ADAPTERS])
@@ -310,9 +310,7 @@ def test_copies_taken_while_other_threads_call(make_adapted, batches):
     with beside(calls(model, batches), call_with_states, call_with_graph):
         copied = [copies[index % 2](model) for index in range(20)]
 
-    taken_inside = []
-    handle = plain_layers_of(model)[1].register_forward_hook(lambda *_: taken_inside.append(None))
-    handle.remove()
+    taken_inside: list[nn.Module] = []
 
     def take(layer, args, output) -> None:
         if not taken_inside:
@@ -466,14 +464,6 @@ sys.setswitchinterval(1e-5)
 torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 batch, others = torch.load(f"{folder}/batch{rank}.pt"), torch.load(f"{folder}/batches.pt")
 failed = []
-
-def call(model, expected, stop):
-    while not stop.is_set():
-        for other, logits in zip(others, expected):
-            with torch.no_grad():
-                if not torch.equal(model(**other).logits, logits):
-                    failed.append(1)
-
 for kind in ("ddp", "fsdp2"):
     for way in (None, True, False):
         model = torch.load(f"{folder}/model.pt", weights_only=False)
@@ -489,9 +479,11 @@ for kind in ("ddp", "fsdp2"):
         else:
             # A sharded model gathers its weights from all processes in each call, so others have another one.
             mesh = init_device_mesh("cpu", (2,))
+            # FSDP2 takes no scalars.
+            scalars = {weight for weight in model.parameters() if weight.dim() == 0}
             for layer in model.get_base_model().model.video_backbone.layers:
-                fully_shard(layer, mesh=mesh)
-            parallel = fully_shard(model, mesh=mesh)
+                fully_shard(layer, mesh=mesh, ignored_params=scalars)
+            parallel = fully_shard(model, mesh=mesh, ignored_params=scalars)
         stop = threading.Event()
 
         def repeat():
@@ -503,7 +495,7 @@ for kind in ("ddp", "fsdp2"):
                         elif not torch.equal(beside(**other).logits, expected[index]):
                             failed.append(kind)
 
-        threads = [threading.Thread(target=repeat) for _ in range(2)]
+        threads = [threading.Thread(target=repeat, daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
         torch.manual_seed(rank)
@@ -516,6 +508,11 @@ for kind in ("ddp", "fsdp2"):
             for name, weight in model.named_parameters()
             if weight.grad is not None
         }
+        if kind == "fsdp2":
+            for weight in scalars:
+                if weight.grad is not None:
+                    torch.distributed.all_reduce(weight.grad)
+                    weight.grad /= 2
         torch.save(gradients, f"{folder}/gradients_{kind}_{way}_{rank}.pt")
 assert not failed, failed
 torch.distributed.barrier()
