@@ -18,8 +18,8 @@ demo test test-slow: export HF_HUB_OFFLINE := 1
 demo: $(STAMP)  ## train and evaluate a tiny model on generated clips, on a CPU
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
 
-test: $(STAMP)  ## fast tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov=modeling_scada --cov=processing --cov-report=term-missing
+test: $(STAMP)  ## fast tests, with coverage, a worker on each core
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal --cov=modeling_scada --cov=processing --cov-report=term-missing
 
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@ Training with `Trainer`: a learning rate for each part of the model, metrics in 
 that show whether they are whole.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +89,7 @@ class TemporalGroundingTrainer(Trainer):
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
+        self.evaluation_processor_seconds = 0.0
         if isinstance(self.data_collator, TemporalGroundingCollator):
             self.add_callback(EpochCallback(self.data_collator))
 
@@ -97,6 +99,12 @@ class TemporalGroundingTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
+
+    def evaluate(self, *args, **kwargs):
+        started_seconds = time.process_time()
+        metrics = super().evaluate(*args, **kwargs)
+        self.evaluation_processor_seconds += time.process_time() - started_seconds
+        return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         # Reduced to a few numbers a sentence here, before anything is gathered; the first target of a sentence stands

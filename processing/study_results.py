@@ -87,6 +87,24 @@ def draw_modes(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_curves(rows: list[dict], path: Path) -> None:
+    """Learning curves at equal steps: R@1 (lines) and R@5 (dashed), IoU=0.5, each the mean over the seeds."""
+    plt = import_pyplot(path.name)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for index, mode in enumerate(ordered_modes(rows)):
+        curves = [row["curve"] for row in rows if row["mode"] == mode and row["budget"] == "equal_steps"]
+        steps = [point["step"] for point in curves[0]] if curves else []
+        for metric, style in (("R1@0.5", "-o"), ("R5@0.5", "--")):
+            means = [statistics.mean(point[metric] for point in points) for points in zip(*curves, strict=True)]
+            label = mode if metric == "R1@0.5" else None
+            axes.plot(steps, means, style, color=f"C{index}", label=label, markersize=3.5, linewidth=1.3)
+    axes.set(xlabel="steps", ylabel="R@1 (lines), R@5 (dashed), IoU=0.5 (%)", ylim=(0, 101))
+    axes.spines[["right", "top"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def draw_backbones(summary: list[dict], path: Path) -> None:
     """
     R@1, IoU=0.5 of every row of the summary over the parameters that train in the backbone, and over what a training

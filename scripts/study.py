@@ -18,7 +18,8 @@ steps as fit into the mean time that full fine-tuning of the same backbone took 
 
 A run is a line in `results.jsonl`, with what a training step keeps for the backward pass (`bytes_kept`, as
 `benchmark.py` counts it); a study that is started again goes on where it was. At the end stand `table.md` (mean and
-standard deviation over the seeds, and the difference to the frozen backbone) and `study.png`.
+standard deviation over the seeds, and the difference to the frozen backbone), `study.png`, and the learning curves,
+`curves.png`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from processing.moving_shapes import make_moving_shapes
 from processing.study import MODES, arguments_of, run_study
-from processing.study_results import as_table, backbones_of, draw_backbones, draw_modes, summarise
+from processing.study_results import as_table, backbones_of, draw_backbones, draw_curves, draw_modes, summarise
 
 
 def main() -> None:
@@ -82,6 +83,7 @@ def main() -> None:
         draw_backbones(summary, output_dir / "study.png")
     else:
         draw_modes(rows, output_dir / "study.png")
+        draw_curves(rows, output_dir / "curves.png")
     print(table)
 
 

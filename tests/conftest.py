@@ -5,6 +5,9 @@ import os
 
 # Before transformers and its like are imported anywhere: they read it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# With a worker on each core, threads of torch would only wait for each other; in processes that a test starts too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Sequence  # noqa: E402
 from fractions import Fraction  # noqa: E402

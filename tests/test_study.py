@@ -42,6 +42,7 @@ def row(
         "trainable_backbone": 0 if mode == "frozen" else 1500,
         "bytes_kept": num_bytes,
         **dict.fromkeys(study.METRICS, value),
+        "curve": [{"step": step} | dict.fromkeys(study.METRICS, value * step / 4) for step in (1, 2, 3, 4)],
     }
 
 
@@ -125,7 +126,7 @@ def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
     titles, _, first, second, *_ = (
         [cell.strip() for cell in line.split("|")[1:-1]] for line in study_results.as_table(summary).splitlines()
     )
-    assert {len(titles), len(first), len(second)} == {13}
+    assert {len(titles), len(first), len(second)} == {14}
     assert (titles[5], first[:2], first[-1]) == ("kept for backward, MiB", ["c3d", "frozen"], "")
     assert (second[:4], second[5], second[-1]) == (["c3d", "both", "equal steps", "3"], "3.5", "+9.5")
 
@@ -204,6 +205,20 @@ def test_the_picture_of_several_backbones(tmp_path, monkeypatch, budgets):
     plt.close(figure)
 
 
+def test_curves_are_means_over_the_seeds_at_equal_steps(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    rows = [row("full", 0, 80.0), row("full", 1, 40.0), row("both", 0, 20.0), row("full", 0, 99.0, "equal_time")]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    study_results.draw_curves(rows, tmp_path / "curves.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    drawn = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert drawn[0] == drawn[1] == [[1, 15.0], [2, 30.0], [3, 45.0], [4, 60.0]]
+    assert drawn[2] == drawn[3] == [[1, 5.0], [2, 10.0], [3, 15.0], [4, 20.0]]
+    plt.close(figure)
+
+
 def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "study" / "data")
     argv = ["study.py", str(RECIPE), "--output_dir", str(tmp_path / "study"), "--max_steps", "2", "--seeds", "0"]
@@ -215,6 +230,9 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
     run_dir = tmp_path / "study" / "runs" / "moving_shapes_backbone" / "frozen_equal_steps_0"
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
     assert first["mIoU"] == round(evaluation["eval_mIoU"], 2)
+    assert [point["step"] for point in first["curve"]] == [1, 2]
+    assert first["curve"][-1] == {"step": 2} | {name: first[name] for name in study.METRICS}
+    assert (tmp_path / "study" / "curves.png").stat().st_size > 1000
     assert first["bytes_kept"] == study.bytes_kept_by(run_dir / "recipe.json")
     assert (tmp_path / "study" / "study.png").stat().st_size > 1000
     table = (tmp_path / "study" / "table.md").read_text()
@@ -248,7 +266,8 @@ def stub_study(tmp_path, monkeypatch):
         runs.append(overrides)
         seconds = (20.0 if overrides["tuning"] == "full" else 10.0) * (3 if "i3d" in str(run_dir) else 1)
         result = row("", 0, 50.0, seconds=seconds if overrides["tuning"] != "frozen" else 5.0)
-        return {name: result[name] for name in ("steps", "train_seconds", "trainable_backbone", *study.METRICS)}
+        facts = ("steps", "train_seconds", "trainable_backbone", "curve", *study.METRICS)
+        return {name: result[name] for name in facts}
 
     monkeypatch.setattr(study, "train", train)
     monkeypatch.setattr(study, "bytes_kept_by", lambda recipe: measured.append(recipe) or len(measured))
