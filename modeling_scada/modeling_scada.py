@@ -271,12 +271,16 @@ class ScadaModel(ScadaPreTrainedModel):
         per_sentence = False
         for layer in wrapped:
             per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
-        features, hidden_states = self.video_backbone(pixel_values_videos, output_hidden_states=output_hidden_states)
+        try:
+            features, hidden_states = self.video_backbone(
+                pixel_values_videos, output_hidden_states=output_hidden_states
+            )
+        finally:
+            from_outer_branches = [layer.take_outer_features() for layer in wrapped]
         fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
         if not per_sentence:
             fused = fused.index_select(0, video_index)
-        for layer in wrapped:
-            outer_features = layer.take_outer_features()
+        for outer_features in from_outer_branches:
             if outer_features is not None:
                 if outer_features.shape[1] != fused.shape[1]:  # of a convolutional stage with finer steps of time
                     outer_features = F.adaptive_avg_pool1d(outer_features.mT, fused.shape[1]).mT
