@@ -339,6 +339,9 @@ def prepare_dataset(
     """
     Prepare annotation files, and write the data set and `report.json` to a folder.
 
+    Videos are opened in processes of their own. In a script, call this under `if __name__ == "__main__":`, since these
+    processes import the script again.
+
     Args:
         format (`str`): Format of the annotations, one of `READERS`.
         annotations (`Sequence[str | Path]`): Annotation files, one for each split.
