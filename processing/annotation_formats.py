@@ -8,11 +8,23 @@ leaving its rows out would hide that.
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers.utils import logging
+
 from .video_files import without_extension
+
+
+logger = logging.get_logger(__name__)
+
+# Hours if there are any, minutes, seconds: 0:01, 90:00, 1:02:03.5.
+CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)")
+# What csv files have between their cells, by the name for messages.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class Sentence(NamedTuple):
@@ -86,7 +98,10 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
 
 
 def read_jsonl(path: Path) -> Iterator[Sentence]:
-    """An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, `segment`)."""
+    """
+    An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, `segment`). Times are numbers
+    of seconds, or texts like `1:02:03.5`.
+    """
     for where, entry in _json_lines(path):
         video = _text(_required(entry, "video", where), where)
         video_id = entry.get("video_id")
@@ -94,15 +109,19 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         texts = _required(entry, "sentences" if "sentences" in entry else "sentence", where)
         segments = _required(entry, "segments" if "segments" in entry else "segment", where)
+        read_time = partial(_time_seconds, video=video)
         if isinstance(texts, str):
-            yield Sentence(where, video, video_id, duration_seconds, texts, _segments(segments, where))
+            yield Sentence(where, video, video_id, duration_seconds, texts, _segments(segments, where, read_time))
         else:
-            yield from _sentences(where, video, video_id, duration_seconds, texts, segments)
+            yield from _sentences(where, video, video_id, duration_seconds, texts, segments, read_time)
 
 
 def read_csv(path: Path) -> Iterator[Sentence]:
-    """Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`."""
-    header, rows = _csv_rows(path, is_strict=True)
+    """
+    Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`. Times are
+    numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the decimal mark.
+    """
+    header, rows, separator = _csv_rows(path, is_strict=True)
     video_column = _column(path, header, "video")
     sentence_column = _column(path, header, "sentence", "sentences")
     has_times = {"start", "end"} <= set(header) and not {"segment", "segments"} & set(header)
@@ -110,16 +129,16 @@ def read_csv(path: Path) -> Iterator[Sentence]:
     for where, row in rows:
         video = _text(row[video_column], where)
         if has_times:
-            segments = [row["start"], row["end"]]
+            segments = [_decimal_point(row[name], separator) for name in ("start", "end")]
         else:
             segments = _parse_json(row[segment_column], where, "`[start, end]` in seconds, or a list of such")
         yield Sentence(
             where,
             video,
             row.get("video_id") or without_extension(video),
-            _duration_seconds(row.get("duration"), where),
+            _duration_seconds(_decimal_point(row.get("duration", ""), separator), where),
             row[sentence_column],
-            _segments(segments, where),
+            _segments(segments, where, partial(_time_seconds, video=video)),
         )
 
 
@@ -146,30 +165,16 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
     durations: dict[str, float] = {}
     for path in paths:
         # Not strict: the free text in Charades' file is not ours to correct, and nothing of it is used.
-        header, rows = _csv_rows(path, is_strict=False)
+        header, rows, separator = _csv_rows(path, is_strict=False)
         name_column = _column(path, header, "id", "video_id", "video")
         length_column = _column(path, header, "length", "duration")
         for where, row in rows:
-            seconds = _duration_seconds(row[length_column], where)
+            seconds = _duration_seconds(_decimal_point(row[length_column], separator), where)
             if seconds is None:
                 continue
             if durations.setdefault(without_extension(row[name_column]), seconds) != seconds:
                 raise malformed(where, seconds, f"the duration that {row[name_column]} has further up; remove one")
     return durations
-
-
-def _sentences(
-    where: str, video: str, video_id: str, duration_seconds: float | None, texts: Any, segments: Any
-) -> Iterator[Sentence]:
-    """The sentences of a video that has a list of them and a list of their segments."""
-    if not isinstance(texts, list) or not isinstance(segments, list) or len(texts) != len(segments):
-        counts = [len(value) if isinstance(value, list) else type(value).__name__ for value in (texts, segments)]
-        raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of one length")
-    for index, (text, of_sentence) in enumerate(zip(texts, segments, strict=True)):
-        own = f"{where}[{index}]"
-        if not isinstance(text, str):
-            raise malformed(own, text, "a sentence")
-        yield Sentence(own, video, video_id, duration_seconds, text, _segments(of_sentence, own))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -208,14 +213,18 @@ def _json_entries(path: Path) -> Iterator[tuple[str, str, dict]]:
         yield where, name, entry
 
 
-def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """Header in small letters, and the rows by it, each with `file:line` of where it begins."""
+def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
+    """
+    Header in small letters, the rows by it, each with `file:line` of where it begins, and what separates the cells.
+    """
     rows = []
     header: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=is_strict)
         number = 1
         try:
+            separator = _separator(next((line for line in file if line.strip()), ""))
+            file.seek(0)
+            reader = csv.reader(file, strict=is_strict, delimiter=separator)
             for cells in reader:
                 where = f"{path.name}:{number}"
                 number = reader.line_num + 1
@@ -226,20 +235,37 @@ def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, d
                 elif len(cells) == len(header):
                     rows.append((where, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}))
                 else:
-                    expected = f"{len(header)}, as in the header; put quotes around what has a comma inside"
+                    inside = SEPARATORS[separator]
+                    expected = f"{len(header)}, as in the header; put quotes around a cell with {inside} inside"
                     raise malformed(where, f"{len(cells)} cells", expected)
         except csv.Error as error:
-            raise malformed(f"{path.name}:{number}", str(error), "cells separated by commas, quotes closed") from error
+            expected = f"cells separated by {SEPARATORS[separator]}, quotes closed"
+            raise malformed(f"{path.name}:{number}", str(error), expected) from error
         except UnicodeDecodeError as error:
             raise _not_utf8(path, error) from error
-    return header, rows
+    if separator != ",":
+        logger.warning(
+            f"{path.name}: by its header, cells are separated by {SEPARATORS[separator]}; 1,5 in it is read as 1.5."
+        )
+    return header, rows, separator
+
+
+def _separator(header: str) -> str:
+    """What makes the most cells of a header, since names of columns have none of them inside."""
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([header], delimiter=separator), [])))
+
+
+def _decimal_point(cell: str, separator: str) -> str:
+    """A number with a point for its comma. Where commas separate cells, `1,234` could be a thousand and more."""
+    return cell if separator == "," or "." in cell else cell.replace(",", ".")
 
 
 def _column(path: Path, header: list[str], *names: str) -> str:
     for name in names:
         if name in header:
             return name
-    raise malformed(path.name, f"the columns {header}", f"a column `{'` or `'.join(names)}`, separated by commas")
+    expected = f"a column `{'` or `'.join(names)}`, separated by commas, semicolons or tabs"
+    raise malformed(path.name, f"the columns {header}", expected)
 
 
 def _parse_json(text: str, where: str, expected: str) -> Any:
@@ -261,32 +287,64 @@ def _text(value: Any, where: str) -> str:
     return value.strip()
 
 
-def _number(value: Any, where: str) -> float:
+def _number(value: Any, where: str, expected: str = "a number") -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise malformed(where, value, "a number")
+        raise malformed(where, value, expected)
     return number
+
+
+def _time_seconds(value: Any, where: str, video: str | None = None) -> float:
+    """From a number of seconds, or a text like `0:01` or `1:02:03.5`."""
+    parts = CLOCK_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    if parts is None:
+        of_video = "" if video is None else f" in the video {video!r}"
+        return _number(value, where, f"a number of seconds, or a time like 0:01 or 1:02:03.5{of_video}")
+    hours, minutes, seconds = parts.groups(default="0")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def _duration_seconds(value: Any, where: str) -> float | None:
     if value is None or value == "":
         return None
-    seconds = _number(value, where)
+    seconds = _time_seconds(value, where)
     if seconds <= 0:
         raise malformed(where, value, "a positive duration in seconds, or nothing if it is not known")
     return seconds
 
 
-def _segments(value: Any, where: str) -> list[list[float]]:
-    """`[start, end]`, or a list of such, as a list of such."""
+def _segments(
+    value: Any, where: str, read_time: Callable[[Any, str], float] = _number
+) -> list[list[float]]:
+    """`[start, end]`, or a list of such, as a list of such; times are numbers, unless `read_time` reads more."""
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise malformed(where, value, "`[start, end]` in seconds, or a list of such")
-    return [[_number(time, where) for time in pair] for pair in pairs]
+    return [[read_time(time, where) for time in pair] for pair in pairs]
+
+
+def _sentences(
+    where: str,
+    video: str,
+    video_id: str,
+    duration_seconds: float | None,
+    texts: Any,
+    segments: Any,
+    read_time: Callable[[Any, str], float] = _number,
+) -> Iterator[Sentence]:
+    """The sentences of a video that has a list of them and a list of their segments."""
+    if not isinstance(texts, list) or not isinstance(segments, list) or len(texts) != len(segments):
+        counts = [len(value) if isinstance(value, list) else type(value).__name__ for value in (texts, segments)]
+        raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of one length")
+    for index, (text, of_sentence) in enumerate(zip(texts, segments, strict=True)):
+        own = f"{where}[{index}]"
+        if not isinstance(text, str):
+            raise malformed(own, text, "a sentence")
+        yield Sentence(own, video, video_id, duration_seconds, text, _segments(of_sentence, own, read_time))
 
 
 def malformed(where: str, received: Any, expected: str) -> ValueError:

@@ -113,13 +113,13 @@ class CleanedSegment(NamedTuple):
 
 
 def clean_segment(
-    segment: Iterable[float], duration_seconds: float | None = None, repair_reversed: str = "drop"
+    segment: Iterable[float | None], duration_seconds: float | None = None, repair_reversed: str = "drop"
 ) -> CleanedSegment:
     """
     What the peers' evaluations do with annotations as they are published: clip to the video, then drop what is empty.
 
     Args:
-        segment (`Iterable[float]`): Start and end, in seconds.
+        segment (`Iterable[float | None]`): Start and end, in seconds; one that is not known drops the segment.
         duration_seconds (`float`, *optional*): Length of the video, in seconds; if not given, ends are not clipped.
         repair_reversed (`str`, *optional*, defaults to `"drop"`):
             What to do with a segment that ends before it starts: `"drop"` it or `"swap"` its ends.
@@ -132,7 +132,8 @@ def clean_segment(
     """
     if repair_reversed not in ("drop", "swap"):
         raise ValueError(f"Received repair_reversed={repair_reversed!r}; expected 'drop' or 'swap'.")
-    start_seconds, end_seconds = (float(time) for time in segment)
+    # In data as published a null is a time that is not known, as NaN is.
+    start_seconds, end_seconds = (math.nan if time is None else float(time) for time in segment)
     if not (math.isfinite(start_seconds) and math.isfinite(end_seconds)):
         return CleanedSegment(None, reason=f"its times are not finite ({start_seconds} to {end_seconds})")
     is_repaired = end_seconds < start_seconds
@@ -173,14 +174,17 @@ def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
 def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:
     """Rows of one sentence, or of all sentences of a video, to rows of all; cleaned if they are as published."""
     groups: dict[Any, list[int]] = {}
+    names = []
     is_row_a_sentence = isinstance(next(iter(dataset["sentences"]), None), str)
     for index, video in enumerate(dataset["video_id" if "video_id" in dataset.column_names else "video"]):
         groups.setdefault(video_key(video) if is_row_a_sentence else index, []).append(index)
+        names.append(video_name(video))
     texts = dataset.select_columns([c for c in ("sentences", "segments", "duration") if c in dataset.column_names])
     dropped: Counter[str] = Counter()
     rows, first_indices = [], []
     for indices in groups.values():
-        row = _merge([texts[index] for index in indices], is_raw, dropped, f"row {indices[0]} of {name}")
+        places = [f"row {index} of {name} ({names[index]})" for index in indices]
+        row = _merge([texts[index] for index in indices], is_raw, dropped, places)
         if row["sentences"]:
             rows.append(row)
             first_indices.append(indices[0])
@@ -197,7 +201,8 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
     for shard in shards:
         for _, group in groupby(enumerate(shard), lambda item: _stream_key(*item)):
             of_video = [row for _, row in group]
-            row = _merge(of_video, is_raw, dropped, f"video {video_name(of_video[0]['video'])} of {name}")
+            place = f"video {video_name(of_video[0]['video'])} of {name}"
+            row = _merge(of_video, is_raw, dropped, len(of_video) * [place])
             if row["sentences"]:
                 yield of_video[0] | row
     _warn_of_dropped(dropped, name)
@@ -207,10 +212,13 @@ def _stream_key(index: int, row: dict) -> Any:
     return video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
 
 
-def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], where: str) -> dict[str, list]:
-    """`sentences` and `segments` of the rows of a video; from rows as published, without those of no length."""
+def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], places: list[str]) -> dict[str, list]:
+    """
+    `sentences` and `segments` of the rows of a video; from rows as published, without those of no length. Places are
+    what to call the rows in a message.
+    """
     merged: dict[str, list] = {"sentences": [], "segments": []}
-    for row in rows:
+    for row, where in zip(rows, places, strict=True):
         is_row_a_sentence = isinstance(row["sentences"], str)
         sentences = [row["sentences"]] if is_row_a_sentence else row["sentences"]
         segments = [row["segments"]] if is_row_a_sentence else row["segments"]
@@ -245,9 +253,10 @@ def _warn_of_dropped(dropped: Counter[str], name: str) -> None:
         logger.warning(f"{name}: {dropped.total()} sentences were left out: {reasons}.")
 
 
-def _check_numbers(sentences: list[str], segments: list, where: str) -> None:
-    if len(sentences) != len(segments):
-        raise ValueError(f"Received {len(sentences)} sentences but {len(segments)} segments in {where}.")
+def _check_numbers(sentences: list[str] | None, segments: list | None, where: str) -> None:
+    counts = ["null as" if values is None else len(values) for values in (sentences, segments)]
+    if counts[0] != counts[1] or "null as" in counts:
+        raise ValueError(f"Received {counts[0]} sentences but {counts[1]} segments in {where}.")
 
 
 def _check_segments(segments: list, where: str) -> None:
@@ -258,7 +267,8 @@ def _check_segments(segments: list, where: str) -> None:
     for of_sentence in segments:
         pairs = of_sentence if of_sentence and isinstance(of_sentence[0], (list, tuple)) else [of_sentence]
         for pair in pairs:
-            if len(pair) != 2 or not pair[0] < pair[1]:
+            # A null is no number, and compares with none.
+            if pair is None or len(pair) != 2 or None in pair or not pair[0] < pair[1]:
                 raise ValueError(
                     f"Received the segment {pair} in {where}; expected [start, end] in seconds, the end after the "
                     "start. Correct it, or let scripts/prepare_dataset.py drop such segments or swap their ends."

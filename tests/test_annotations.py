@@ -408,6 +408,38 @@ def test_segments_of_own_rows_of_one_sentence_have_to_be_right(tmp_path, segment
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ([[0.0, 1.0]], [[None, 2.0]], r"the segment \[None, 2\.0\]"),
+        ([[0.0, 1.0]], [[math.nan, 2.0]], r"the segment \[nan, 2\.0\]"),
+        ([[[0.0, 1.0]]], [[[0.0, 1.0], [3.0, None]]], r"the segment \[3\.0, None\]"),
+        ([[0.0, 1.0]], [None], "the segment None"),
+        ([[0.0, 1.0]], None, "1 sentences but null as segments"),
+        ([0.0, 1.0], [None, 2.0], r"the segment \[None, 2\.0\]"),
+    ],
+)
+def test_a_time_that_is_null_is_named_with_its_row(tmp_path, good, bad, message, streaming):
+    a_sentence = ["a cat"] if not isinstance(good[0], float) else "a cat"
+    rows = [
+        {"video": "a.mp4", "sentences": a_sentence, "segments": good},
+        {"video": "b.mp4", "sentences": a_sentence, "segments": good},
+        {"video": "a.mp4", "sentences": a_sentence, "segments": bad},
+    ]
+    where = r"video a\.mp4 of .*rows\.jsonl" if streaming else r"row 2 of .*rows\.jsonl \(a\.mp4\)"
+    with pytest.raises(ValueError, match=f"Received {message} in {where}"):
+        load(tmp_path, rows, streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_time_that_is_null_in_published_data_is_left_out_and_said(tmp_path, warnings, streaming):
+    rows = [{"video": "a.mp4", "caption": "a cat", "timestamp": times} for times in ([None, 2.0], [0.0, 1.0])]
+    assert [row["segments"] for row in load(tmp_path, rows, streaming)] == [[[0.0, 1.0]]]
+    (warning,) = warnings()
+    assert "1 sentences were left out: 1 because its times are not finite" in warning
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("column", ["segments", "timestamps"])
 def test_as_many_segments_as_sentences(tmp_path, column, streaming):
     """Checked when loading, not when a training run comes across it."""

@@ -8,6 +8,8 @@ import csv
 import importlib
 import io
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -327,6 +329,63 @@ def test_csv_with_start_and_end(prepare):
     _, splits = prepare("csv", {"my.csv": content}, split="holdout")
     row = {"video": "a.mp4", "video_id": "first", "duration": None, "sentences": ["He sits."]}
     assert splits == {"holdout": [row | {"segments": [[[1.0, 2.5]]]}]}
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What transformers' logger, which hands nothing up by itself, warns of."""
+    monkeypatch.setattr(logging.getLogger("processing"), "propagate", True)
+    return lambda: [record.message for record in caplog.records if record.name.startswith("processing.")]
+
+
+@pytest.mark.parametrize(("separator", "said"), [(";", "semicolons"), ("\t", "tabs"), (",", None)])
+@pytest.mark.parametrize("decimal_mark", [",", "."])
+def test_csv_as_excel_writes_it(prepare, warnings, separator, said, decimal_mark):
+    """Cells are between semicolons or tabs where a comma is the decimal mark, and that is said."""
+    if separator == ",":
+        decimal_mark = "."
+    times = [time.replace(".", decimal_mark) for time in ("1.5", "2.25", "30.5")]
+    rows = [
+        ["video", "sentence", "start", "end", "duration"],
+        ["a.mp4", '"He sits, then; leaves."', *times],
+        ["b.mp4", "She runs.", "0", "1", ""],
+    ]
+    content = "\ufeff" + "".join(separator.join(cells) + "\r\n" for cells in rows)
+    _, splits = prepare("csv", {"my.csv": content})
+    row = {"video": "a.mp4", "video_id": "a", "duration": 30.5, "sentences": ["He sits, then; leaves."]}
+    assert splits["train"][0] == row | {"segments": [[[1.5, 2.25]]]}
+    assert splits["train"][1]["segments"] == [[[0.0, 1.0]]]
+    line = f"my.csv: by its header, cells are separated by {said}; 1,5 in it is read as 1.5."
+    assert warnings() == ([line] if said else [])
+
+
+def test_durations_in_a_csv_with_semicolons(prepare):
+    _, splits = prepare("charades-sta", {"train.txt": "A 1.0 99.0##One.\n"}, {"d.csv": "id;length\nA;30,5\n"})
+    assert splits["train"][0]["segments"] == [[[1.0, 30.5]]]
+
+
+CLOCK_TIMES = [("0:01", 1), ("0:01.25", 1.25), ("1:02:03.5", 3723.5), ("90:00", 5400), ("00:00:07", 7), (" 12:30 ", 750)]
+
+
+@pytest.mark.parametrize(("written", "seconds"), CLOCK_TIMES)
+def test_times_as_people_write_them(prepare, written, seconds):
+    """In columns of a csv, in its segments and in jsonl; durations too."""
+    segment = json.dumps([written, "3:00:00"]).replace('"', '""')
+    expected = [[[float(seconds), 10800.0]]]
+    files = [
+        ("csv", "a.csv", f"video,sentence,start,end,duration\na,A.,{written},3:00:00,4:00:00\n"),
+        ("csv", "a.csv", f'video,sentence,segment,duration\na,A.,"{segment}",14400\n'),
+        ("jsonl", "a.jsonl", [LINE | {"segment": [written, "3:00:00"], "duration": "4:00:00"}]),
+        ("jsonl", "a.jsonl", [{"video": "a", "sentences": ["A."], "segments": [[[written, 10800]]], "duration": 14400}]),
+    ]
+    for format, name, content in files:
+        _, splits = prepare(format, {name: content})
+        assert (splits["train"][0]["segments"], splits["train"][0]["duration"]) == (expected, 14400.0)
+
+
+def test_a_clock_time_with_a_decimal_comma(prepare):
+    _, splits = prepare("csv", {"a.csv": "video;sentence;start;end\na;A.;0:01,5;1:02:03,5\n"})
+    assert splits["train"][0]["segments"] == [[[1.5, 3723.5]]]
 
 
 def test_jsonl(prepare):
@@ -738,13 +797,23 @@ MALFORMED = [
     ),
     ("csv", "a.csv", "", "a.csv: .*expected a column `video`"),
     ("csv", "a.csv", "video,text,segment\na,b,c\n", r"a.csv: .*\['video', 'text', 'segment'\].*`sentence`"),
-    ("csv", "a.csv", "video;sentence;segment\n", "a.csv: .*column `video`, separated by commas"),
+    ("csv", "a.csv", "video|sentence|segment\n", "a.csv: .*column `video`, separated by commas"),
     ("csv", "a.csv", "video,sentence,start\n", "a.csv: .*a column `segment` or `segments` or `start` and `end`"),
     ("csv", "a.csv", "video,sentence,segment\na,A.,[1, 2]\n", "a.csv:2: received '4 cells', expected 3, as in"),
     ("csv", "a.csv", "video,sentence,segment\na,A.,1-2\n", r"a.csv:2 .*received '1-2', expected `\[start, end\]`"),
     ("csv", "a.csv", 'video,sentence,segment\na,"A.,[1]\n', "a.csv:2: received 'unexpected end of data', expected"),
     ("csv", "a.csv", "video,sentence,start,end\na,A.,1,\n", "a.csv:2: received '', expected a number"),
     ("csv", "a.csv", "video,sentence,start,end,duration\na,A.,1,2,x\n", "a.csv:2: received 'x', expected a number"),
+    ("csv", "a.csv", "video;sentence;start;end\na;A;1,5;2;3\n", "a.csv:2: received '5 cells'.*a cell with semicolons"),
+    ("csv", "a.csv", "video;sentence;start;end\na;A;1.000,5;2\n", "a.csv:2: received '1.000,5', expected a number"),
+    ("csv", "a.csv", 'video,sentence,start,end\na,A,"1,5",2\n', "a.csv:2: received '1,5', expected a number"),
+    ("csv", "a.csv", "video,sentence,start,end\na,A,0:61,2\n", "received '0:61', .*a time like 0:01 .*the video 'a'"),
+    ("csv", "a.csv", "video,sentence,start,end\na,A,1:60:00,2\n", "received '1:60:00', expected a number of seconds"),
+    ("jsonl", "a.jsonl", [LINE, LINE | {"segment": [None, 2]}], "a.jsonl:2: received 'None', .*the video 'a.mp4'"),
+    ("jsonl", "a.jsonl", [LINE, LINE | {"segment": [1, math.nan]}], "a.jsonl:2: received 'nan', .*the video 'a.mp4'"),
+    ("jsonl", "a.jsonl", [LINE | {"segment": ["0:1", 2]}], "a.jsonl:1: received '0:1', expected a number of seconds"),
+    ("jsonl", "a.jsonl", [LINE | {"segment": ["-0:10", 2]}], "a.jsonl:1: received '-0:10', expected a number"),
+    ("tacos", "a.json", {"s1": ENTRY | {"fps": 1, "num_frames": 9, "timestamps": [["0:01", 2]]}}, "received '0:01'"),
     ("csv", "a.csv", b"video,sentence,start,end\na,caf\xe9,1,2\n", "a.csv is not UTF-8 .*in Excel as 'CSV UTF-8'"),
 ]  # fmt: skip
 
