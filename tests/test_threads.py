@@ -232,7 +232,9 @@ def test_a_call_inside_a_call_changes_neither(make_adapted, batches, config, lay
         assert_equal_outputs(nested[0], inner)
         for result, expected in ((actual, outer), (nested[0], inner)):
             if result.hidden_states is not None:
-                assert all(torch.equal(*pair) for pair in zip(result.hidden_states, expected.hidden_states))
+                assert all(
+                    torch.equal(*pair) for pair in zip(result.hidden_states, expected.hidden_states, strict=True)
+                )
     assert actual.hidden_states is None or nested[0].hidden_states is None
 
 
