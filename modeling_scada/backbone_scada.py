@@ -360,11 +360,11 @@ class VideoBackbone(nn.Module):
             clips = clips[:, 0]
         layers = list(self.layers) if output_hidden_states else []
         for layer in layers:
-            # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are there:
-            # to add and remove them in each call would reach into the calls of other threads, and into copies.
+            # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are
+            # there: to add and remove them in each call would reach into the calls of other threads, and into copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
-        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights, but none that are these.
+        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
         weights = (getattr(module, "weight", None) for module in self.encoder.modules())
         dtype = next(weight.dtype for weight in weights if weight is not None)
         enclosing, recording.states = recording.states, dict.fromkeys(layers)

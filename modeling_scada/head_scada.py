@@ -94,7 +94,7 @@ def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num
     iou = temporal_iou(proposals_grid.float(), targets_grid[None].float())[0].T  # (N, P)
     high, low = iou > 0.7, (iou < 0.3).all(0, keepdim=True)
     shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3), low)]
-    weights = sum(share.sum(0) / max(len(share), 1) for share in shares)
+    weights = torch.stack([share.sum(0) / max(len(share), 1) for share in shares]).sum(0)
     # The largest of `log(weight) + Gumbel noise` are a draw without replacement; the exponential's logarithm is it.
     noise = torch.empty_like(weights).exponential_()
     keys = weights / noise

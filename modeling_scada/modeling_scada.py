@@ -449,7 +449,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     head.iou_logits[..., 0],
                     head.proposals_grid,
                     labels[keep],
-                    outputs.video_index,
+                    outputs.video_index,  # type: ignore[arg-type]
                     self.config.grid_size,
                 )
                 loss_dict |= {name: weights[name] * term for name, term in terms.items()}

@@ -49,6 +49,8 @@ METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU")
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 # Evaluations in the course of a run; their time is no training time.
 CURVE_POINTS = 4
+# In the lines that `Trainer` prints every `logging_steps`.
+LOGGED_LOSS = re.compile(r"'loss': '?([^',}]+)")
 
 
 def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str, Any]:
@@ -75,11 +77,25 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
     arguments = json.loads(recipe.read_text()) | {"dataset": str(data_dir), "output_dir": str(run_dir), **overrides}
     (run_dir / "recipe.json").write_text(json.dumps(arguments, indent=2))
     command = [sys.executable, "-m", "processing.command_line", "train", str(run_dir / "recipe.json")]
-    print(f"{run_dir.name}: {arguments['max_steps']} steps, follow it in {run_dir / 'train.log'}", flush=True)
-    with open(run_dir / "train.log", "w") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_FREED_MEMORY
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
-    if done.returncode:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_FREED_MEMORY
+    with (
+        open(run_dir / "train.log", "w") as log,
+        tqdm(total=arguments["max_steps"], desc=run_dir.name, unit="step") as bar,
+        subprocess.Popen(
+            [*command, "--disable_tqdm", "True"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment,
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            log.write(line)
+            if found := LOGGED_LOSS.search(line):
+                bar.set_postfix(loss=found[1], refresh=False)
+                bar.update(min(arguments["logging_steps"], bar.total - bar.n))
+    if process.returncode:
         raise RuntimeError(f"The run {run_dir.name} failed; see {run_dir / 'train.log'}.")
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
     training = json.loads((run_dir / "train_results.json").read_text())
@@ -92,7 +108,6 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
         {"step": step} | {metric: round(entry[f"eval_{metric}"], 2) for metric in METRICS}
         for step, entry in points.items()
     ]
-    print(f"{run_dir.name}: {result}", flush=True)
     return result
 
 

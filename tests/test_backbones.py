@@ -294,7 +294,11 @@ def test_hidden_states(make_encoder, name):
     # Where there is a norm at the end, the features are those after it.
     assert torch.equal(states[-1], features) == (name == "clip_vision_model")
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in backbone.layers)
+    # The hooks that record stay, since other threads may be recording; another call adds none.
+    with torch.no_grad():
+        again = backbone(videos, output_hidden_states=True)[1]
+    assert all(torch.equal(*pair) for pair in zip(states, again, strict=True))
+    assert all(len(layer._forward_hooks) == 1 and not layer._forward_pre_hooks for layer in backbone.layers)
 
 
 @each_type
