@@ -316,9 +316,7 @@ def _duration_seconds(value: Any, where: str) -> float | None:
     return seconds
 
 
-def _segments(
-    value: Any, where: str, read_time: Callable[[Any, str], float] = _number
-) -> list[list[float]]:
+def _segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _number) -> list[list[float]]:
     """`[start, end]`, or a list of such, as a list of such; times are numbers, unless `read_time` reads more."""
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for pair in pairs:

@@ -267,6 +267,11 @@ def _check_segments(segments: list, where: str) -> None:
     for of_sentence in segments:
         pairs = of_sentence if of_sentence and isinstance(of_sentence[0], (list, tuple)) else [of_sentence]
         for pair in pairs:
+            if any(isinstance(time, str) for time in pair or []):
+                raise ValueError(
+                    f"Received the segment {pair} in {where}; expected numbers of seconds. "
+                    "scripts/prepare_dataset.py reads times like 0:01 or 1:02:03.5."
+                )
             # A null is no number, and compares with none.
             if pair is None or len(pair) != 2 or None in pair or not pair[0] < pair[1]:
                 raise ValueError(

@@ -432,6 +432,16 @@ def test_a_time_that_is_null_is_named_with_its_row(tmp_path, good, bad, message,
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_times_that_are_texts_are_refused_with_who_reads_them(tmp_path, streaming):
+    """They compare as texts do: 0:10 would come before 0:9."""
+    rows = [{"video": "a.mp4", "sentences": ["a cat"], "segments": [["0:01", "0:05"]]}]
+    with pytest.raises(
+        ValueError, match=r"the segment \['0:01', '0:05'\] in .*a\.mp4.*prepare_dataset.py reads times"
+    ):
+        load(tmp_path, rows, streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_time_that_is_null_in_published_data_is_left_out_and_said(tmp_path, warnings, streaming):
     rows = [{"video": "a.mp4", "caption": "a cat", "timestamp": times} for times in ([None, 2.0], [0.0, 1.0])]
     assert [row["segments"] for row in load(tmp_path, rows, streaming)] == [[[0.0, 1.0]]]

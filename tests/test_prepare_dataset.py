@@ -364,7 +364,14 @@ def test_durations_in_a_csv_with_semicolons(prepare):
     assert splits["train"][0]["segments"] == [[[1.0, 30.5]]]
 
 
-CLOCK_TIMES = [("0:01", 1), ("0:01.25", 1.25), ("1:02:03.5", 3723.5), ("90:00", 5400), ("00:00:07", 7), (" 12:30 ", 750)]
+CLOCK_TIMES = [
+    ("0:01", 1),
+    ("0:01.25", 1.25),
+    ("1:02:03.5", 3723.5),
+    ("90:00", 5400),
+    ("00:00:07", 7),
+    (" 12:30 ", 750),
+]
 
 
 @pytest.mark.parametrize(("written", "seconds"), CLOCK_TIMES)
@@ -376,7 +383,11 @@ def test_times_as_people_write_them(prepare, written, seconds):
         ("csv", "a.csv", f"video,sentence,start,end,duration\na,A.,{written},3:00:00,4:00:00\n"),
         ("csv", "a.csv", f'video,sentence,segment,duration\na,A.,"{segment}",14400\n'),
         ("jsonl", "a.jsonl", [LINE | {"segment": [written, "3:00:00"], "duration": "4:00:00"}]),
-        ("jsonl", "a.jsonl", [{"video": "a", "sentences": ["A."], "segments": [[[written, 10800]]], "duration": 14400}]),
+        (
+            "jsonl",
+            "a.jsonl",
+            [{"video": "a", "sentences": ["A."], "segments": [[[written, 10800]]], "duration": 14400}],
+        ),
     ]
     for format, name, content in files:
         _, splits = prepare(format, {name: content})
