@@ -7,6 +7,7 @@ leaving its rows out would hide that.
 
 import csv
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.utils import logging
-
 from .video_files import without_extension
 
 
-logger = logging.get_logger(__name__)
+# Not through transformers, which the command line would have to import for its help.
+logger = logging.getLogger(__name__)
 
 # Hours if there are any, minutes, seconds: 0:01, 90:00, 1:02:03.5.
 CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)")

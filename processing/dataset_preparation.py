@@ -182,9 +182,8 @@ def clean_videos(
 # Videos.
 
 
-def find_videos(names: Iterable[str], folder: Path) -> dict[str, str | None]:
+def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[str, str | None]:
     """For each name the path of its file relative to `folder`, or the URL that it is; `None` if there is no file."""
-    files = VideoFiles(folder)
     found: dict[str, str | None] = {}
     for name in names:
         try:
@@ -358,14 +357,15 @@ def prepare_dataset(
 
     Returns:
         `dict`: The report: fields of [`Report`] over the splits of this call; `splits`, the same for each split in the
-        folder, those of earlier calls too; `broken_videos` (`video`, `reason`) if videos were checked or one of
+        folder, those of earlier calls too; `respelled_videos` (`video`, `file`) if files were found in another
+        spelling, see [`VideoFiles`]; `broken_videos` (`video`, `reason`) if videos were checked or one of
         unknown duration could not be opened; `different_durations` (`video`, `annotated_seconds`, `own_seconds`) if
         videos were checked.
 
     Raises:
         FileNotFoundError: If a file or the folder of videos does not exist.
         ValueError: If arguments do not fit each other, a file is malformed, a split has no sentence left, or the
-            output folder holds something else.
+            output folder holds something else; or if several files fit a video's name.
     """
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     _check_arguments(format, annotations, split, durations, videos, repair_reversed, check_videos, num_workers)
@@ -380,7 +380,8 @@ def prepare_dataset(
     by_name: dict[str, AnnotatedVideo] = {}
     for video in chain(*grouped.values()):
         by_name.setdefault(video.video, video)
-    paths = {} if videos is None else find_videos(by_name, Path(videos))
+    files_of_videos = VideoFiles(videos)
+    paths = {} if videos is None else find_videos(by_name, files_of_videos, Path(videos))
     local = {name: path for name, path in paths.items() if path and not is_url(path)}
     unknown = {video.video for video in chain(*grouped.values()) if video.duration_seconds is None}
     opened = local if check_videos else {name: path for name, path in local.items() if name in unknown}
@@ -406,6 +407,8 @@ def prepare_dataset(
         splits[name] = Dataset.from_list(rows, features=FEATURES)
 
     report: dict[str, Any] = asdict(sum_reports(reports.values()))
+    if files_of_videos.respelled:
+        report["respelled_videos"] = [{"video": name, "file": paths[name]} for name in files_of_videos.respelled]
     if check_videos or broken:
         report["broken_videos"] = broken
     if check_videos:
@@ -476,6 +479,9 @@ def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path,
             print(f"  of sentences with others left: {_count_reasons(of_split['dropped_segments'])}")
     if report["missing"]:
         print(f"{report['missing_videos']:,} videos are missing: {_shorten(report['missing'])}")
+    if report.get("respelled_videos"):
+        lines = [f"{entry['video']}: {entry['file']}" for entry in report["respelled_videos"]]
+        print(f"{len(lines):,} videos were found in another spelling:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
     if report["without_duration"]:
         print(
             f"{len(report['without_duration']):,} videos have no known duration, so ends of their segments could not "

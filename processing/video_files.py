@@ -1,15 +1,36 @@
 """Where the video of a row is: its file by the name that an annotation has for it."""
 
 import hashlib
+import logging
 import os
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .video_url import is_url
 
 
+# Not through transformers, which the command line would have to import for its help.
+logger = logging.getLogger(__name__)
+
+
 # In the order of preference where a video is there twice.
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
+
+
+class Folder(NamedTuple):
+    """
+    What is in a folder.
+
+    Args:
+        videos (`dict[str, Path]`): The best video of each name without extension.
+        videos_like (`dict[str, list[Path]]`): The same, of all names that [`spelling`] makes one.
+        folders_like (`dict[str, list[Path]]`): The folders in it, by [`spelling`].
+    """
+
+    videos: dict[str, Path]
+    videos_like: dict[str, list[Path]]
+    folders_like: dict[str, list[Path]]
 
 
 class VideoFiles:
@@ -17,15 +38,21 @@ class VideoFiles:
     Finds the file of a row's video.
 
     A name is looked for as it is; then with any of the extensions that videos have, and with or without the `v_` that
-    names of ActivityNet start with. Of several files `.mp4` comes first, then `.mkv`, then `.webm`.
+    names of ActivityNet start with. Of several files `.mp4` comes first, then `.mkv`, then `.webm`. Last, it is looked
+    for in another spelling: with `\\` between folders, as Windows writes paths, in other capitals, or with accents
+    composed otherwise, as file systems of a Mac have them. Such a file is taken if it is the only one.
 
     Args:
         root (`str` or `Path`, *optional*): Folder that relative paths start from; the current one if not given.
+
+    Attributes:
+        respelled (`dict[str, str]`): For each name that was found in another spelling, the path of its file.
     """
 
     def __init__(self, root: str | Path | None = None):
         self.root = root
-        self._files_of_folder: dict[Path, dict[str, Path]] = {}
+        self.respelled: dict[str, str] = {}
+        self._folders: dict[Path, Folder] = {}
 
     def find(self, video: Any) -> str | bytes:
         """
@@ -37,6 +64,7 @@ class VideoFiles:
 
         Raises:
             FileNotFoundError: If there is no such file.
+            ValueError: If the name is spelled as none, and several files fit.
         """
         if isinstance(video, dict):
             if video.get("bytes") is not None:
@@ -47,24 +75,76 @@ class VideoFiles:
         path = Path(self.root or "") / video
         if path.is_file():
             return str(path)
-        stem = without_extension(path.name)
-        files = self._files(path.parent)
-        for name in (stem, stem.removeprefix("v_"), f"v_{stem}"):
-            if name in files:
-                return str(files[name])
-        raise FileNotFoundError(
-            f"There is no video {video!r} in {path.parent}, with any extension that videos have, with or without 'v_' "
-            "before its name. Check the folder that paths start from (`video_root`)."
-        )
+        videos = self._list(path.parent).videos
+        for name in _names(path.name):
+            if name in videos:
+                return str(videos[name])
+        fitting = self._find_respelled(str(video))
+        if not fitting:
+            raise FileNotFoundError(
+                f"There is no video {video!r} in {path.parent}, with any extension that videos have, with or without "
+                "'v_' before its name, in any spelling. Check the folder that paths start from (`video_root`)."
+            )
+        if len(fitting) > 1:
+            raise ValueError(
+                f"No video is called {video!r}, and several are but for capitals or accents: "
+                f"{', '.join(map(str, sorted(fitting)))}. Write the name of the one that is meant."
+            )
+        if not self.respelled:
+            logger.warning(
+                f"Took {fitting[0]} for the video {video!r}, which is spelled otherwise. Others are taken so without "
+                "being named here."
+            )
+        self.respelled[str(video)] = str(fitting[0])
+        return str(fitting[0])
 
-    def _files(self, folder: Path) -> dict[str, Path]:
-        """The videos of a folder by name without extension; listed once, since folders of thousands take long."""
-        if folder not in self._files_of_folder:
-            found = [Path(entry) for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
-            ranked = [path for path in found if path.suffix.lower() in VIDEO_EXTENSIONS]
-            ranked.sort(key=lambda path: (VIDEO_EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
-            self._files_of_folder[folder] = {without_extension(path.name): path for path in ranked}
-        return self._files_of_folder[folder]
+    def _find_respelled(self, video: str) -> list[Path]:
+        """All files that a name may mean, each part as it is if it is there, else in another spelling."""
+        *parts, last = Path(video.replace("\\", "/")).parts or ("",)
+        folders = [Path(self.root or "")]
+        for part in parts:
+            folders = [
+                inside
+                for folder in folders
+                for inside in (
+                    [folder / part]
+                    if (folder / part).is_dir()
+                    else self._list(folder).folders_like.get(spelling(part), [])
+                )
+            ]
+        listed = [self._list(folder) for folder in folders]
+        for name in _names(last):
+            exact = [folder.videos[name] for folder in listed if name in folder.videos]
+            if fitting := exact or [path for folder in listed for path in folder.videos_like.get(spelling(name), [])]:
+                return fitting
+        return []
+
+    def _list(self, path: Path) -> Folder:
+        """A folder, listed once, since folders of thousands of videos take long."""
+        if path not in self._folders:
+            entries = list(os.scandir(path)) if path.is_dir() else []
+            ranked = [Path(entry) for entry in entries if entry.is_file()]
+            ranked = [video for video in ranked if video.suffix.lower() in VIDEO_EXTENSIONS]
+            ranked.sort(key=lambda video: (VIDEO_EXTENSIONS.index(video.suffix.lower()), video.name), reverse=True)
+            folder = Folder({without_extension(video.name): video for video in ranked}, {}, {})
+            for name, video in folder.videos.items():
+                folder.videos_like.setdefault(spelling(name), []).append(video)
+            for entry in entries:
+                if entry.is_dir():
+                    folder.folders_like.setdefault(spelling(entry.name), []).append(Path(entry))
+            self._folders[path] = folder
+        return self._folders[path]
+
+
+def spelling(name: str) -> str:
+    """What names have in common that differ in capitals, or in how their accents are composed."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _names(name: str) -> tuple[str, str, str]:
+    """The names without extension that a video may have."""
+    stem = without_extension(name)
+    return stem, stem.removeprefix("v_"), f"v_{stem}"
 
 
 def folder_of_videos(name_or_path: str, video_root: str | None = None) -> str | None:

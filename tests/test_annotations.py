@@ -65,7 +65,7 @@ def warnings(caplog, monkeypatch):
     """What transformers' logger, which hands nothing up by itself, warns of."""
     monkeypatch.setattr(logging.getLogger("processing"), "propagate", True)
     caplog.set_level(logging.WARNING)
-    return lambda: [record.message for record in caplog.records if record.name == "processing.annotations"]
+    return lambda name="processing.annotations": [r.message for r in caplog.records if r.name == name]
 
 
 @pytest.mark.parametrize(
@@ -644,6 +644,73 @@ def test_find(tmp_path, there, video, expected):
     files = VideoFiles(touch(tmp_path, *there))
     assert files.find(video) == str(tmp_path / expected)
     assert files.find({"path": str(tmp_path / video), "bytes": None}) == str(tmp_path / expected)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9.mp4", "cafe\u0301.mp4"
+
+
+@pytest.mark.parametrize(
+    ("there", "video", "expected"),
+    [
+        # Accents composed otherwise, as on a Mac; in the names of folders too.
+        ([DECOMPOSED], COMPOSED, DECOMPOSED),
+        ([COMPOSED], DECOMPOSED, COMPOSED),
+        ([f"{DECOMPOSED}/a.mp4"], f"{COMPOSED}/a.mp4", f"{DECOMPOSED}/a.mp4"),
+        # Folders as Windows writes them.
+        (["sub1/clip.mp4", "clip.mp4"], "sub1\\clip.mp4", "sub1/clip.mp4"),
+        (["sub1/two/clip.webm"], "sub1\\two\\clip.mp4", "sub1/two/clip.webm"),
+        (["sub1/clip.mp4", "sub1/Clip.mp4"], "sub1\\clip.mp4", "sub1/clip.mp4"),
+        # Capitals.
+        (["UPPER.MP4"], "upper.mp4", "UPPER.MP4"),
+        (["upper.mp4"], "UPPER.MP4", "upper.mp4"),
+        (["UPPER.MP4", "UPPER.mkv"], "upper.mp4", "UPPER.MP4"),
+        (["Sub/v_Clip.webm"], "sub/clip.mp4", "Sub/v_Clip.webm"),
+        (["V_clip.webm"], "v_clip", "V_clip.webm"),
+        (["a/clip.mp4", "A/other.mp4"], "A\\CLIP", None),
+        (["a/one.mp4", "A/two.mp4"], "a\\TWO.mp4", None),
+        # All at once.
+        ([f"SUB/{DECOMPOSED}"], f"sub\\{COMPOSED.upper()}", f"SUB/{DECOMPOSED}"),
+    ],
+)
+def test_a_name_in_another_spelling(tmp_path, warnings, there, video, expected):
+    files = VideoFiles(touch(tmp_path, *there))
+    if expected is None:
+        with pytest.raises(FileNotFoundError, match=r"in any spelling"):
+            files.find(video)
+        return
+    for _ in range(2):
+        assert files.find(video) == str(tmp_path / expected)
+    assert files.respelled == {video: str(tmp_path / expected)}
+    (warning,) = warnings("processing.video_files")
+    assert f"Took {tmp_path / expected} for the video {video!r}, which is spelled otherwise." in warning
+
+
+def test_names_as_they_are_need_no_words(tmp_path, warnings):
+    files = VideoFiles(touch(tmp_path, "clip.MP4", "back\\slash.mp4", COMPOSED, DECOMPOSED, "Clip.mp4"))
+    for video, expected in [
+        ("clip.mp4", "clip.MP4"),
+        ("back\\slash.mp4", "back\\slash.mp4"),
+        (COMPOSED, COMPOSED),
+        (DECOMPOSED, DECOMPOSED),
+        ("Clip.mkv", "Clip.mp4"),
+    ]:
+        assert files.find(video) == str(tmp_path / expected)
+    assert not files.respelled and not warnings("processing.video_files")
+
+
+@pytest.mark.parametrize(
+    ("there", "video", "listed"),
+    [
+        (["UPPER.mp4", "Upper.mp4", "lower.mp4"], "upper.mp4", ["UPPER.mp4", "Upper.mp4"]),
+        (["CAF\u00c9.mp4", DECOMPOSED], COMPOSED, ["CAF\u00c9.mp4", DECOMPOSED]),
+        (["Sub/a.mp4", "SUB/a.webm"], "sub/a.mp4", ["SUB/a.webm", "Sub/a.mp4"]),
+    ],
+)
+def test_several_files_in_another_spelling_are_listed(tmp_path, there, video, listed):
+    paths = ", ".join(str(tmp_path / name) for name in sorted(listed))
+    with pytest.raises(ValueError) as caught:
+        VideoFiles(touch(tmp_path, *there)).find(video)
+    assert f"No video is called {video!r}" in str(caught.value) and paths in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -626,6 +626,30 @@ def test_videos_are_found(prepare, make_clip, tmp_path, capsys):
     assert "2 videos are missing: v_sub/plain.mp4, v_gone.mp4" in capsys.readouterr().out
 
 
+def test_videos_in_another_spelling_are_found_and_said(prepare, make_clip, tmp_path, capsys):
+    (tmp_path / "videos" / "sub1").mkdir(parents=True)
+    for name in ("cafe\u0301.mp4", "sub1/clip.mp4", "UPPER.MP4", "plain.mp4"):
+        make_clip().rename(tmp_path / "videos" / name)
+    names = ["caf\u00e9.mp4", "sub1\\clip.mp4", "upper.mp4", "plain.mp4"]
+    content = "video,sentence,start,end\n" + "".join(f"{name},A.,0,1\n" for name in names)
+    report, splits = prepare("csv", {"a.csv": content}, videos=tmp_path / "videos")
+    found = ["cafe\u0301.mp4", "sub1/clip.mp4", "UPPER.MP4", "plain.mp4"]
+    assert [row["video"] for row in splits["train"]] == found
+    assert report["missing_videos"] == 0
+    pairs = list(zip(names, found, strict=True))[:3]
+    assert report["respelled_videos"] == [{"video": name, "file": file} for name, file in pairs]
+    out = capsys.readouterr().out
+    assert "3 videos were found in another spelling:" in out and "\n  sub1\\clip.mp4: sub1/clip.mp4\n" in out
+
+
+def test_several_videos_in_another_spelling_stop_the_run(prepare, make_clip, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in ("UPPER.mp4", "Upper.mp4"):
+        make_clip().rename(tmp_path / "videos" / name)
+    with pytest.raises(ValueError, match="'upper.mp4', and several are .*UPPER.mp4, .*Upper.mp4. Write the name"):
+        prepare("csv", {"a.csv": "video,sentence,start,end\nupper.mp4,A.,0,1\n"}, videos=tmp_path / "videos")
+
+
 def test_durations_from_the_videos(prepare, make_clip, tmp_path):
     """Where no file says them; URLs are not opened."""
     make_clip("two_seconds.mkv", num_frames=20)
