@@ -9,7 +9,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from .result_table import LONG_SECONDS
+from .result_table import FAINTEST, LONG_SECONDS
 from .video_io import VideoFacts
 
 
@@ -29,7 +29,8 @@ PAGE = string.Template(Path(__file__).with_name("result_page.html").read_text(en
 
 def write_page(record: dict[str, Any], facts: VideoFacts, path: Path) -> str | None:
     """
-    A page that shows the segments on a time line and in a table, and plays them.
+    A page that shows the segments in a table and on a time line, the fuller in colour the higher they score, and plays
+    them.
 
     Args:
         record (`dict`): What `scada ground --json` prints, of a video of one of the `MIME_TYPES`.
@@ -52,6 +53,7 @@ def write_page(record: dict[str, Any], facts: VideoFacts, path: Path) -> str | N
         start_seconds=facts.start_seconds,
         source=html.escape(source),
         long_seconds=LONG_SECONDS,
+        faintest=FAINTEST,
         # Nothing in a sentence may end the script element.
         data=json.dumps(record).replace("<", "\\u003c"),
     )

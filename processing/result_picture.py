@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from .result_table import LONG_SECONDS, format_time
+from .result_table import LONG_SECONDS, format_time, strength
 from .timeline import Timeline
 from .video_io import VideoFacts, read_frames
 
 
 PICTURE_FRAMES = 12
 PICTURE_FRAME_HEIGHT = 180
+BAR_COLOUR = "#d1495b"
+LEGEND = "the fuller the colour, the higher the score"
 
 
 def import_pyplot(needed_for: str) -> Any:
@@ -38,8 +40,8 @@ def import_pyplot(needed_for: str) -> Any:
 
 def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[list[float]] | None = None) -> None:
     """
-    Frames along a time axis, and under them a lane with the ranked segments of each sentence, best on top; the true
-    one above it in grey, if it is known.
+    Frames along a time axis, and under them a lane with the ranked segments of each sentence, best on top, the fuller
+    in colour the higher they score; the true one above it in grey, if it is known.
 
     Args:
         record (`dict`): What `scada ground --json` prints.
@@ -83,7 +85,7 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         times = " to ".join(format_time(best[name], is_long) for name in ("start", "end"))
         # A sentence may have dollar signs, which are no formula.
         unit = "" if is_long else " s"
-        title = f"{result['sentence']}  ({times}{unit}, {best['score']:.2f})"
+        title = f"{result['sentence']}  ({times}{unit}, score {best['score']:.3f})"
         if targets is not None:
             true_times = " to ".join(format_time(seconds, is_long) for seconds in targets[index_of_sentence])
             title += f"  true: {true_times}{unit}"
@@ -99,14 +101,15 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         for index, segment in enumerate(result["segments"]):
             height = row_height if index else best_height
             span = (segment["start"], segment["end"] - segment["start"])
-            lanes.broken_barh([span], (top, 0.85 * height), color="#d1495b", alpha=0.35 if index else 1.0)
+            fill = (BAR_COLOUR, strength(segment["score"]))
+            # The outline is there for the faintest to be seen too.
+            lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=BAR_COLOUR, linewidth=1.0)
             top += height
         top += gap
     lanes.set(xlim=(0, duration_seconds), ylim=(lanes_height, 0), yticks=[])
     if is_long:
         lanes.xaxis.set_major_formatter(lambda seconds, _: format_time(seconds, is_long).removesuffix(".0"))
-    else:
-        lanes.set_xlabel("seconds")
+    lanes.set_xlabel(LEGEND if is_long else f"seconds; {LEGEND}")
     lanes.spines[["left", "right", "top"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -6,6 +6,8 @@ from typing import Any
 
 # From here on times are shown as minutes and seconds.
 LONG_SECONDS = 60.0
+# How much of its full colour a segment with a score of 0 has; one with a score of 1 has all of it.
+FAINTEST = 0.1
 
 
 def format_time(seconds: float, is_long: bool) -> str:
@@ -15,6 +17,11 @@ def format_time(seconds: float, is_long: bool) -> str:
         return f"{tenths / 10:.1f}"
     hours, minutes = tenths // 36000, tenths // 600 % 60
     return f"{f'{hours}:' if hours else ''}{minutes:02}:{tenths % 600 / 10:04.1f}"
+
+
+def strength(score: float) -> float:
+    """How much of its full colour a segment has, from `FAINTEST` to 1. As on the page."""
+    return FAINTEST + (1 - FAINTEST) * score
 
 
 def format_table(record: dict[str, Any]) -> str:

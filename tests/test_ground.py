@@ -17,7 +17,7 @@ import torch
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding
-from processing import grounding, result_page
+from processing import grounding, result_page, result_picture
 from processing.result_table import format_table, format_time
 from processing.video_io import probe, read_frames
 
@@ -136,6 +136,25 @@ def test_plot(model, clip, ground, tmp_path):
     assert not pyplot.get_fignums()
 
 
+@pytest.mark.parametrize("score", [0.83, 0.31, 0.004])
+def test_plot_shows_how_sure_an_answer_is(score, clip, tmp_path):
+    """The best segment has as much of the red as its score says, from a tenth on; the rest is the lane's grey."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    segments = [{"score": score, "start": 1.0, "end": 4.0}, {"score": score / 2, "start": 0.0, "end": 5.0}]
+    record = {"video": str(clip), "duration": 5.0, "results": [{"sentence": "a door", "segments": segments}]}
+    result_picture.draw(record, probe(clip), tmp_path / "found.png")
+    picture = np.rint(255 * pyplot.imread(tmp_path / "found.png")[..., :3])
+    red, grey = np.array([0xD1, 0x49, 0x5B]), np.array([0xF1, 0xF3, 0xF5])
+    num_pixels = []
+    for segment in segments:
+        share = 0.1 + 0.9 * segment["score"]
+        num_pixels.append((abs(picture - (share * red + (1 - share) * grey)).max(axis=2) <= 1.5).sum())
+    # The first is three fifths of the width and twice as high; outlines are no part of it.
+    assert min(num_pixels) > 5000 and num_pixels[0] == pytest.approx(1.2 * num_pixels[1], rel=0.25)
+    is_full_red = (picture[..., 0] > 190) & (picture[..., 1] < 110)
+    assert (is_full_red.sum() > 10000) == (score > 0.8)
+
+
 def test_plot_without_matplotlib(model, clip, ground, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delattr(grounding, "pipeline")  # nothing is computed
@@ -197,6 +216,46 @@ def test_page(model, make_clip, ground, tmp_path):
         name for name in page.elements if name in ("link", "iframe", "object", "embed", "audio", "source")
     } == set()
     assert not re.search(r"https?://|@import|url\(|import\(|fetch\(", text.replace(content, ""))
+
+
+# Just enough of a browser for the page's script to fill the page in; prints the bars' styles and what h2 elements say.
+STUB = """
+const made = [];
+class Element {
+  constructor(name) { Object.assign(this, {name, children: [], dataset: {startSeconds: "0"}, textContent: ""}); }
+  style = {setProperty(name, value) { this[name] = value; }};
+  appendChild(child) { this.children.push(child); made.push(child); return child; }
+  setAttribute() {}
+  addEventListener() {}
+}
+const known = {data: {textContent: DATA}};
+const find = name => known[name] ??= new Element(name);
+const document = {getElementById: find, querySelector: find, createElement: name => new Element(name)};
+SCRIPT
+const bars = made.filter(element => element.className === "segment").map(bar => bar.style["--strength"]);
+const titles = made.filter(element => element.name === "h2").map(title => title.children[0].textContent);
+console.log(JSON.stringify([bars, titles]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_page_shows_how_sure_an_answer_is(clip, tmp_path):
+    scores = [[0.83, 0.31], [0.004, 0.0], [1.0]]
+    found = [[{"score": score, "start": 1.0, "end": 4.0} for score in of_sentence] for of_sentence in scores]
+    results = [{"sentence": "a door", "segments": segments} for segments in found]
+    record = {"video": str(clip), "duration": 5.0, "model": "a model", "results": results}
+    result_page.write_page(record, probe(clip), tmp_path / "found.html")
+    text = (tmp_path / "found.html").read_text(encoding="utf-8")
+    data, code = Page(text).texts["script"]
+    stub = STUB.replace("SCRIPT", code.replace('"use strict";', "")).replace("DATA", json.dumps(data))
+    done = subprocess.run(["node", "-"], input=stub, capture_output=True, encoding="utf-8", check=True, timeout=60)
+    bars, titles = json.loads(done.stdout)
+    assert bars == ["84.7%", "37.9%", "10.4%", "10.0%", "100.0%"]
+    assert titles == [f"1.0 to 4.0 s, score {score}" for score in ("0.830", "0.004", "1.000")]
+    # That much of the mark's colour, whatever the rank.
+    (colour,) = re.findall(r"\.segment \{[^}]*background: ([^;]*);", text)
+    assert colour == "color-mix(in srgb, var(--mark) var(--strength), var(--lane))"
+    assert ".row:first-child .segment" not in text
 
 
 def test_a_large_video_stays_outside_the_page(model, make_clip, ground, tmp_path, monkeypatch):
