@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .video_io import cut_video
+from .video_io import cut_video, cut_video_exactly
+
+
+# Containers that exact clips keep: the others do not say until when the last frame is shown, or have no times at all.
+EXACT_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 
 class Clip(NamedTuple):
@@ -23,24 +27,30 @@ class Clip(NamedTuple):
     covered_seconds: tuple[float, float]
 
 
-def cut_segments(record: dict[str, Any], folder: Path) -> Iterator[Clip]:
+def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> Iterator[Clip]:
     """
-    Writes each segment into a clip `01_<sentence>_rank1` in the container of the video.
+    Writes each segment into a clip `01_<sentence>_rank1` in the container of the video; exact ones of some are MP4.
 
     Args:
         record (`dict`): What `scada ground --json` prints.
         folder (`Path`): Where the clips go.
+        exact (`bool`, *optional*, defaults to `False`): Whether to encode clips anew, so that they begin and end with
+            their segments, instead of copying from the key frame before, which is quick.
 
     Yields:
         [`Clip`]: Each one that was written.
 
     Raises:
-        VideoReadError: If the video cannot be cut without encoding it anew.
+        VideoReadError: If the video cannot be read, or not be cut into such a file.
     """
+    cut = cut_video_exactly if exact else cut_video
+    extension = Path(record["video"]).suffix
+    if exact and extension.lower() not in EXACT_EXTENSIONS:
+        extension = ".mp4"
     folder.mkdir(parents=True, exist_ok=True)
     for number, result in enumerate(record["results"], start=1):
         slug = re.sub(r"\W+", "_", result["sentence"].lower())[:40].strip("_") or "sentence"
         for rank, segment in enumerate(result["segments"], start=1):
-            path = folder / f"{number:02}_{slug}_rank{rank}{Path(record['video']).suffix}"
+            path = folder / f"{number:02}_{slug}_rank{rank}{extension}"
             asked_seconds = (segment["start"], segment["end"])
-            yield Clip(path, asked_seconds, cut_video(record["video"], *asked_seconds, path))
+            yield Clip(path, asked_seconds, cut(record["video"], *asked_seconds, path))

@@ -24,6 +24,9 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+EXACT_HELP = "encode clips anew, to begin and end with their segments; else they are copied from a key frame on."
+
+
 def answer(prog: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given."""
     try:
@@ -46,6 +49,7 @@ def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="Draw frames and segments.")
     parser.add_argument("--html", type=Path, metavar="OUT.html", help="Write a page that plays the segments.")
     parser.add_argument("--cut", type=Path, metavar="DIR", help="Write the segments as clips into this folder.")
+    parser.add_argument("--exact", action="store_true", help=f"With --cut: {EXACT_HELP}")
 
 
 def ground(args: argparse.Namespace) -> None:
@@ -63,6 +67,8 @@ def ground(args: argparse.Namespace) -> None:
 
         if Path(args.video).suffix.lower() not in MIME_TYPES:
             raise ValueError(f"Browsers do not play {args.video}; --html takes {', '.join(MIME_TYPES)}.")
+    if args.exact and args.cut is None:
+        raise ValueError("Received --exact without --cut; name the folder for the clips, too.")
     for sentence in args.sentences:
         if not sentence.strip():
             raise ValueError(f"Received the sentence {sentence!r}; expected a text.")
@@ -93,21 +99,23 @@ def ground(args: argparse.Namespace) -> None:
             )
         print(f"Wrote {args.html}", file=sys.stderr)
     if args.cut is not None:
-        write_clips(record, args.cut)
+        write_clips(record, args.cut, args.exact)
 
 
-def write_clips(record: dict[str, Any], folder: Path) -> None:
+def write_clips(record: dict[str, Any], folder: Path, exact: bool) -> None:
     """Cuts the segments out, and says what each clip covers."""
     from .clips import cut_segments
 
-    for clip in cut_segments(record, folder):
+    how = "encoded anew" if exact else "a clip begins with a key frame"
+    for clip in cut_segments(record, folder, exact):
         covered, asked = ("{:.1f} to {:.1f} s".format(*times) for times in (clip.covered_seconds, clip.asked_seconds))
-        print(f"Wrote {clip.path}: {covered} (asked for {asked}; a clip begins with a key frame)", file=sys.stderr)
+        print(f"Wrote {clip.path}: {covered} (asked for {asked}; {how})", file=sys.stderr)
 
 
 def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("record", metavar="FOUND.json", type=Path, help="What `ground --json` printed.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="Where the clips go.")
+    parser.add_argument("--exact", action="store_true", help=EXACT_HELP.capitalize())
 
 
 def cut(args: argparse.Namespace) -> None:
@@ -119,7 +127,7 @@ def cut(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.record} is not what `scada ground --json` prints; save that into a file, and name it here."
         ) from error
-    write_clips(record, args.folder)
+    write_clips(record, args.folder, args.exact)
 
 
 # Data.

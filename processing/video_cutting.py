@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,43 @@ def cut_video(
             the copy cannot be written, as when its container does not hold the source's codecs. As
             [`VideoLimitError`] if reading would cost more than the limits allow.
     """
-    if not 0 <= start_seconds <= end_seconds < math.inf:
-        raise ValueError(f"Received a cut from {start_seconds} to {end_seconds} s, expected 0 <= start <= end.")
     path = Path(path)
-    if isinstance(source, str | os.PathLike) and path.exists() and path.resolve() == Path(source).resolve():
-        raise ValueError(f"The cut would replace {path}, which it is cut from; choose another name.")
+    check_cut(source, start_seconds, end_seconds, path)
     with downloaded(source, limits) as file:
         return _cut(file, start_seconds, end_seconds, path, limits)
+
+
+def check_cut(source: VideoSource, start_seconds: float, end_seconds: float, path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: If not `0 <= start_seconds <= end_seconds`, or if `path` is the source itself.
+    """
+    if not 0 <= start_seconds <= end_seconds < math.inf:
+        raise ValueError(f"Received a cut from {start_seconds} to {end_seconds} s, expected 0 <= start <= end.")
+    if isinstance(source, str | os.PathLike) and path.exists() and path.resolve() == Path(source).resolve():
+        raise ValueError(f"The cut would replace {path}, which it is cut from; choose another name.")
+
+
+@contextmanager
+def new_file(path: Path, video_name: str, how: str) -> Iterator[Any]:
+    """
+    A container to write a cut into, `how` ("copied" or "encoded"). A failure leaves no half a file, and an earlier one
+    as it was.
+
+    Raises:
+        `VideoReadError`: If it cannot be written.
+    """
+    partial = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        with av.open(f"file:{partial}", mode="w") as output:
+            yield output
+        partial.replace(path)
+    except (av.error.FFmpegError, ValueError) as error:
+        # From PyAV as from FFmpeg, a container that has no place for a codec comes as a ValueError.
+        why = f"its streams cannot be {how} into such a file: " if isinstance(error, ValueError) else ""
+        raise VideoReadError(f"Could not cut the video {video_name} into {path}: {why}{error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _cut(
@@ -74,7 +106,7 @@ def _cut(
 
     with open_video(source, limits) as video:
         if start_seconds > facts.duration_seconds:
-            raise video.error(f"it ends at {facts.duration_seconds:.3f} s, before the cut from {start_seconds:.3f} s")
+            raise ends_before(video, facts.duration_seconds, start_seconds)
         key_pts = None
         for packet in video.packets():
             # Nothing is shown before it is decoded, so what comes from here on is shown after the start.
@@ -85,23 +117,16 @@ def _cut(
         if key_pts is None:
             raise video.error(f"it has no key frame at or before {start_seconds:.3f} s to begin a cut with")
 
-    # A failure leaves no half a file, and an earlier one as it was.
-    partial = path.with_name(f"{path.stem}.part{path.suffix}")
-    with open_video(source, limits) as video:
-        try:
-            with av.open(f"file:{partial}", mode="w") as output:
-                shown = _copy_packets(video, output, key_pts, end_pts)
-            partial.replace(path)
-        except (av.error.FFmpegError, ValueError) as error:
-            # From PyAV as from FFmpeg, a container that has no place for a codec comes as a ValueError.
-            why = "its streams cannot be copied into such a file: " if isinstance(error, ValueError) else ""
-            raise VideoReadError(f"Could not cut the video {video.name} into {path}: {why}{error}.") from error
-        finally:
-            partial.unlink(missing_ok=True)
+    with open_video(source, limits) as video, new_file(path, video.name, "copied") as output:
+        shown = _copy_packets(video, output, key_pts, end_pts)
     return (
         float((key_pts - first_pts) * facts.time_base),
         float((end_ticks(shown) - first_pts) * facts.time_base),
     )
+
+
+def ends_before(video: OpenVideo, duration_seconds: float, start_seconds: float) -> VideoReadError:
+    return video.error(f"it ends at {duration_seconds:.3f} s, before the cut from {start_seconds:.3f} s")
 
 
 def _copy_packets(video: OpenVideo, output: Any, key_pts: int, end_pts: int) -> list[tuple[int, int]]:

@@ -1,9 +1,11 @@
 """
-Reading and cutting videos: the door to three rooms. `video_opening` opens a file and knows how long and large the
-video is, `video_reading` reads the frames on display at given instants, `video_cutting` copies a part into a file.
+Reading and cutting videos: the door to four rooms. `video_opening` opens a file and knows how long and large the
+video is, `video_reading` reads the frames on display at given instants, `video_cutting` copies a part into a file, and
+`video_encoding` encodes one anew, to the frame.
 """
 
 from .video_cutting import cut_video
+from .video_encoding import cut_video_exactly
 from .video_opening import (
     DEFAULT_LIMITS,
     DownloadedVideo,
@@ -29,6 +31,7 @@ __all__ = [
     "VideoSource",
     "check_video",
     "cut_video",
+    "cut_video_exactly",
     "downloaded",
     "iterate_frames",
     "probe",

@@ -180,7 +180,7 @@ def _iterate_frames(
     """As [`iterate_frames`], up to a deadline of `time.monotonic()`; without one, each frame has the limits' time."""
     # One reformatter for all frames keeps libswscale's tables from one frame to the next.
     reformatter = av.video.reformatter.VideoReformatter()
-    for video, frame, num_due in _frames_due(source, instant_seconds, limits, deadline_seconds):
+    for video, frame, num_due in frames_due(source, instant_seconds, limits, deadline_seconds):
         rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
         for _ in range(num_due):
             yield rgb
@@ -188,7 +188,7 @@ def _iterate_frames(
             video.deadline_seconds = time.monotonic() + limits.timeout_seconds
 
 
-def _frames_due(
+def frames_due(
     source: VideoSource, instant_seconds: np.ndarray, limits: ReadLimits, deadline_seconds: float | None
 ) -> Iterator[tuple[OpenVideo, Any, int]]:
     """The frames on display at instants in ascending order, each with its file and how many instants it serves."""

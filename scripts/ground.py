@@ -11,7 +11,8 @@ table of a video of a minute or more has them as mm:ss.s. On request it also wri
 - `--plot`: a picture, frames of the video over a time axis and the segments below (needs matplotlib);
 - `--html`: a page that plays the segments, in one file with the video in it if that is no larger than 100 MB;
 - `--cut`: each segment as a clip, in the container of the video. Nothing is encoded anew, so a clip begins with the
-  last key frame at or before the start of its segment; what it really covers is printed.
+  last key frame at or before the start of its segment; what it really covers is printed. With `--exact`, clips are
+  encoded anew, pictures and sound, and begin and end with their segments; those of an AVI and the like are MP4.
 
 Returns 1, with one line on stderr, if something is wrong with what was given, and 2 if the arguments are.
 """

@@ -88,6 +88,10 @@ def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
     clips = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("at once", "later")]
     assert clips[0] == clips[1] and set(clips[0]) == {"01_it_begins_rank1.mp4", "01_it_begins_rank2.mp4"}
 
+    assert main(["cut", str(tmp_path / "found.json"), str(tmp_path / "exact"), "--exact"]) == 0
+    assert "; encoded anew)" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "exact").iterdir()} == set(clips[0])
+
     asked = []
     monkeypatch.setattr(publishing, "push_folder", lambda *arguments: asked.append(arguments) or "https://hub/me/it")
     assert main(["push", model, "me/it", "--metrics", str(tmp_path / "measured" / "metrics.json")]) == 0

@@ -360,6 +360,37 @@ def test_cut_keeps_the_container(model, make_clip, ground, tmp_path):
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_a_door_rank1.webm"]
 
 
+def test_exact_cut(model, clip, ground, read_codes, tmp_path):
+    """A clip begins with the frame on display at its segment's start and ends with its end, as is said."""
+    folder = tmp_path / "clips"
+    code, out, err = ground(clip, *SENTENCES, "--model", model, "--top_k", 2, "--json", "--cut", folder, "--exact")
+    assert code == 0
+    segments = [found for result in json.loads(out)["results"] for found in result["segments"]]
+    paths = sorted(folder.iterdir())
+    assert len(paths) == len(segments) == 4
+    for path, segment in zip(paths, segments, strict=True):
+        length_seconds = segment["end"] - segment["start"]
+        assert probe(path).duration_seconds == pytest.approx(length_seconds, abs=0.002)
+        instants_seconds = np.linspace(0.002, length_seconds - 0.004, 9)
+        codes = read_codes(read_frames(path, instants_seconds))
+        assert codes == [int(10 * (segment["start"] + seconds)) for seconds in instants_seconds]
+        times = f"{segment['start']:.1f} to {segment['end']:.1f} s"
+        assert f"Wrote {path}: {times} (asked for {times}; encoded anew)" in err
+
+
+def test_exact_cut_of_a_container_without_times(model, make_clip, ground, tmp_path):
+    clip = make_clip("clip.avi", codec="mpeg4", num_frames=30)
+    options = ("--model", model, "--top_k", 1, "--cut", tmp_path / "clips", "--exact")
+    assert ground(clip, "a door", *options)[0] == 0
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_a_door_rank1.mp4"]
+
+
+def test_exact_is_of_cut(model, clip, ground):
+    code, out, err = ground(clip, "a door", "--model", model, "--exact")
+    assert (code, out) == (1, "")
+    assert err == "ground.py: Received --exact without --cut; name the folder for the clips, too.\n"
+
+
 # --- bad input ---
 
 
