@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from processing.metrics import temporal_grounding_metrics
+from processing.metrics import multi_segment_metrics, temporal_grounding_metrics
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
 from processing.processing_scada import ScadaProcessor
 from processing.timeline import Timeline
@@ -109,6 +109,7 @@ __all__ = [
     "VideoReadError",
     "compute_metrics",
     "load_annotations",
+    "multi_segment_metrics",
     "prepare_dataset",
     "prepare_tuning",
     "probe",

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Hours if there are any, minutes, seconds: 0:01, 90:00, 1:02:03.5.
 CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)")
+DIDEMO_CHUNK_SECONDS = 5
 # What csv files have between their cells, by the name for messages.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
@@ -97,6 +99,87 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
         )
 
 
+def read_changing_distributions(path: Path) -> Iterator[Sentence]:
+    """
+    Charades-CD and ActivityNet-CD (splits in which test moments are distributed otherwise): as ActivityNet Captions.
+    """
+    return _entries_with_timestamps(path, set())
+
+
+def read_compositions(path: Path) -> Iterator[Sentence]:
+    """
+    Charades-CG (splits with new words and new compositions): as ActivityNet Captions, with `news` or `novels`, what is
+    new in each sentence, which is not read.
+    """
+    return _entries_with_timestamps(path, {"news", "novels"})
+
+
+def read_timelens_bench(path: Path) -> Iterator[Sentence]:
+    """An object from names to `duration`, `spans` (seconds) and `queries`."""
+    for where, name, entry in _json_entries(path, "`queries` and `spans`"):
+        _refuse_unknown(entry, {"duration", "spans", "queries"}, where)
+        duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
+        texts, segments = _required(entry, "queries", where), _required(entry, "spans", where)
+        yield from _sentences(where, _file_name(name), without_extension(name), duration_seconds, texts, segments)
+
+
+def read_qv_m2(path: Path) -> Iterator[Sentence]:
+    """As QVHighlights, of which it is an extension; each sentence has its `relevant_windows`, often several."""
+    known = {"qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"}
+    for where, entry in _json_lines(path):
+        _refuse_unknown(entry, known, where)
+        name = _text(_required(entry, "vid", where), where)
+        duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
+        text = _text(_required(entry, "query", where), where)
+        segments = _segments(_required(entry, "relevant_windows", where), where)
+        yield Sentence(where, _file_name(name), without_extension(name), duration_seconds, text, segments)
+
+
+def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
+    """
+    Ego4D's Natural Language Queries: `videos` of `clips` of `annotations` of `language_queries`. The videos here are
+    the clips, `<clip_uid>.mp4`, whose own clock the times are on. Some queries have no text, or no length.
+    """
+    known = {"query", "template", "slot_x", "verb_x", "slot_y", "verb_y", "raw_tags"}
+    known |= {
+        f"{of}_{end}_{unit}" for of in ("clip", "video") for end in ("start", "end") for unit in ("sec", "frame")
+    }
+    expected = "Ego4D's JSON object with `videos`"
+    content = _json_file(path, expected)
+    if not isinstance(content, dict):
+        raise malformed(path.name, content, expected)
+    for video_where, video in _children(content, "videos", path.name):
+        for clip_where, clip in _children(video, "clips", video_where):
+            clip_uid = _text(_required(clip, "clip_uid", clip_where), clip_where)
+            begin_seconds, end_seconds = (
+                _number(_required(clip, name, clip_where), clip_where) for name in ("video_start_sec", "video_end_sec")
+            )
+            duration_seconds = _duration_seconds(end_seconds - begin_seconds, clip_where)
+            for annotation_where, annotation in _children(clip, "annotations", clip_where):
+                for where, query in _children(annotation, "language_queries", annotation_where):
+                    _refuse_unknown(query, known, where)
+                    times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
+                    text = query.get("query") or ""
+                    yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
+
+
+def read_didemo(path: Path) -> Iterator[Sentence]:
+    """
+    A list of objects: `video`, `description`, and `times`, the `[first, last]` chunk of 5 seconds that each of several
+    annotators chose. The segment is what most of them chose, of equals the first. The file does not say how long the
+    videos are, which end within the last chunk.
+    """
+    known = {"annotation_id", "video", "description", "times", "num_segments", "dl_link", "download_link"}
+    for where, entry in _objects(_json_file(path, "DiDeMo's JSON list"), path.name):
+        _refuse_unknown(entry, known, where)
+        name = _text(_required(entry, "video", where), where)
+        text = _text(_required(entry, "description", where), where)
+        chosen = [tuple(pair) for pair in _segments(_required(entry, "times", where), where)]
+        ((first, last), _), *_ = Counter(chosen).most_common(1)
+        segments = [[first * DIDEMO_CHUNK_SECONDS, (last + 1) * DIDEMO_CHUNK_SECONDS]]
+        yield Sentence(where, _file_name(name), without_extension(name), None, text, segments)
+
+
 def read_jsonl(path: Path) -> Iterator[Sentence]:
     """
     An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, `segment`). Times are numbers
@@ -147,6 +230,13 @@ READERS: dict[str, Callable[[Path], Iterator[Sentence]]] = {
     "activitynet-captions": read_activitynet_captions,
     "qvhighlights": read_qvhighlights,
     "tacos": read_tacos,
+    "charades-cd": read_changing_distributions,
+    "activitynet-cd": read_changing_distributions,
+    "charades-cg": read_compositions,
+    "timelens-bench": read_timelens_bench,
+    "qv-m2": read_qv_m2,
+    "ego4d-nlq": read_ego4d_nlq,
+    "didemo": read_didemo,
     "jsonl": read_jsonl,
     "csv": read_csv,
 }
@@ -197,20 +287,47 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
         yield where, entry
 
 
-def _json_entries(path: Path) -> Iterator[tuple[str, str, dict]]:
-    """Of a file that is one object: `file: key`, key and value."""
+def _json_file(path: Path, expected: str) -> Any:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from error
-    entries = _parse_json(content, path.name, "a JSON object with an entry for each video")
+    return _parse_json(content, path.name, expected)
+
+
+def _json_entries(path: Path, of_entry: str = "`sentences` and `timestamps`") -> Iterator[tuple[str, str, dict]]:
+    """Of a file that is one object: `file: key`, key and value."""
+    entries = _json_file(path, "a JSON object with an entry for each video")
     if not isinstance(entries, dict):
         raise malformed(path.name, type(entries).__name__, "a JSON object with an entry for each video")
     for name, entry in entries.items():
         where = f"{path.name}: {name}"
         if not isinstance(entry, dict):
-            raise malformed(where, entry, "an object with `sentences` and `timestamps`")
+            raise malformed(where, entry, f"an object with {of_entry}")
         yield where, name, entry
+
+
+def _entries_with_timestamps(path: Path, not_read: set[str]) -> Iterator[Sentence]:
+    """As ActivityNet Captions; other fields than its own and those that are not read are refused."""
+    for where, name, entry in _json_entries(path):
+        _refuse_unknown(entry, {"duration", "timestamps", "sentences"} | not_read, where)
+        duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
+        texts, segments = _required(entry, "sentences", where), _required(entry, "timestamps", where)
+        yield from _sentences(where, _file_name(name), without_extension(name), duration_seconds, texts, segments)
+
+
+def _objects(listed: Any, where: str) -> Iterator[tuple[str, dict]]:
+    """The objects of a list, each with where it is."""
+    if not isinstance(listed, list):
+        raise malformed(where, listed, "a list of objects")
+    for index, entry in enumerate(listed):
+        if not isinstance(entry, dict):
+            raise malformed(f"{where}[{index}]", entry, "an object")
+        yield f"{where}[{index}]", entry
+
+
+def _children(parent: dict, name: str, where: str) -> Iterator[tuple[str, dict]]:
+    return _objects(_required(parent, name, where), f"{where}: {name}")
 
 
 def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
@@ -279,6 +396,11 @@ def _required(entry: dict, name: str, where: str) -> Any:
     if name not in entry:
         raise malformed(where, f"the keys {sorted(entry)}", f"also {name!r}")
     return entry[name]
+
+
+def _refuse_unknown(entry: dict, known: set[str], where: str) -> None:
+    if unknown := sorted(entry.keys() - known):
+        raise malformed(where, f"the fields {unknown}", f"none but {sorted(known)}")
 
 
 def _text(value: Any, where: str) -> str:

@@ -38,8 +38,10 @@ FEATURES = Features(
         "segments": [[[Value("float64")]]],
     }
 )
-# "train", "val_1" and the like, as a word of a file's name.
-SPLIT_IN_FILE_NAME = re.compile(r"(?<![a-z0-9])(train|test|validation|val(_\d)?)(?![a-z0-9])")
+# "train", "val_1" and the like, as a word of a file's name; the last ones are those of the -CD and -CG splits.
+SPLIT_IN_FILE_NAME = re.compile(
+    r"(?<![a-z0-9])(train|validation|val(_\d)?|test(_iid|_ood|_trivial)?|novel_composition|novel_word)(?![a-z0-9])"
+)
 NO_SEGMENT = "it has no relevant_windows, as in QVHighlights' test file"
 # Downloaded copies are often some tenths of a second longer or shorter than what was annotated.
 MAX_DIFFERENCE_SECONDS = 1.0

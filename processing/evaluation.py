@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .annotations import clean_sentence, load_annotations
 from .grounding import load_pipeline
-from .metrics import temporal_grounding_metrics, write_qvhighlights_submission
+from .metrics import multi_segment_metrics, temporal_grounding_metrics, write_qvhighlights_submission
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
 from .provenance import current_commit
 from .video_files import VideoFiles, folder_of_videos, video_name
@@ -135,7 +135,8 @@ def evaluate_model(
         qvhighlights (`Path`, *optional*): QVHighlights' annotation file, to write `submission.jsonl` too.
 
     Returns:
-        `dict[str, Any]`: What `metrics.json` says: `metrics` in percent, what was evaluated, and `how`.
+        `dict[str, Any]`: What `metrics.json` says: `metrics` in percent (those of [`multi_segment_metrics`] too where
+        sentences have several segments), what was evaluated, and `how`.
 
     Raises:
         FileNotFoundError, VideoReadError: If a video cannot be read, unless these are left out.
@@ -151,9 +152,10 @@ def evaluate_model(
     predictions, broken = predict(pipe, rows, top_k)
     seconds = time.perf_counter() - started_seconds
 
-    metrics = temporal_grounding_metrics(
-        [row["segments"] for row in predictions], [row["targets"] for row in predictions], strict=strict
-    )
+    found, targets = ([row[name] for row in predictions] for name in ("segments", "targets"))
+    metrics = temporal_grounding_metrics(found, targets, strict=strict)
+    if any(len(of_sentence) > 1 for of_sentence in targets):
+        metrics |= multi_segment_metrics(found, targets, strict=strict)
     cuda_name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     record = {
         "model": model,

@@ -1,8 +1,9 @@
 """
-Temporal IoU, R@n, mIoU, mAP and non-maximum suppression: pure functions on NumPy arrays, in float64.
+Temporal IoU, R@n, mIoU, mAP, mR@k and non-maximum suppression: pure functions on NumPy arrays, in float64.
 
 A segment is `[start, end]`; units do not matter as long as predictions and targets share them.
-[`temporal_grounding_metrics`] computes all that is reported, and says how the evaluations of other code differ.
+[`temporal_grounding_metrics`] computes all that is reported, and says how the evaluations of other code differ;
+[`multi_segment_metrics`] what is reported beside it where sentences have several targets.
 """
 
 import json
@@ -16,6 +17,9 @@ import numpy as np
 # Of mAP. Divisions of integers give the floats nearest to 0.55, 0.6, ...; adding up steps of 0.05 misses some of them
 # (`np.linspace` 0.9, `np.arange` most), and an IoU of exactly 0.6 would then count or not by chance.
 AP_IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+# Of mR@k, and its k.
+MEAN_RECALL_IOU_THRESHOLDS = tuple(percent / 100 for percent in range(30, 100, 5))
+MEAN_RECALL_TOP_NS = (1, 2, 3)
 # Of each sentence, in the given ranking: mAP looks at no more (QVHighlights), nor does R@5.
 NUM_RANKED = 10
 
@@ -123,6 +127,15 @@ def average_precision(ious: np.ndarray, num_targets: np.ndarray, threshold: floa
     Returns:
         `np.ndarray` of shape `(Q,)`: In `[0, 1]`.
     """
+    correct = _find_targets(ious, threshold, strict)
+    precision = correct.cumsum(1) / np.arange(1, ious.shape[1] + 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # Recall grows by one target at each correct prediction, and nowhere else.
+    return (precision * correct).sum(1) / num_targets
+
+
+def _find_targets(ious: np.ndarray, threshold: float, strict: bool) -> np.ndarray:
+    """Which predictions find a target that is still free, `(Q, k)`, bool; see [`average_precision`]."""
     reached = ious > threshold if strict else ious >= threshold
     sentences = np.arange(len(ious))
     free = np.ones((ious.shape[0], ious.shape[2]), dtype=bool)
@@ -132,10 +145,7 @@ def average_precision(ious: np.ndarray, num_targets: np.ndarray, threshold: floa
         best = candidates.argmax(1)
         correct[:, rank] = candidates[sentences, best] > 0
         free[sentences, best] &= ~correct[:, rank]
-    precision = correct.cumsum(1) / np.arange(1, ious.shape[1] + 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # Recall grows by one target at each correct prediction, and nowhere else.
-    return (precision * correct).sum(1) / num_targets
+    return correct
 
 
 def _as_arrays(sentences: Sequence[Any], width: int, what: str) -> list[np.ndarray]:
@@ -198,6 +208,66 @@ def temporal_grounding_metrics(
             `[start, end, score]` or a target not `[start, end]`, with finite numbers; if a sentence has no target, or
             a target ends before it starts.
     """
+    ious, by_score, num_targets = _ranked_ious(predictions, references)
+    results = recall_at(ious.max(2), strict=strict)
+    results["mAP"] = 100 * float(
+        np.mean([average_precision(by_score, num_targets, threshold, strict) for threshold in AP_IOU_THRESHOLDS])
+    )
+    return results
+
+
+def multi_segment_metrics(
+    predictions: Sequence[Any], references: Sequence[Any], strict: bool = False
+) -> dict[str, float]:
+    """
+    What QV-M2 ("When One Moment Isn't Enough", NeurIPS 2025) measures where sentences have several targets, in
+    percent.
+
+    - `G-mAP`: mean average precision of the groups of sentences with 1, 2, 3, ... targets, each weighted by its number
+      of sentences. So it is the `mAP` of [`temporal_grounding_metrics`] under another name.
+    - `mAP@1tgt`, `mAP@2tgt`, `mAP@3+tgt`: of the sentences with so many targets; the last one is the mean of the
+      groups with 3, 4, ... targets, which weigh the same there.
+    - `mR@1`, `mR@2`, `mR@3`: of the sentences with at least `k` targets, the share of `k` targets that the first `k`
+      predictions find, each another one; averaged over the IoU thresholds 0.3, 0.35, ..., 0.95.
+
+    Names without a sentence to measure are left out. The authors' own evaluation (`standalone_eval/eval.py`) leaves a
+    sentence out of mR@k that has fewer than `k` predictions, and one without any out of mAP; here what is not
+    predicted is missed.
+
+    Args:
+        predictions, references, strict: As for [`temporal_grounding_metrics`].
+
+    Returns:
+        `dict[str, float]`: Those of the names above that there is a sentence for.
+
+    Raises:
+        ValueError: As [`temporal_grounding_metrics`].
+    """
+    ious, by_score, num_targets = _ranked_ious(predictions, references)
+    precisions = np.mean(
+        [average_precision(by_score, num_targets, threshold, strict) for threshold in AP_IOU_THRESHOLDS], axis=0
+    )
+    of_groups = {count: 100 * float(precisions[num_targets == count].mean()) for count in np.unique(num_targets)}
+    of_many = [precision for count, precision in of_groups.items() if count >= 3]
+    results = {"G-mAP": 100 * float(precisions.mean())}
+    results |= {f"mAP@{count}tgt": of_groups[count] for count in (1, 2) if count in of_groups}
+    if of_many:
+        results["mAP@3+tgt"] = float(np.mean(of_many))
+    for top_n in MEAN_RECALL_TOP_NS:
+        has_so_many = num_targets >= top_n
+        if has_so_many.any():
+            first = ious[has_so_many, :top_n]
+            found = [_find_targets(first, threshold, strict).mean() for threshold in MEAN_RECALL_IOU_THRESHOLDS]
+            results[f"mR@{top_n}"] = 100 * float(np.mean(found))
+    return results
+
+
+def _ranked_ious(predictions: Sequence[Any], references: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    IoUs of the first `NUM_RANKED` predictions with the targets, `(Q, NUM_RANKED, K)`, 0 where there are fewer: as they
+    are ranked, and by descending score; and how many targets each sentence has, `(Q,)`. Checks what was passed, see
+    [`temporal_grounding_metrics`].
+    """
     if len(predictions) != len(references):
         raise ValueError(
             f"Received predictions for {len(predictions)} sentences but references for {len(references)}; pass one "
@@ -223,12 +293,8 @@ def temporal_grounding_metrics(
         first = of_sentence[:NUM_RANKED]
         ious[index, : len(first), : len(its_targets)] = temporal_iou(first[:, :2], its_targets)
         scores[index, : len(first)] = first[:, 2]
-    results = recall_at(ious.max(2), strict=strict)
     by_score = np.take_along_axis(ious, np.argsort(-scores, axis=1, kind="stable")[..., None], axis=1)
-    results["mAP"] = 100 * float(
-        np.mean([average_precision(by_score, num_targets, threshold, strict) for threshold in AP_IOU_THRESHOLDS])
-    )
-    return results
+    return ious, by_score, num_targets
 
 
 def write_qvhighlights_submission(path: str | PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -15,8 +15,12 @@ Prepare annotations for training and evaluation: data sets as they are published
 
     python scripts/prepare_dataset.py --format csv --annotations my.csv --videos my_videos --output data/my
 
+    python scripts/prepare_dataset.py --format charades-cd \
+        --annotations charades_train.json charades_test_iid.json charades_test_ood.json \
+        --videos Charades_v1_480 --output data/charades_cd
+
 `my.csv` has a line for each sentence, with quotes around what has a comma inside. In place of `segment` there may be
-`start` and `end`, in seconds, and a sentence may have several segments, `"[[1.0, 2.5], [7, 9]]"`:
+`start` and `end`, in seconds or as `1:02:03.5`, and a sentence may have several segments, `"[[1.0, 2.5], [7, 9]]"`:
 
     video,sentence,segment
     kitchen.mp4,"A man opens the door, then leaves.","[12.4, 15.1]"

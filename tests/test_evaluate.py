@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
+from modeling_scada import (
+    ScadaForTemporalGrounding,
+    ScadaProcessor,
+    multi_segment_metrics,
+    temporal_grounding_metrics,
+)
 from processing.video_io import VideoReadError
 
 
@@ -71,6 +76,17 @@ def test_predictions_are_the_models_and_metrics_follow_from_them(saved):
     assert record["metrics"]["R1@0.3"] == pytest.approx(100 * sum(value >= 0.3 for value in best) / 3)
     assert (record["split"], record["videos"], record["sentences"], record["broken_videos"]) == ("train", 2, 3, [])
     assert record["how"]["num_frames"] == 16 and record["how"]["top_k"] == 10
+
+
+def test_sentences_with_several_segments_have_metrics_of_their_own(saved):
+    record, predictions = evaluate(saved)
+    columns = [[row[name] for row in predictions] for name in ("segments", "targets")]
+    expected = temporal_grounding_metrics(*columns) | multi_segment_metrics(*columns)
+    assert {"G-mAP", "mAP@2tgt", "mR@2"} <= set(expected) and record["metrics"] == pytest.approx(expected)
+    rows = [json.loads(line) for line in (saved / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"segments": [of_sentence[:1] for of_sentence in row["segments"]]} for row in rows]
+    (saved / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert "G-mAP" not in evaluate(saved)[0]["metrics"]
 
 
 def test_a_broken_video_stops_the_evaluation_or_is_left_out_and_named(saved):

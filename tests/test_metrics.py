@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from processing.metrics import (
     AP_IOU_THRESHOLDS,
     average_precision,
+    multi_segment_metrics,
     recall_at,
     soft_nms,
     temporal_grounding_metrics,
@@ -242,6 +243,78 @@ def test_metrics_are_those_of_plain_loops(rows, strict):
     assert list(results) == NAMES
     assert all(type(value) is float for value in results.values())
     assert results == pytest.approx(plain_metrics(*rows, strict=strict), rel=1e-12, abs=1e-12)
+
+
+def plain_num_found(predictions, targets, percent, strict):
+    """Of targets: each prediction in turn takes the free one that it overlaps best, if it reaches it."""
+    free = list(targets)
+    for prediction in predictions:
+        ious = [exact_iou(prediction[:2], target) for target in free]
+        best = max(ious, default=-1)
+        if best > Fraction(percent, 100) or (best == Fraction(percent, 100) and not strict):
+            free.pop(ious.index(best))
+    return len(targets) - len(free)
+
+
+def plain_multi_segment_metrics(predictions, references, strict):
+    """By groups of as many targets, as the paper has it, in fractions until the end."""
+    groups, results = {}, {}
+    rows = list(zip(predictions, references, strict=True))
+    for of_sentence, targets in rows:
+        precisions = [plain_average_precision(of_sentence, targets, p, strict) for p in range(50, 100, 5)]
+        groups.setdefault(len(targets), []).append(Fraction(sum(precisions), 10))
+    means = {count: Fraction(sum(group), len(group)) for count, group in groups.items()}
+    results["G-mAP"] = sum(Fraction(len(groups[count]), len(rows)) * mean for count, mean in means.items())
+    results |= {f"mAP@{count}tgt": means[count] for count in (1, 2) if count in means}
+    many = [mean for count, mean in means.items() if count > 2]
+    if many:
+        results["mAP@3+tgt"] = Fraction(sum(many), len(many))
+    for k in (1, 2, 3):
+        of_many = [(of_sentence[:k], targets) for of_sentence, targets in rows if len(targets) >= k]
+        recalls = [
+            Fraction(sum(plain_num_found(*row, percent, strict) for row in of_many), k * len(of_many))
+            for percent in range(30, 100, 5)
+            if of_many
+        ]
+        if recalls:
+            results[f"mR@{k}"] = Fraction(sum(recalls), 14)
+    return {name: float(100 * value) for name, value in results.items()}
+
+
+@settings(deadline=None, max_examples=300)
+@given(sentences, st.booleans())
+def test_multi_segment_metrics_are_those_of_plain_loops(rows, strict):
+    results = multi_segment_metrics(*rows, strict=strict)
+    expected = plain_multi_segment_metrics(*rows, strict=strict)
+    assert list(results) == list(expected) and all(type(value) is float for value in results.values())
+    assert results == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert results["G-mAP"] == pytest.approx(temporal_grounding_metrics(*rows, strict=strict)["mAP"])
+
+
+def test_multi_segment_metrics_worked_out_by_hand():
+    """
+    First sentence: the first prediction is exact, the second hits the same target again, the third has an IoU of 0.5
+    with the second target (5 of 14 thresholds, 0.3 to 0.5, and 1 of mAP's 10, at rank 3). Second sentence: exact.
+    """
+    predictions = [[[0, 10, 0.9], [0, 10, 0.8], [20, 25, 0.7]], [[3, 4, 0.9]]]
+    references = [[[0, 10], [20, 30]], [[3, 4]]]
+    results = multi_segment_metrics(predictions, references)
+    # At 0.5: precision 1 at recall 1/2, 2/3 at 1. Above: 1 at 1/2 alone.
+    two = (1 * (1 + 2 / 3) / 2 + 9 * 1 / 2) / 10
+    assert results == pytest.approx(
+        {
+            "G-mAP": 100 * (two + 1) / 2,
+            "mAP@1tgt": 100,
+            "mAP@2tgt": 100 * two,
+            "mR@1": 100,
+            "mR@2": 50,
+        }
+    )
+
+
+def test_multi_segment_metrics_refuse_what_the_others_do():
+    with pytest.raises(ValueError, match="predictions for 1 sentences but references for 0"):
+        multi_segment_metrics([[]], [])
 
 
 @settings(deadline=None)

@@ -291,6 +291,95 @@ def test_tacos(prepare):
     assert (report["read"], report["kept"], report["clipped"]) == (6, 4, 2)
 
 
+CHANGED = {"duration": 30.5, "timestamps": [[1.2, 8.0], [20, 31]], "sentences": ["He sings.", "She digs."]}
+
+
+@pytest.mark.parametrize("format", ["charades-cd", "activitynet-cd", "charades-cg"])
+def test_splits_of_other_distributions(prepare, format):
+    """Both test splits of a data set into one folder, under their names."""
+    names = {
+        "charades-cd": ["charades_test_iid.json", "charades_test_ood.json"],
+        "activitynet-cd": ["anet_test_iid.json", "anet_test_ood.json"],
+        "charades-cg": ["test_trivial.json", "novel_composition.json", "novel_word.json"],
+    }[format]
+    extra = {"charades-cg": [{}, {"novels": [{"v-n": [["sing", "song"]]}, {}]}, {"news": [{"NOUN": ["song"]}, {}]}]}
+    entries = [CHANGED | more for more in extra.get(format, len(names) * [{}])]
+    _, splits = prepare(format, {name: {"QWERT": entry} for name, entry in zip(names, entries, strict=True)})
+    row = {"video": "QWERT.mp4", "video_id": "QWERT", "duration": 30.5, "sentences": ["He sings.", "She digs."]}
+    row["segments"] = [[[1.2, 8.0]], [[20.0, 30.5]]]
+    expected = {
+        "charades-cg": ["test_trivial", "novel_composition", "novel_word"],
+    }.get(format, ["test_iid", "test_ood"])
+    assert splits == {name: [row] for name in expected}
+
+
+def test_timelens_bench(prepare):
+    entry = {"duration": 61, "spans": [[2, 7.5], [50, 64]], "queries": ["a dog digs", "the dog sleeps."]}
+    _, splits = prepare("timelens-bench", {"charades-timelens.json": {"QWERT": entry}}, split="test")
+    row = {"video": "QWERT.mp4", "video_id": "QWERT", "duration": 61.0, "sentences": ["a dog digs", "the dog sleeps."]}
+    assert splits == {"test": [row | {"segments": [[[2.0, 7.5]], [[50.0, 61.0]]]}]}
+
+
+def test_qv_m2(prepare):
+    """Several moments a sentence."""
+    row = {"qid": 1, "vid": "Ab-c_60.0_210.0", "query": "A dog digs.", "duration": 150, "relevant_clip_ids": [0, 1]}
+    rows = [row | {"relevant_windows": [[0.0, 4.0], [20.0, 26.0], [148, 151]]}, row | {"relevant_windows": [[2, 4]]}]
+    _, splits = prepare("qv-m2", {"test.jsonl": [rows[0], rows[1] | {"qid": 2, "query": "It stops."}]})
+    expected = {"video": "Ab-c_60.0_210.0.mp4", "video_id": "Ab-c_60.0_210.0", "duration": 150.0}
+    expected |= {"sentences": ["A dog digs.", "It stops."]}
+    assert splits == {"test": [expected | {"segments": [[[0, 4], [20, 26], [148, 150]], [[2, 4]]]}]}
+
+
+def nlq(*queries, **clip):
+    """A file of Ego4D's, with one clip from 100 to 580 s of its video."""
+    clip = {"clip_uid": "c-1", "video_start_sec": 100.0, "video_end_sec": 580.0, "source_clip_uid": "s", **clip}
+    clip["annotations"] = [{"annotation_uid": "a", "language_queries": list(queries)}]
+    videos = [{"video_uid": "v-1", "split": "val", "clips": [clip]}]
+    return {"version": "1", "date": "1", "description": "made up", "videos": videos}
+
+
+QUERY = {
+    "clip_start_sec": 10.5,
+    "clip_end_sec": 12,
+    "video_start_sec": 110.5,
+    "video_end_sec": 112,
+    "video_start_frame": 3315,
+    "video_end_frame": 3360,
+    "template": "Objects: Where is object X?",
+    "query": "Where is the spade?",
+    "slot_x": "spade",
+    "verb_x": "",
+    "raw_tags": ["made up"],
+}
+
+
+def test_ego4d_nlq(prepare):
+    """Times are those of the clip; queries without length or text go, and are counted."""
+    queries = [QUERY, QUERY | {"clip_end_sec": 10.5}, QUERY | {"query": None}, QUERY | {"query": "Who dug?"}]
+    report, splits = prepare("ego4d-nlq", {"nlq_val.json": nlq(*queries)})
+    row = {"video": "c-1.mp4", "video_id": "c-1", "duration": 480.0, "sentences": ["Where is the spade?", "Who dug?"]}
+    assert splits == {"val": [row | {"segments": [[[10.5, 12.0]], [[10.5, 12.0]]]}]}
+    place = "nlq_val.json: videos[0]: clips[0]: annotations[0]: language_queries"
+    assert where_and_why(report["dropped"]) == [(f"{place}[1]", EMPTY), (f"{place}[2]", "its text is empty")]
+
+
+def test_didemo(prepare):
+    """Chunks of five seconds, the last of which the video ends within; what most annotators chose."""
+    row = {"annotation_id": 1, "video": "1@N02_2.mov", "description": "a dog digs", "num_segments": 6, "dl_link": "x"}
+    rows = [
+        row | {"times": [[0, 0], [1, 2], [1, 2], [0, 3]]},
+        row | {"times": [[5, 5], [4, 5]], "description": "it stops"},
+    ]
+    _, splits = prepare("didemo", {"val_data.json": json.dumps(rows)}, {"d.csv": "id,length\n1@N02_2,28.2\n"})
+    expected = {
+        "video": "1@N02_2.mov",
+        "video_id": "1@N02_2",
+        "duration": 28.2,
+        "sentences": ["a dog digs", "it stops"],
+    }
+    assert splits == {"val": [expected | {"segments": [[[5.0, 15.0]], [[25.0, 28.2]]]}]}
+
+
 OWN_ROWS = [
     {
         "video": "kitchen.mp4",
@@ -437,6 +526,13 @@ def test_prepared_rows_are_a_format_of_their_own(prepare, tmp_path):
         ("trains_and_tests_of_valves.csv", "train"),
         ("latest_val_2017.csv", "val"),
         ("contest.csv", "train"),
+        # Of Charades-CD, ActivityNet-CD and Charades-CG.
+        ("charades_test_iid.json", "test_iid"),
+        ("anet_test_ood.json", "test_ood"),
+        ("test_trivial.json", "test_trivial"),
+        ("novel_composition.json", "novel_composition"),
+        ("novel_word.json", "novel_word"),
+        ("test_oodles.json", "test"),
     ],
 )
 def test_split_names(name, split):
@@ -849,6 +945,25 @@ MALFORMED = [
     ("jsonl", "a.jsonl", [LINE | {"segment": ["0:1", 2]}], "a.jsonl:1: received '0:1', expected a number of seconds"),
     ("jsonl", "a.jsonl", [LINE | {"segment": ["-0:10", 2]}], "a.jsonl:1: received '-0:10', expected a number"),
     ("tacos", "a.json", {"s1": ENTRY | {"fps": 1, "num_frames": 9, "timestamps": [["0:01", 2]]}}, "received '0:01'"),
+    ("charades-cd", "a.json", {"A": CHANGED | {"fps": 3}}, r"a.json: A: received .*'fps'.*, expected none but"),
+    ("activitynet-cd", "a.json", {"A": {"duration": 3, "sentences": []}}, "a.json: A: .*expected also 'timestamps'"),
+    ("charades-cg", "a.json", {"A": CHANGED | {"new": []}}, r"a.json: A: .*'new'.*, expected none but .*'news', 'nov"),
+    ("timelens-bench", "a.json", {"A": CHANGED}, r"A: received .*'sentences', 'timestamps'.*none but .*'spans'"),
+    ("timelens-bench", "a.json", {"A": [1]}, r"a.json: A: received '\[1\]', expected an object with `queries`"),
+    ("qv-m2", "a.jsonl", [QVHIGHLIGHTS[0] | {"fps": 2}], r"a.jsonl:1: received .*'fps'.*, expected none but .*'qid'"),
+    ("qv-m2", "a.jsonl", [QVHIGHLIGHTS[3]], "a.jsonl:1: .*expected also 'relevant_windows'"),
+    ("ego4d-nlq", "a.json", nlq(QUERY | {"who": 1}), r"queries\[0\]: received .*'who'.*, expected none but"),
+    ("ego4d-nlq", "a.json", nlq({"query": "Where?"}), r"language_queries\[0\]: .*expected also 'clip_start_sec'"),
+    ("ego4d-nlq", "a.json", nlq(QUERY, video_end_sec=100), r"clips\[0\]: received '0.0', expected a positive"),
+    ("ego4d-nlq", "a.json", nlq(QUERY, clip_uid=None), r"clips\[0\]: received 'None', expected a text"),
+    ("ego4d-nlq", "a.json", {"videos": [{"clips": 3}]}, r"a.json: videos\[0\]: clips: received '3', expected a list"),
+    ("ego4d-nlq", "a.json", {"videos": [[]]}, r"a.json: videos\[0\]: received '\[\]', expected an object"),
+    ("ego4d-nlq", "a.json", {"A": ENTRY}, r"a.json: received .*'A'.*, expected also 'videos'"),
+    ("ego4d-nlq", "a.json", "[]", r"a.json: received '\[\]', expected Ego4D's JSON object"),
+    ("didemo", "a.json", '[{"video": "a", "when": 1}]', r"a.json\[0\]: .*'when'.*, expected none but .*'times'"),
+    ("didemo", "a.json", '[{"video": "a", "description": "A."}]', r"a.json\[0\]: .*expected also 'times'"),
+    ("didemo", "a.json", '[{"video": "a", "description": "A.", "times": []}]', r"\[0\]: received '\[\]', expected"),
+    ("didemo", "a.json", {"A": ENTRY}, "a.json: received .*expected a list of objects"),
     ("csv", "a.csv", b"video,sentence,start,end\na,caf\xe9,1,2\n", "a.csv is not UTF-8 .*in Excel as 'CSV UTF-8'"),
 ]  # fmt: skip
 
