@@ -19,6 +19,8 @@ from .video_reading import FORMATS_WITHOUT_TIMES, frames_due
 # B-frames, packets come in the order of display, as containers without times of display need.
 ENCODERS = {".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}, "libopus")}
 DEFAULT_ENCODERS = ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0"}, "aac")
+# Samples a second. This, with one or two channels, is what all encoders of sound take.
+SOUND_RATE = 48000
 # Decoding sound begins so long before the cut, since a packet may need those before it.
 LEAD_SECONDS = 1.0
 # Gaps in the sound up to this are from times that containers round.
@@ -44,8 +46,8 @@ def cut_video_exactly(
         end_seconds (`float`): End, in seconds from the first frame; one after the video's own means that. Where it is
             the start, the frame that is shown then is all there is.
         path (`str` or `os.PathLike`): Where the clip goes; the extension picks the container. Pictures become H.264
-            and sound AAC, in `.webm` VP9 and Opus. A file there is replaced. (A transport stream does not say how long
-            its last frame is shown.)
+            and sound AAC in mono or stereo, in `.webm` VP9 and Opus. A file there is replaced. (A transport stream
+            does not say how long its last frame is shown.)
         limits ([`ReadLimits`], *optional*): What reading may cost; its time is for each frame.
 
     Returns:
@@ -66,17 +68,17 @@ def cut_video_exactly(
     with downloaded(source, limits) as file:
         facts = probe(file, limits)
         first_pts = round(facts.start_seconds / facts.time_base)
+        start_pts = first_pts + round(start_seconds / facts.time_base)
+        last_pts = first_pts + round(facts.duration_seconds / facts.time_base)
         with open_video(file, limits) as video:
-            if start_seconds > facts.duration_seconds:
+            if start_pts >= last_pts:
                 raise ends_before(video, facts.duration_seconds, start_seconds)
             shown = sorted(
                 {packet.pts for packet in video.packets() if packet.pts is not None and not packet.is_discard}
             )
-        start_pts = first_pts + round(start_seconds / facts.time_base)
-        last_pts = first_pts + round(facts.duration_seconds / facts.time_base)
         end_pts = min(first_pts + round(end_seconds / facts.time_base), last_pts)
         if end_pts <= start_pts:
-            end_pts = next(iter([*shown[bisect_right(shown, start_pts) :], last_pts]))
+            end_pts = [*shown[bisect_right(shown, start_pts) :], last_pts][0]
         # On the clip's own clock: the frame on display at its start, and those that begin after it.
         begins = [0, *(pts - start_pts for pts in shown[bisect_right(shown, start_pts) : bisect_left(shown, end_pts)])]
         instant_seconds = np.array([float((start_pts - first_pts + begin) * facts.time_base) for begin in begins])
@@ -96,7 +98,7 @@ def cut_video_exactly(
             pictures = _encode_pictures(file, picture, instant_seconds, begins, ends, limits)
             for packet in heapq.merge(sounds, pictures, key=lambda packet: packet.dts * packet.time_base):
                 output.mux(packet)
-    return tuple(float((pts - first_pts) * facts.time_base) for pts in (start_pts, end_pts))  # type: ignore[return-value]
+    return float((start_pts - first_pts) * facts.time_base), float((end_pts - first_pts) * facts.time_base)
 
 
 def _encode_pictures(
@@ -110,7 +112,7 @@ def _encode_pictures(
     """The packets of the frames on display at instants, each shown from its begin to its end, in ticks of the clip."""
     context = output.codec_context
     reformatter = av.video.reformatter.VideoReformatter()
-    duration_ticks = {begin: end - begin for begin, end in zip(begins, ends, strict=True)}
+    duration_ticks: dict[int, int] = {}
     num_served = 0
     for video, frame, num_due in frames_due(source, instant_seconds, limits, None):
         if not num_served:
@@ -170,15 +172,10 @@ class _Sound:
     """Encodes a stream of sound, each sample at its time."""
 
     def __init__(self, source: Any, output: Any, encoder: str):
-        rates = av.Codec(encoder, "w").audio_rates or []
-        own_rate = source.codec_context.sample_rate
         self.source = source
-        self.rate = (
-            own_rate if own_rate in rates else max(rates, key=lambda rate: (rate >= own_rate, -abs(rate - own_rate)))
-        )
-        self.layout = source.codec_context.layout.name
-        self.output = output.add_stream(encoder, rate=self.rate, layout=self.layout)
-        self.resampler = av.AudioResampler("fltp", self.layout, self.rate)
+        self.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
+        self.output = output.add_stream(encoder, rate=SOUND_RATE, layout=self.layout)
+        self.resampler: Any = av.AudioResampler("fltp", self.layout, SOUND_RATE)
         self.num_encoded = 0
 
     def encode(self, frame: Any, begin_seconds: float, length_seconds: float) -> list[Any]:
@@ -187,18 +184,18 @@ class _Sound:
             return []
         packets = []
         for resampled in self.resampler.resample(frame):
-            samples = resampled.to_ndarray()
-            at = round((float(resampled.pts * resampled.time_base) - begin_seconds) * self.rate)
+            samples: Any = resampled.to_ndarray()
+            at = round((float(resampled.pts * resampled.time_base) - begin_seconds) * SOUND_RATE)
             missing = at - self.num_encoded
-            if 0 < missing <= MAX_JITTER_SECONDS * self.rate and self.num_encoded:
+            if 0 < missing <= MAX_JITTER_SECONDS * SOUND_RATE and self.num_encoded:
                 missing = 0
             # Silence where there is no sound; nothing twice, and nothing before or after the part.
             silence = np.zeros((len(samples), max(0, missing)), samples.dtype)
             samples = np.concatenate([silence, samples[:, max(0, -missing) :]], axis=1)
-            samples = samples[:, : max(0, round(length_seconds * self.rate) - self.num_encoded)]
+            samples = samples[:, : max(0, round(length_seconds * SOUND_RATE) - self.num_encoded)]
             if samples.shape[1]:
                 heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", self.layout)
-                heard.sample_rate, heard.pts = self.rate, self.num_encoded
+                heard.sample_rate, heard.pts = SOUND_RATE, self.num_encoded
                 packets += self.output.encode(heard)
                 self.num_encoded += samples.shape[1]
         return packets

@@ -101,7 +101,7 @@ def test_odd_sizes_become_even(make_clip, tmp_path):
     assert read_frames(tmp_path / "cut.mp4", [0.05]).shape == (1, 46, 60, 3)
 
 
-def write_with_beeps(path, encoder="aac", starts_seconds=(0.0,), rate=16000, silent_from_seconds=99.0):
+def write_with_beeps(path, encoder="aac", starts_seconds=(0.0,), rate=16000, layout="stereo"):
     """
     Six seconds at 10 frames a second; each stream of sound is silent but for a tone from 2.5 to 3.0 s, and begins at
     its start.
@@ -110,7 +110,7 @@ def write_with_beeps(path, encoder="aac", starts_seconds=(0.0,), rate=16000, sil
         codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        sounds = [container.add_stream(encoder, rate=rate, layout="stereo") for _ in starts_seconds]
+        sounds = [container.add_stream(encoder, rate=rate, layout=layout) for _ in starts_seconds]
         packets = []
         for k in range(60):
             frame = av.VideoFrame.from_ndarray(code_image(k, 48, 64), format="rgb24")
@@ -120,7 +120,8 @@ def write_with_beeps(path, encoder="aac", starts_seconds=(0.0,), rate=16000, sil
         for sound, start_seconds in zip(sounds, starts_seconds, strict=True):
             seconds = np.arange(round(start_seconds * rate), 6 * rate) / rate
             wave = 0.5 * np.sin(2 * np.pi * 440 * seconds) * ((seconds >= 2.5) & (seconds < 3.0))
-            heard = av.AudioFrame.from_ndarray(np.tile(wave.astype(np.float32), (2, 1)), "fltp", "stereo")
+            waves = np.tile(wave.astype(np.float32), (sound.codec_context.layout.nb_channels, 1))
+            heard = av.AudioFrame.from_ndarray(waves, "fltp", layout)
             heard.sample_rate, heard.pts = rate, round(start_seconds * rate)
             packets += sound.encode(heard) + sound.encode(None)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
@@ -149,7 +150,9 @@ def loud_span(path, index=0):
         ("sound.mkv", "aac", 44100),
         ("sound.mov", "pcm_f32le", 16000),
         ("sound.webm", "libopus", 48000),
-        ("sound.mkv", "flac", 11000),  # no rate of AAC's
+        # Rates that AAC does not have, or not at every bit rate.
+        ("sound.mkv", "flac", 11000),
+        ("sound.mov", "pcm_s16le", 8000),
     ],
 )
 def test_sound_stays_with_the_picture(name, encoder, rate, read_codes, tmp_path):
@@ -162,6 +165,15 @@ def test_sound_stays_with_the_picture(name, encoder, rate, read_codes, tmp_path)
     # An encoder fills its last block.
     assert 2.9 - 0.001 <= last_seconds < 2.9 + 0.08
     assert read_codes(decode(tmp_path / f"cut_{name}")[1]) == list(range(13, 43))
+
+
+def test_surround_becomes_stereo(tmp_path):
+    video = write_with_beeps(tmp_path / "sound.mkv", "ac3", rate=48000, layout="5.1(side)")
+    for name in ("cut.mkv", "cut.webm"):
+        cut_video_exactly(video, 1.35, 4.25, tmp_path / name)
+        assert loud_span(tmp_path / name)[:2] == pytest.approx((2.5 - 1.35, 3.0 - 1.35), abs=0.02)
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio[0].codec_context.layout.name == "stereo"
 
 
 def test_a_cut_inside_a_tone_begins_loud(tmp_path):
@@ -260,6 +272,7 @@ def test_bad_sources(make_clip, tmp_path):
         cut_video_exactly(tmp_path / "gone.mp4", 0, 1, tmp_path / "cut.mp4")
     with pytest.raises(VideoReadError, match="17 bytes"):
         cut_video_exactly(b"This is no video.", 0, 1, tmp_path / "cut.mp4")
-    with pytest.raises(VideoReadError, match="ends at 2.000 s"):
-        cut_video_exactly(make_clip(), 2.5, 3, tmp_path / "cut.mp4")
+    for start_seconds in (2.0, 2.5):
+        with pytest.raises(VideoReadError, match="ends at 2.000 s"):
+            cut_video_exactly(make_clip(), start_seconds, 3, tmp_path / "cut.mp4")
     assert not (tmp_path / "cut.mp4").exists()
