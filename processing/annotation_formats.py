@@ -160,6 +160,8 @@ def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
                     _refuse_unknown(query, known, where)
                     times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
                     text = query.get("query") or ""
+                    if not isinstance(text, str):
+                        raise malformed(where, text, "a text as 'query', or nothing")
                     yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
 
 

@@ -953,6 +953,7 @@ MALFORMED = [
     ("qv-m2", "a.jsonl", [QVHIGHLIGHTS[0] | {"fps": 2}], r"a.jsonl:1: received .*'fps'.*, expected none but .*'qid'"),
     ("qv-m2", "a.jsonl", [QVHIGHLIGHTS[3]], "a.jsonl:1: .*expected also 'relevant_windows'"),
     ("ego4d-nlq", "a.json", nlq(QUERY | {"who": 1}), r"queries\[0\]: received .*'who'.*, expected none but"),
+    ("ego4d-nlq", "a.json", nlq(QUERY | {"query": 7}), r"language_queries\[0\]: received '7', expected a text as"),
     ("ego4d-nlq", "a.json", nlq({"query": "Where?"}), r"language_queries\[0\]: .*expected also 'clip_start_sec'"),
     ("ego4d-nlq", "a.json", nlq(QUERY, video_end_sec=100), r"clips\[0\]: received '0.0', expected a positive"),
     ("ego4d-nlq", "a.json", nlq(QUERY, clip_uid=None), r"clips\[0\]: received 'None', expected a text"),
