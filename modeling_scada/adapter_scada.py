@@ -3,7 +3,7 @@ SCADA, the Sentence-Conditioned Adapter, as a method of peft: `get_peft_model(mo
 
 Whole layers of the video backbone are wrapped ([`ScadaLayer`]). An inner branch stands on the path, after the layer;
 an outer branch stands beside it and leads straight to the fused features. Both are multiplied by the sentence (arXiv
-2604.02860; shapes and initialisation are METHOD section 6 [D], after AdaTAD's adapter).
+2604.02860; shapes and initialisation are docs/design.md section 6 [D], after AdaTAD's adapter).
 
 What is shared between the sentences of a video:
 - Up to the first inner branch everything is computed once a video. There, after its projection to fewer channels, the

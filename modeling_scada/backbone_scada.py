@@ -24,7 +24,7 @@ class ResizableVideoMAEEmbeddings(nn.Module):
     """
     VideoMAE's patch and position embeddings for any image size.
 
-    The position embeddings are interpolated over `(t, h, w)` from the pretrained grid (METHOD section 5 [D]);
+    The position embeddings are interpolated over `(t, h, w)` from the pretrained grid (docs/design.md section 5 [D]);
     transformers rebuilds a flat sinusoid from the configuration instead, which at another size is a different
     embedding.
 

@@ -1,5 +1,5 @@
 """
-Localization head (METHOD section 7, details [D] after ETAD).
+Localization head (docs/design.md section 7, details [D] after ETAD).
 
 Snippet features and the sentence vector go in; scores and refined segments of all proposals between `S + 1` grid edges
 come out. A proposal is read at 16 points. The linear layer over these points equals 16 linear maps of the sequence
@@ -127,7 +127,7 @@ def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_siz
 
 def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
     """
-    Log-odds of the score, which is classification x regression (METHOD section 9).
+    Log-odds of the score, which is classification x regression (docs/design.md section 9).
 
     Args:
         iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.

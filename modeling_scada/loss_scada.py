@@ -1,5 +1,6 @@
 """
-Losses of temporal grounding as pure tensor functions (METHOD section 8; terms [S], weights and thresholds [D]).
+Losses of temporal grounding as pure tensor functions (docs/design.md section 8; terms [S], weights and thresholds
+[D]).
 
 All work on `Q` sentences at once and return a value for each; [`temporal_grounding_loss`] takes their mean. Times are
 grid coordinates in `0..S`.

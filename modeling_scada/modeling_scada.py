@@ -217,7 +217,8 @@ class ScadaModel(ScadaPreTrainedModel):
 
     def encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """
-        Sentence vectors: the mean over the unmasked tokens, then a LayerNorm without weights (METHOD section 4).
+        Sentence vectors: the mean over the unmasked tokens, then a LayerNorm without weights (docs/design.md
+        section 4).
 
         Args:
             input_ids (`torch.LongTensor` of shape `(Q, L)`): Tokens.

@@ -1,5 +1,5 @@
 """
-Which parameters train: the tuning modes, on one switch, so that they can be compared (METHOD section 10).
+Which parameters train: the tuning modes, on one switch, so that they can be compared (docs/design.md section 10).
 """
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model

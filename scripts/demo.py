@@ -44,7 +44,7 @@ def main() -> None:
         for result, (start_seconds, end_seconds) in zip(results, targets, strict=False):
             best = result["segments"][0]
             print(
-                f"  {result['sentence']:<58} {best['start']:5.1f} to {best['end']:4.1f} s "
+                f"  {result['sentence']:<64} {best['start']:5.1f} to {best['end']:4.1f} s "
                 f"(score {best['score']:.2f}), true {start_seconds:5.1f} to {end_seconds:4.1f} s"
             )
         facts = probe(str(video))

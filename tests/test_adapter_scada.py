@@ -370,7 +370,7 @@ def test_a_fresh_adapter_changes_nothing(make_model, tiny_batch, placement, cond
 
 
 def test_initialisation(randomize_weights):
-    """METHOD section 6: zeros and ones exactly, and the spread of what is random, on branches large enough to tell."""
+    """docs/design.md section 6: zeros and ones exactly, and the spread of what is random, on large branches."""
     torch.manual_seed(0)
     inner, outer = InnerBranch(512, 256, 128, 3), OuterBranch(512, 64, 128, 3)
     zeros = [inner.up.weight, outer.up.weight, inner.gate.projection.weight, outer.gate.projection.weight]
@@ -399,7 +399,7 @@ def test_initialisation(randomize_weights):
 
 
 def inner_formula(branch: InnerBranch, features: torch.Tensor, sentences: torch.Tensor | None) -> torch.Tensor:
-    """METHOD section 6, one spatial position after the other: `(Q, N, h, w, C)` and `(Q, C_text)`."""
+    """docs/design.md section 6, one spatial position after the other: `(Q, N, h, w, C)` and `(Q, C_text)`."""
     weights = branch.state_dict()
     z = F.gelu(features @ weights["down.weight"].T + weights["down.bias"])
     if sentences is not None:
@@ -420,7 +420,7 @@ def inner_formula(branch: InnerBranch, features: torch.Tensor, sentences: torch.
 
 
 def outer_formula(branch: OuterBranch, features: torch.Tensor, sentences: torch.Tensor | None) -> torch.Tensor:
-    """METHOD section 6, with the mean over space where the paper has it: last. `(Q, N, h, w, C) -> (Q, N, C)`."""
+    """docs/design.md section 6, with the mean over space last, as the paper has it. `(Q, N, h, w, C) -> (Q, N, C)`."""
     weights = branch.state_dict()
     volume = features.permute(0, 4, 1, 2, 3)  # (Q, C, N, h, w)
     u = F.conv3d(volume, weights["down.weight"][:, :, None], weights["down.bias"], stride=(1, 2, 2), padding=(0, 1, 1))
@@ -472,7 +472,7 @@ def test_a_branch_equals_the_formula(randomize_weights, branch_class, per_senten
 
 
 def test_an_outer_branch_equals_the_formula_in_float32(randomize_weights):
-    """At the size of real weights, where METHOD measured 3e-7."""
+    """At the size of real weights, where a trial measured 3e-7."""
     torch.manual_seed(0)
     branch = randomize_weights(OuterBranch(64, 8, 16, 3), std=0.02)
     features, sentences = torch.randn(2, 8, 14, 14, 64), torch.randn(3, 16)
@@ -486,9 +486,9 @@ def test_an_outer_branch_equals_the_formula_in_float32(randomize_weights):
 
 def assert_equals_the_formulas(model: PeftModel, batch: dict, conditioned: dict[str, bool]) -> list[int]:
     """
-    Compares hidden states, and what is fused: the mean of the last state plus the outer branches (METHOD section 6),
-    with the formulas, for `tiny_batch`'s three sentences about two videos. `conditioned` has the active adapters in
-    order. Returns the number of rows, videos or sentences, that each plain layer gave.
+    Compares hidden states, and what is fused: the mean of the last state plus the outer branches (docs/design.md
+    section 6), with the formulas, for `tiny_batch`'s three sentences about two videos. `conditioned` has the active
+    adapters in order. Returns the number of rows, videos or sentences, that each plain layer gave.
     """
     plain: list[torch.Tensor] = []
     handles = [

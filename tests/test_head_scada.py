@@ -1,4 +1,4 @@
-"""The localization head against slow references: loops over proposals and points, written from METHOD section 7."""
+"""The localization head against slow references: loops over proposals and points, from docs/design.md section 7."""
 
 import math
 

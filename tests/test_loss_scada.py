@@ -1,4 +1,4 @@
-"""The loss against plain Python, one sentence and one proposal at a time, written from METHOD section 8."""
+"""The loss against plain Python, one sentence and one proposal at a time, written from docs/design.md section 8."""
 
 import math
 
@@ -93,7 +93,7 @@ def slow_offset(offsets, proposals, own_targets, ious) -> float:
 def slow_loss(boundary_logits, iou_logits, offsets, proposals, targets) -> dict[str, float]:
     """
     `targets`: for each sentence a list of (start, end) in [0, 1], without padding; those without any are left out.
-    Weights of METHOD section 8.
+    Weights of docs/design.md section 8.
     """
     rows = {name: [] for name in TERMS}
     for sentence, in_unit in enumerate(targets):

@@ -420,7 +420,7 @@ def test_the_longest_training_video_is_the_models_window(recipe, tmp_path):
 
 
 RECIPES = sorted(path for path in (REPOSITORY / "hub_configs").glob("*.json"))
-# METHOD section 10.
+# docs/design.md section 10.
 ADAPTER_RATES = {"small": 4e-4, "base": 4e-4, "large": 2e-4, "huge": 1e-4, "giant": 8e-5}
 
 
