@@ -457,7 +457,7 @@ def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fix
         "tuning": "full",
         "dataset": str(annotations),
         "eval_split": "train",
-        "max_steps": 150,
+        "max_steps": 75,
         "num_frames": 128,
         "image_size": 64,
         "grid_size": 64,
