@@ -29,16 +29,16 @@ def saved(tiny_model, tiny_processor, make_clip, tmp_path):
     make_clip("a.mp4", num_frames=20, fps=10)
     make_clip("b.webm", num_frames=40, fps=10, codec="libvpx-vp9")
     rows = [
-        {"video": "a.mp4", "video_id": "a", "sentences": ["it begins", "it ends"], "segments": [[[0, 1]], [[1, 2]]]},
+        {"video": "a.mp4", "video_id": "a", "sentences": ["it begins", "it ends"], "segments": [[[0.0, 1]], [[1, 2]]]},
         {"video": "b.mp4", "video_id": "b", "sentences": ["it is there"], "segments": [[[0, 1.5], [2, 4]]]},
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return tmp_path
 
 
-def evaluate(folder: Path, *arguments: str) -> tuple[dict, list[dict]]:
-    command = [str(folder / "model"), str(folder / "rows.jsonl"), "--split", "train", "--num_workers", "0"]
-    script.main([*command, "--output_dir", str(folder / "out"), *arguments])
+def evaluate(folder: Path, *arguments: str, data: str = "rows.jsonl") -> tuple[dict, list[dict]]:
+    command = [str(folder / "model"), str(folder / data), "--split", "train", "--num_workers", "0"]
+    script.main([*command, "--video_root", str(folder), "--output_dir", str(folder / "out"), *arguments])
     record = json.loads((folder / "out" / "metrics.json").read_text())
     return record, [json.loads(line) for line in (folder / "out" / "predictions.jsonl").read_text().splitlines()]
 
@@ -89,6 +89,20 @@ def test_workers_and_streams_find_the_same(saved):
     expected = evaluate(saved)[1]
     assert evaluate(saved, "--num_workers", "2")[1] == expected
     assert evaluate(saved, "--streaming")[1] == expected
+
+
+def test_a_stream_of_several_files_is_evaluated_as_that_of_one(saved):
+    rows = (saved / "rows.jsonl").read_text().splitlines()
+    rows.append(json.dumps(json.loads(rows[1]) | {"video_id": "c", "sentences": ["it is still there"]}))
+    results = []
+    for name, shards in (("one", [rows]), ("three", [[row] for row in rows])):
+        (saved / name).mkdir()
+        for index, shard in enumerate(shards):
+            (saved / name / f"train-{index}.jsonl").write_text("\n".join(shard))
+        results.append(evaluate(saved, "--streaming", "--num_workers", "2", data=name))
+    (one, predictions), (three, others) = results
+    assert one["sentences"] == three["sentences"] == 4 and one["metrics"] == three["metrics"]
+    assert sorted(predictions, key=lambda row: row["sentence"]) == sorted(others, key=lambda row: row["sentence"])
 
 
 def test_submission_to_qvhighlights(saved):
