@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .metrics import soft_nms
-from .pipeline_temporal_grounding import TemporalGroundingPipeline  # noqa: F401  so that it is saved along
+from .metrics import check_ranking, soft_nms
+from .pipeline_temporal_grounding import (
+    TemporalGroundingPipeline,  # noqa: F401  so that it is saved along
+    as_list,
+)
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
 
@@ -81,7 +84,8 @@ class ScadaProcessor(ProcessorMixin):
             videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
                 One video or a list of videos, as [`ScadaVideoProcessor`] takes them.
             text (`str`, `list[str]` or `list[list[str]]`):
-                For one video a sentence or a list of sentences; for a list of videos one such entry per video.
+                For one video a sentence or a list of sentences; for a list of videos one such entry per video. Columns
+                of NumPy, pandas and polars are taken like lists.
             segments (`list`, *optional*):
                 Target segments in seconds from the first frame, in the nesting of `text`: for each sentence
                 `[start, end]`, or a list of these. They become `labels`.
@@ -205,8 +209,8 @@ class ScadaProcessor(ProcessorMixin):
             float64, scores in `[0, 1]`, segments in seconds from the first frame.
 
         Raises:
-            ValueError: If the number of timelines or the mask does not fit, `top_k` or `nms` is not positive, or a
-                score or a segment is NaN.
+            ValueError: If the number of timelines or the mask does not fit, a setting is wrong (see
+                [`check_ranking`]), or a score or a segment is NaN.
         """
         logits = outputs["logits"].detach().double().cpu()
         pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
@@ -214,10 +218,7 @@ class ScadaProcessor(ProcessorMixin):
             raise ValueError(
                 f"Received {len(timelines)} timelines for the outputs of {len(logits)} videos; pass one per video."
             )
-        if top_k < 1:
-            raise ValueError(f"Received top_k={top_k}; expected a positive number of segments.")
-        if nms is not None and not nms > 0:
-            raise ValueError(f"Received nms={nms}; expected a positive number, or None for no suppression.")
+        check_ranking(top_k, threshold, nms)
         if torch.isnan(logits).any() or np.isnan(pred_segments).any():
             raise ValueError(
                 "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
@@ -253,8 +254,8 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
     """Sentences of each video, as `list[list[str]]`; `num_videos` is `None` for a single video."""
     if text is None:
         raise ValueError("Received no `text`; pass a sentence, or a list of sentences, per video.")
-    per_video = [text] if num_videos is None else text
-    if isinstance(per_video, str) or not isinstance(per_video, (list, tuple)):
+    per_video = as_list(text) if num_videos is not None else [text]
+    if not isinstance(per_video, list):
         raise ValueError(
             f"Received `text` of type {type(text).__name__} for a list of {num_videos} videos; pass a list with one "
             "sentence, or one list of sentences, per video."
@@ -265,13 +266,13 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
             "sentences, per video."
         )
     sentences = []
-    for video_index, entry in enumerate(per_video):
-        if not isinstance(entry, (str, list, tuple)):
+    for video_index, entry in enumerate(map(as_list, per_video)):
+        if not isinstance(entry, (str, list)):
             raise ValueError(
                 f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list "
                 "of sentences."
             )
-        of_video = [entry] if isinstance(entry, str) else list(entry)
+        of_video = [entry] if isinstance(entry, str) else entry
         sentences.append(of_video)
         if not of_video:
             raise ValueError(f"Received no sentence for video {video_index}; pass at least one.")

@@ -357,7 +357,7 @@ def _frames_due(
     """The frames on display at instants in ascending order, each with its file and how many instants it serves."""
     num_served = 0
     # A stream that cannot go back is read through at once.
-    if not _is_file_object(source) or _can_seek(source):
+    if not is_file_object(source) or _can_seek(source):
         with _open_video(source, limits, deadline_seconds) as video:
             try:
                 for frame, num_due in _PacketReader(video).frames_due(instant_seconds):
@@ -919,7 +919,7 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
             raise _read_error(str(path), "it is empty")
         # With the protocol spelled out, FFmpeg takes no part of a file's name for a protocol or a pattern.
         return f"file:{path}", str(path)
-    if not _is_file_object(source) or isinstance(source, io.TextIOBase):
+    if not is_file_object(source) or isinstance(source, io.TextIOBase):
         raise TypeError(
             f"Received a video of type {type(source).__name__}, expected a path, an http(s) URL, bytes or a file "
             "opened for reading bytes; pass videos that are arrays to the video processor instead."
@@ -930,7 +930,8 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
     return source, str(getattr(source, "name", f"<{type(source).__name__}>"))
 
 
-def _is_file_object(source: Any) -> bool:
+def is_file_object(source: Any) -> bool:
+    """Whether something can be read like a file."""
     return callable(getattr(source, "read", None))
 
 
