@@ -7,19 +7,22 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow quality bench
+.PHONY: help demo demo-train test test-slow quality bench
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 # Nothing of the demo or the tests needs the internet, and this makes a download an error.
-demo test test-slow: export HF_HUB_OFFLINE := 1
+demo demo-train test test-slow: export HF_HUB_OFFLINE := 1
 
-demo: $(STAMP)  ## train and evaluate a tiny model on generated clips, on a CPU
+demo: $(STAMP)  ## find sentences in a few generated videos with a trained model
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
 
-test: $(STAMP)  ## fast tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov=modeling_scada --cov=processing --cov-report=term-missing
+demo-train: $(STAMP)  ## train such a model in four ways, and compare; minutes
+	$(BIN)/python scripts/demo_train.py --output_dir outputs/demo_train
+
+test: $(STAMP)  ## fast tests, with coverage, a worker on each core
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal --cov=modeling_scada --cov=processing --cov-report=term-missing
 
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow

@@ -2,15 +2,20 @@
 Temporal sentence grounding in videos with SCADA, in the manner of transformers.
 
 All public names are imported from here. Importing the package registers its classes with transformers' Auto classes,
-the task "temporal-grounding" with its pipelines, and SCADA with peft.
+the task "temporal-grounding" with its pipelines, and SCADA with peft; what that does not need is loaded when it is
+first asked for.
 """
+
+from importlib import import_module
+from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from processing.metrics import temporal_grounding_metrics
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
 from processing.processing_scada import ScadaProcessor
 from processing.timeline import Timeline
-from processing.video_io import ReadLimits, VideoReadError
+from processing.video_io import ReadLimits, VideoReadError, probe, read_frames
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .adapter_scada import ScadaAdapterConfig, register_peft_method
@@ -25,6 +30,30 @@ from .modeling_scada import (
     ScadaModel,
     ScadaPreTrainedModel,
 )
+
+
+# Training and data, with `Trainer` and `datasets`.
+_LAZY = {
+    "TemporalGroundingCollator": "processing.collator",
+    "TemporalGroundingTrainer": "modeling_scada.trainer_scada",
+    "TemporalGroundingTrainingArguments": "modeling_scada.trainer_scada",
+    "TuningArguments": "processing.recipe_arguments",
+    "compute_metrics": "modeling_scada.trainer_scada",
+    "load_annotations": "processing.annotations",
+    "prepare_dataset": "processing.dataset_preparation",
+    "prepare_tuning": "modeling_scada.tuning_scada",
+    "ranked_ious": "modeling_scada.trainer_scada",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 def _register() -> None:
@@ -71,7 +100,19 @@ __all__ = [
     "ScadaPreTrainedModel",
     "ScadaProcessor",
     "ScadaVideoProcessor",
+    "TemporalGroundingCollator",
     "TemporalGroundingPipeline",
+    "TemporalGroundingTrainer",
+    "TemporalGroundingTrainingArguments",
     "Timeline",
+    "TuningArguments",
     "VideoReadError",
+    "compute_metrics",
+    "load_annotations",
+    "prepare_dataset",
+    "prepare_tuning",
+    "probe",
+    "ranked_ious",
+    "read_frames",
+    "temporal_grounding_metrics",
 ]

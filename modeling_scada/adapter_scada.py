@@ -12,12 +12,15 @@ What is shared between the sentences of a video:
   than a sequence of `N` vectors.
 - Nothing that is frozen and comes before the first branch keeps activations for the backward pass.
 
-The sentences reach a layer as its [`Condition`], set before the backbone runs, and not as an argument or through a
-hook: a layer that is checkpointed runs again in the backward pass and has to find the same sentences then.
+The sentences reach a wrapper as the [`Condition`] of a call, set before the backbone runs and gone after it: encoders
+hand no arguments to their layers. Each thread has calls of its own, so that one model serves many threads. A wrapper
+reads its condition in the forward pass alone: what is checkpointed, and runs again in the backward pass (which may be
+another thread's), is the layer inside it.
 """
 
 import enum
 import re
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -306,6 +309,28 @@ class OuterBranch(nn.Module):
         return self.up(u.transpose(1, 2)).transpose(1, 2).to(features.dtype)
 
 
+@dataclass
+class Call:
+    """What a wrapped layer holds while the model is called: the sentences, and what its outer branches gave."""
+
+    condition: Condition
+    outer_features: torch.Tensor | None = None
+
+
+class Calls(threading.local):
+    """
+    The calls that a thread is in, the innermost last: a hook inside a call may call the model again.
+
+    Copied or pickled, also while others call, it starts without any: they are none of the copy's.
+    """
+
+    def __init__(self):
+        self.stack: list[Call] = []
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), ()
+
+
 class ScadaLayer(nn.Module, BaseTunerLayer):
     """
     A layer of the video backbone with an inner branch, an outer branch, or both, for each adapter.
@@ -327,12 +352,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self.out_dim = out_dim
         self.scada_inner = nn.ModuleDict()
         self.scada_outer = nn.ModuleDict()
-        self._condition: Condition | None = None
-        self._outer_features: torch.Tensor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy starts without a batch: tensors of a graph can be neither copied nor pickled.
-        return self.__dict__ | {"_condition": None, "_outer_features": None}
+        self._calls = Calls()
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         weight = next(base_layer.parameters())
@@ -362,8 +382,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         per_sentence: bool,
     ) -> bool:
         """
-        Takes the sentences of the next forward pass. They stay until they are replaced, for a layer that runs again in
-        the backward pass.
+        Begins a call of the model in this thread, which `take_outer_features` ends.
 
         Args:
             sentence_embeds, video_index, grid, per_sentence: See [`Condition`].
@@ -371,13 +390,12 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         Returns:
             `bool`: Whether the features that leave this layer are those of sentences rather than of videos.
         """
-        self._condition = Condition(sentence_embeds, video_index, grid, per_sentence)
+        self._calls.stack.append(Call(Condition(sentence_embeds, video_index, grid, per_sentence)))
         return per_sentence or any(branch.gate is not None for branch in self._active(self.scada_inner))
 
     def take_outer_features(self) -> torch.Tensor | None:
-        """The outer branches' features `(Q, N, C)` of the last forward pass, handed over once; `None` without one."""
-        features, self._outer_features = self._outer_features, None
-        return features
+        """Ends the call that `set_condition` began; the outer branches' features `(Q, N, C)`, `None` without one."""
+        return self._calls.stack.pop().outer_features
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
         """
@@ -389,19 +407,20 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             branch on; as the first of a tuple, if the layer returns one.
 
         Raises:
-            RuntimeError: If no sentences were set, or if they were those of another batch.
+            RuntimeError: If the model is not being called in this thread, or with another batch.
         """
         output = self.base_layer(hidden_states, *args, **kwargs)
         inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
         if not inner and not outer:
             return output
         tokens = first_of(output)
-        condition = self._condition
-        if condition is None:
+        if not self._calls.stack:
             raise RuntimeError(
                 "Received features without sentences: a layer with a SCADA adapter runs inside ScadaModel or "
                 "ScadaForTemporalGrounding only. Call the model, or disable the adapter first."
             )
+        call = self._calls.stack[-1]
+        condition = call.condition
         grid = condition.grid
         num_rows = len(condition.video_index) if condition.per_sentence else grid.num_videos
         if not grid.holds(tokens, num_rows):
@@ -411,7 +430,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             )
         features, class_tokens = grid.to_features(tokens)  # (B or Q, N, h, w, C)
         if outer:
-            self._outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
+            call.outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
         for branch in inner:
             features = branch(features, condition)
             if branch.gate is not None and not condition.per_sentence:

@@ -5,6 +5,7 @@ This is the one place that knows model types: what an encoder wants as input, ho
 position embeddings follow another image size.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,6 +219,21 @@ class StageGrid:
         return features.unflatten(1, (self.num_clips, -1)).flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
+class Recording(threading.local):
+    """Input and output of each layer in the call that a thread is in, for those that it asked for."""
+
+    def __init__(self):
+        self.states: dict[nn.Module, Any] = {}
+
+
+recording = Recording()
+
+
+def _record_states(layer: nn.Module, args: tuple, output: Any) -> None:
+    if layer in recording.states:
+        recording.states[layer] = (args[0], first_of(output))
+
+
 class VideoBackbone(nn.Module):
     """
     Runs an encoder of transformers over a whole video: cuts it into clips, encodes the clips as a batch, and lays the
@@ -342,23 +358,26 @@ class VideoBackbone(nn.Module):
         clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
         if kind.clip_length is None:
             clips = clips[:, 0]
-        states: list[torch.Tensor] = []
-        handles = []
-        if output_hidden_states:
-            # The encoder's own recording looks inside the layers that an adapter wraps.
-            handles = [self.layers[0].register_forward_pre_hook(lambda layer, args: states.append(args[0]))]
-            handles += [
-                layer.register_forward_hook(lambda layer, args, output: states.append(first_of(output)))
-                for layer in self.layers
-            ]
+        layers = list(self.layers) if output_hidden_states else []
+        for layer in layers:
+            # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are
+            # there: to add and remove them in each call would reach into the calls of other threads, and into copies.
+            if _record_states not in layer._forward_hooks.values():
+                layer.register_forward_hook(_record_states)
+        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
+        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
+        dtype = next(weight.dtype for weight in weights if weight is not None)
+        enclosing, recording.states = recording.states, dict.fromkeys(layers)
         try:
-            outputs = self.encoder(clips.to(self.encoder.dtype), **kind.arguments)
+            outputs = self.encoder(clips.to(dtype), **kind.arguments)
         finally:
-            for handle in handles:
-                handle.remove()
+            recorded, recording.states = recording.states, enclosing
         last = outputs.last_hidden_state
         features, _ = grid.to_features(last.movedim(-1, 1) if kind.is_convolutional else last)
-        return features, tuple(grid.to_features(state)[0] for state in states) if output_hidden_states else None
+        if not output_hidden_states:
+            return features, None
+        states = [recorded[layers[0]][0], *(output for _, output in recorded.values())]
+        return features, tuple(grid.to_features(state)[0] for state in states)
 
 
 def encoder_of(model: Any) -> Any:

@@ -45,6 +45,10 @@ class ScadaConfig(PreTrainedConfig):
             Proposals drawn at random for each training step; at inference all of them are scored.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
+        listwise_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss in which a sentence's proposals compete. 0 in configurations saved before it existed.
+        matching_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss in which the sentences and segments of a video compete. 0 likewise.
 
     Raises:
         StrictDataclassClassValidationError: If a size is too small or odd (of huggingface_hub, as for all
@@ -76,6 +80,8 @@ class ScadaConfig(PreTrainedConfig):
     num_sample_points: int = 16
     num_train_proposals: int = 512
     initializer_range: float = 0.02
+    listwise_loss_weight: float = 1.0
+    matching_loss_weight: float = 1.0
 
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
@@ -103,15 +109,23 @@ class ScadaConfig(PreTrainedConfig):
             )
         return CONFIG_MAPPING[model_type](**config)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        # A saved configuration has all fields; one without these is of a time when the terms did not exist.
+        return super().from_dict({"listwise_loss_weight": 0.0, "matching_loss_weight": 0.0} | config_dict, **kwargs)
+
     def to_dict(self) -> dict:
         return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_sizes(self):
-        """Part of `@strict` validation: the head's sizes."""
+        """Part of `@strict` validation: the head's sizes and the loss's weights."""
         minima = {"hidden_size": 2, "grid_size": 2, "num_sample_points": 2, "num_train_proposals": 1}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"Received {name}={getattr(self, name)}; it has to be at least {minimum}.")
+        for name in ("listwise_loss_weight", "matching_loss_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"Received {name}={getattr(self, name)}; it has to be a number from 0 on.")
         if self.hidden_size % 2:
             raise ValueError(f"Received hidden_size={self.hidden_size}; it has to be even.")
 

@@ -3,6 +3,11 @@ Losses of temporal grounding as pure tensor functions (METHOD section 8; terms [
 
 All work on `Q` sentences at once and return a value for each; [`temporal_grounding_loss`] takes their mean. Times are
 grid coordinates in `0..S`.
+
+Beside the paper's terms stand two that rank, both [D]. The balanced classification weighs the few proposals that are
+hard to tell from a sentence's own, the events of other sentences, like the hundreds of easy ones; these two do not:
+- [`listwise_loss`]: a sentence's proposals compete with each other;
+- [`matching_loss`]: the sentences and the segments of a video compete for each other.
 """
 
 import torch
@@ -15,6 +20,10 @@ OFFSET_WEIGHT = 10.0
 # A proposal is a positive of the classification above this IoU, and takes part in the offset loss above the other.
 POSITIVE_IOU = 0.9
 OFFSET_IOU = 0.5
+# Proposals above this IoU share the listwise term's probability.
+LISTWISE_IOU = 0.7
+# A sentence is no negative of another one's segment that it overlaps by more than this: both would be right.
+SAME_SEGMENT_IOU = 0.5
 # Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
 BOUNDARY_RADIUS = 0.1
 
@@ -156,6 +165,82 @@ def offset_loss(
     return masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
+def share_of_mass(logits: torch.Tensor, positive: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy of a softmax with several right answers: `-log` of what they get together.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., n)`): Scores.
+        positive (`torch.BoolTensor` of shape `(..., n)`): The right answers, all of them present.
+        present (`torch.BoolTensor` of shape `(..., n)`): All answers that compete.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`; 0 where there is no right answer.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    right = logits.masked_fill(~positive, lowest).logsumexp(-1)
+    loss = logits.masked_fill(~present, lowest).logsumexp(-1) - right
+    return torch.where(positive.any(-1), loss, 0)
+
+
+def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
+    """
+    `-log` of the share of the softmax over a sentence's proposals that those above IoU 0.7 have (the best, where none
+    is). [D]
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
+
+    Returns:
+        `torch.Tensor` of shape `(Q,)`.
+    """
+    return share_of_mass(logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool))
+
+
+def matching_loss(
+    logits: torch.Tensor,
+    iou: torch.Tensor,
+    targets_grid: torch.Tensor,
+    target_mask: torch.Tensor,
+    video_index: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Which segment of its video is a sentence's, and which sentence is a segment's. [D]
+
+    `A[m, n]` is the score of sentence `m` at the proposal nearest to segment `n`. Along the rows the segments of the
+    video compete for a sentence, along the columns the sentences for a segment: cross-entropy, half a row's and half
+    the mean of its own segments' columns. A pair takes no part if the sentence overlaps the segment with one of its
+    own by more than half, since then it is no negative. 0 for the only sentence of a video.
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        iou (`torch.Tensor` of shape `(Q, P, K)`): IoU of each proposal with each target.
+        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
+        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+
+    Returns:
+        `torch.Tensor` of shape `(Q,)`.
+    """
+    num_sentences, num_targets = target_mask.shape
+    nearest = iou.argmax(1).flatten()  # (Q * K,)
+    at_segments = logits[:, nearest]  # (Q, Q * K)
+    owner = torch.arange(num_sentences, device=logits.device).repeat_interleave(num_targets)
+    is_own = owner == torch.arange(num_sentences, device=logits.device)[:, None]
+    overlap = temporal_iou(targets_grid.flatten(0, 1), targets_grid)  # (Q, Q * K, K)
+    is_same = (overlap * target_mask[:, None]).amax(-1) > SAME_SEGMENT_IOU
+    own = is_own & target_mask.flatten()
+    present = own | (
+        (video_index[:, None] == video_index[owner])
+        & (target_mask.any(-1)[:, None] & target_mask.flatten())
+        & ~(is_same | is_own)
+    )
+    rows = share_of_mass(at_segments, own, present)
+    columns = share_of_mass(at_segments.T, own.T, present.T).view(num_sentences, num_targets)
+    return (rows + masked_mean(columns, target_mask)) / 2
+
+
 def temporal_grounding_loss(
     boundary_logits: torch.Tensor,
     iou_logits: torch.Tensor,
@@ -177,10 +262,9 @@ def temporal_grounding_loss(
         `dict[str, torch.Tensor]`: `loss_boundary`, `loss_iou_classification`, `loss_iou_regression` and `loss_offset`,
         each times its weight; their sum is the loss.
     """
-    target_mask = labels[..., 0] >= 0
-    targets_grid = labels.float().clamp_min(0) * boundary_logits.shape[1]
     proposals = proposals_grid.float()
-    iou, target_index = (temporal_iou(proposals, targets_grid) * target_mask[:, None]).max(-1)  # (Q, P)
+    targets_grid, target_mask, all_ious = _targets(labels, proposals, boundary_logits.shape[1])
+    iou, target_index = all_ious.max(-1)  # (Q, P)
     own_target = targets_grid.gather(1, target_index[..., None].expand(-1, -1, 2))  # (Q, P, 2)
     classification, regression = iou_logits.float().unbind(-1)
     terms = {
@@ -191,3 +275,43 @@ def temporal_grounding_loss(
     }
     has_target = target_mask.any(-1)
     return {name: masked_mean(values, has_target) for name, values in terms.items()}
+
+
+def ranking_loss(
+    logits: torch.Tensor,
+    proposals_grid: torch.Tensor,
+    labels: torch.Tensor,
+    video_index: torch.Tensor,
+    grid_size: int,
+) -> dict[str, torch.Tensor]:
+    """
+    The two terms that rank, see above; the mean over the sentences that have a target (0 if none has). [D]
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, P)`): IoU as classification (with the score, which the regression is part
+            of, the matching term learnt more slowly). The proposals nearest to the targets have to be among the `P`.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
+        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        grid_size (`int`): Number of steps `S`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `loss_listwise` and `loss_matching`.
+    """
+    targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
+    logits = logits.float()
+    terms = {
+        "loss_listwise": listwise_loss(logits, all_ious.amax(-1)),
+        "loss_matching": matching_loss(logits, all_ious, targets_grid, target_mask, video_index),
+    }
+    has_target = target_mask.any(-1)
+    return {name: masked_mean(values, has_target) for name, values in terms.items()}
+
+
+def _targets(
+    labels: torch.Tensor, proposals: torch.Tensor, grid_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets `(Q, K, 2)` in `0..S`, which there are `(Q, K)`, and each proposal's IoU with them `(Q, P, K)`."""
+    target_mask = labels[..., 0] >= 0
+    targets_grid = labels.float().clamp_min(0) * grid_size
+    return targets_grid, target_mask, temporal_iou(proposals, targets_grid) * target_mask[:, None]

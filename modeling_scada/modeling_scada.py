@@ -25,8 +25,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, decode_offsets
-from .loss_scada import temporal_grounding_loss
+from .head_scada import LocalizationHead, decode_offsets, score_logits
+from .loss_scada import ranking_loss, temporal_grounding_loss
 
 
 try:  # code from the Hub brings the adapter along, and makes peft know it
@@ -271,12 +271,16 @@ class ScadaModel(ScadaPreTrainedModel):
         per_sentence = False
         for layer in wrapped:
             per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
-        features, hidden_states = self.video_backbone(pixel_values_videos, output_hidden_states=output_hidden_states)
+        try:
+            features, hidden_states = self.video_backbone(
+                pixel_values_videos, output_hidden_states=output_hidden_states
+            )
+        finally:
+            from_outer_branches = [layer.take_outer_features() for layer in wrapped]
         fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
         if not per_sentence:
             fused = fused.index_select(0, video_index)
-        for layer in wrapped:
-            outer_features = layer.take_outer_features()
+        for outer_features in from_outer_branches:
             if outer_features is not None:
                 if outer_features.shape[1] != fused.shape[1]:  # of a convolutional stage with finer steps of time
                     outer_features = F.adaptive_avg_pool1d(outer_features.mT, fused.shape[1]).mT
@@ -410,18 +414,9 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds)
-        scores = _score_logits(head.iou_logits.float())  # (Q, P)
-        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
-
         batch_shape = input_ids.shape[:2]
         keep = sentence_mask.bool()
-        logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
-        pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))
-        logits[keep] = scores
-        pred_segments[keep] = segments
-
-        loss, loss_dict = None, None
+        targets_grid = None
         if labels is not None:
             labels = labels[:, :, None] if labels.dim() == 3 else labels
             if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
@@ -430,9 +425,34 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     f"with {batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
                     "`segments`."
                 )
+            targets_grid = labels[keep][labels[keep][..., 0] >= 0] * self.config.grid_size
+        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid)
+        scores = score_logits(head.iou_logits.float())  # (Q, P)
+        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+
+        logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
+        pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))
+        logits[keep] = scores
+        pred_segments[keep] = segments
+
+        loss, loss_dict = None, None
+        if labels is not None:
             loss_dict = temporal_grounding_loss(
                 head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, labels[keep]
             )
+            weights = {
+                "loss_listwise": self.config.listwise_loss_weight,
+                "loss_matching": self.config.matching_loss_weight,
+            }
+            if any(weights.values()):
+                terms = ranking_loss(
+                    head.iou_logits[..., 0],
+                    head.proposals_grid,
+                    labels[keep],
+                    outputs.video_index,  # type: ignore[arg-type]
+                    self.config.grid_size,
+                )
+                loss_dict |= {name: weights[name] * term for name, term in terms.items()}
             loss = torch.stack(list(loss_dict.values())).sum()
             if num_items_in_batch is not None:
                 # None at all if no video of the batch could be read.
@@ -462,12 +482,6 @@ def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *ar
             return run(*args)
         args = (args[0].detach().requires_grad_(torch.is_grad_enabled()), *args[1:])
     return checkpoint(run, *args)
-
-
-def _score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
-    """(Q, P, 2) -> (Q, P): log-odds of the score classification x regression (METHOD section 9)."""
-    log_score = F.logsigmoid(iou_logits).sum(-1)
-    return log_score - torch.log(-torch.expm1(log_score)).clamp_min(torch.finfo(log_score.dtype).min)
 
 
 def _check_sentences(

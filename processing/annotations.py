@@ -3,12 +3,10 @@ Annotations: from a data set in `datasets`' forms to rows of one schema.
 
 A row is a video: `video` (a path, a URL, bytes, or what `Video(decode=False)` gives), optionally `video_id` and
 `duration` (seconds), `sentences`, and `segments`: for each sentence `[start, end]` in seconds, or a list of these.
-`scripts/prepare_dataset.py` writes such rows from the files that data sets are published as.
+[`prepare_dataset`] writes such rows from the files that data sets are published as.
 """
 
-import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
 from transformers.utils import logging
 
-from .video_url import is_url
+from .video_files import video_key, video_name
 
 
 logger = logging.get_logger(__name__)
@@ -29,8 +27,6 @@ REQUIRED_COLUMNS = ("video", "sentences", "segments")
 # What the columns are called in `lmms-lab/charades_sta` (one row a sentence: `caption`, `timestamp`) and in
 # `friedrichor/ActivityNet_Captions` (one row a video: `sentences`, `timestamps`).
 _PRESETS = {"sentences": ("caption",), "segments": ("timestamps", "timestamp")}
-# In the order of preference where a video is there twice.
-VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
 
 
 def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
@@ -158,98 +154,6 @@ def clean_sentence(sentence: str) -> str:
     return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
 
 
-class VideoFiles:
-    """
-    Finds the file of a row's video.
-
-    A name is looked for as it is; then with any of the extensions that videos have, and with or without the `v_` that
-    names of ActivityNet start with. Of several files `.mp4` comes first, then `.mkv`, then `.webm`.
-
-    Args:
-        root (`str` or `Path`, *optional*): Folder that relative paths start from; the current one if not given.
-    """
-
-    def __init__(self, root: str | Path | None = None):
-        self.root = root
-        self._files_of_folder: dict[Path, dict[str, Path]] = {}
-
-    def find(self, video: Any) -> str | bytes:
-        """
-        Args:
-            video (`str`, `bytes` or `dict`): A row's `video`; a dict has `path` and `bytes`, as `datasets` gives it.
-
-        Returns:
-            `str` or `bytes`: What the video processor can read: a path, a URL, or the content of a file.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-        """
-        if isinstance(video, dict):
-            if video.get("bytes") is not None:
-                return video["bytes"]
-            video = video["path"]
-        if isinstance(video, bytes) or is_url(video):
-            return video
-        path = Path(self.root or "") / video
-        if path.is_file():
-            return str(path)
-        stem = without_extension(path.name)
-        files = self._files(path.parent)
-        for name in (stem, stem.removeprefix("v_"), f"v_{stem}"):
-            if name in files:
-                return str(files[name])
-        raise FileNotFoundError(
-            f"There is no video {video!r} in {path.parent}, with any extension that videos have, with or without 'v_' "
-            "before its name. Check the folder that paths start from (`video_root`)."
-        )
-
-    def _files(self, folder: Path) -> dict[str, Path]:
-        """The videos of a folder by name without extension; listed once, since folders of thousands take long."""
-        if folder not in self._files_of_folder:
-            found = [Path(entry) for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
-            ranked = [path for path in found if path.suffix.lower() in VIDEO_EXTENSIONS]
-            ranked.sort(key=lambda path: (VIDEO_EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
-            self._files_of_folder[folder] = {without_extension(path.name): path for path in ranked}
-        return self._files_of_folder[folder]
-
-
-def folder_of_videos(name_or_path: str, video_root: str | None = None) -> str | None:
-    """
-    Where a data set's videos are.
-
-    Args:
-        name_or_path (`str`): A data set, as for [`load_annotations`].
-        video_root (`str`, *optional*): Folder that its relative paths start from.
-
-    Returns:
-        `str`, *optional*: `video_root` if it is given, else the folder that the data set lies in, if it lies in one.
-    """
-    path = Path(name_or_path)
-    if video_root is not None or not path.exists():
-        return video_root
-    return str(path if path.is_dir() else path.parent)
-
-
-def video_name(video: Any) -> str:
-    """What to call a row's `video` in a message: its path or URL, or how many bytes it has."""
-    if isinstance(video, dict):
-        video = video["path"] or video["bytes"]
-    return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
-
-
-def _video_key(video: Any) -> Any:
-    """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
-    if isinstance(video, dict):
-        video = video["path"] if video.get("bytes") is None else video["bytes"]
-    return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
-
-
-def without_extension(name: str) -> str:
-    """Names of QVHighlights have dots in them, so only what is an extension of videos is one."""
-    stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in VIDEO_EXTENSIONS else name
-
-
 def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
     """The data set with its columns renamed where they are those of a preset; whether they were."""
     # Of some streams only the rows tell.
@@ -271,7 +175,7 @@ def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:
     groups: dict[Any, list[int]] = {}
     is_row_a_sentence = isinstance(next(iter(dataset["sentences"]), None), str)
     for index, video in enumerate(dataset["video_id" if "video_id" in dataset.column_names else "video"]):
-        groups.setdefault(_video_key(video) if is_row_a_sentence else index, []).append(index)
+        groups.setdefault(video_key(video) if is_row_a_sentence else index, []).append(index)
     texts = dataset.select_columns([c for c in ("sentences", "segments", "duration") if c in dataset.column_names])
     dropped: Counter[str] = Counter()
     rows, first_indices = [], []
@@ -302,7 +206,7 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
 
 
 def _stream_key(index: int, row: dict) -> Any:
-    return _video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
+    return video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
 
 
 def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], where: str) -> dict[str, list]:

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .annotations import VideoFiles, video_name
 from .processing_scada import ScadaProcessor, SegmentOutsideVideoError
 from .timeline import Timeline
+from .video_files import VideoFiles, video_key, video_name
 from .video_io import VideoReadError
 
 
@@ -45,6 +45,9 @@ class TemporalGroundingCollator:
             A file to which the name of each video that cannot be read, and the reason, are added as a line of JSON;
             its place in the batch is then filled with zeros and its labels with -100, so that loss and metrics leave
             it out. If not given, such a video is an error.
+        keep_in_memory (`bool`, *optional*, defaults to `False`):
+            Keeps the frames of each video once they were read, for data sets that are small enough: 12 bytes a pixel,
+            in each worker of the `DataLoader`.
         seed (`int`, *optional*):
             Makes what is drawn for a video depend on the seed, the epoch (see `set_epoch`) and the video alone, so
             that a run that was stopped goes on as if it had not been; a video is known by its `video_id`, or else by
@@ -63,6 +66,7 @@ class TemporalGroundingCollator:
         augment: bool = False,
         blind: bool = False,
         broken_videos_log: str | Path | None = None,
+        keep_in_memory: bool = False,
         seed: int | None = None,
     ):
         if max_sentences is not None and max_sentences < 1:
@@ -73,6 +77,7 @@ class TemporalGroundingCollator:
         self.augment = augment
         self.blind = blind
         self.broken_videos_log = broken_videos_log
+        self._kept: dict[str, Any] | None = {} if keep_in_memory else None
         self.seed = seed
         # Shared, so that workers that live on from epoch to epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -142,7 +147,13 @@ class TemporalGroundingCollator:
         read_size = {"height": height, "width": width}
         if self.augment:
             read_size = {side: round(READ_MARGIN * pixels) for side, pixels in read_size.items()}
-        features = video_processor(self.video_files.find(row["video"]), size=read_size, return_timelines=True)
+        key = video_key(row["video"])
+        if self._kept is not None and key in self._kept:
+            features = self._kept[key]
+        else:
+            features = video_processor(self.video_files.find(row["video"]), size=read_size, return_timelines=True)
+            if self._kept is not None:
+                self._kept[key] = features
         video = features["pixel_values_videos"][0]
         if self.augment:
             may_flip = not any(SIDES.search(sentence) for sentence in row["sentences"])

@@ -36,7 +36,6 @@ import importlib
 import json
 import math
 import os
-import platform
 import re
 import statistics
 from collections.abc import Callable
@@ -51,11 +50,12 @@ import numpy as np
 import torch
 import transformers
 from av.video.reformatter import VideoReformatter
-from benchmark import BITS_PER_PIXEL, draw_frames, median_seconds, table_of
-from provenance import current_commit, read_rows
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
+from processing.measuring import cpu_name, median_seconds, table_of
+from processing.provenance import append_row, current_commit, read_rows
+from processing.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_video
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 
@@ -154,17 +154,10 @@ def encode(cell: Cell, num_frames: int, path: Path, seed: int) -> None:
     """Writes the first frames of the cell's video. Few pictures, to and fro, as drawing takes longer than encoding."""
     encoder, options, _ = CODECS[cell.codec]
     pictures = list(draw_frames(np.random.default_rng(seed), NUM_PICTURES, cell.height, cell.width))
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(encoder, rate=FPS, options=options | {"g": str(cell.key_frame_distance)})
-        stream.height, stream.width, stream.pix_fmt = cell.height, cell.width, "yuv420p"
-        stream.bit_rate = int(BITS_PER_PIXEL * FPS * cell.height * cell.width)
-        last = NUM_PICTURES - 1
-        for k in range(num_frames):
-            picture = pictures[last - abs(k % (2 * last) - last)]
-            frame = av.VideoFrame.from_ndarray(draw_number(picture, k), format="rgb24")
-            frame.pts = k
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    last = NUM_PICTURES - 1
+    frames = (draw_number(pictures[last - abs(k % (2 * last) - last)], k) for k in range(num_frames))
+    bit_rate = int(BITS_PER_PIXEL * FPS * cell.height * cell.width)
+    write_video(path, frames, FPS, encoder, options | {"g": str(cell.key_frame_distance)}, bit_rate)
 
 
 def make_video(cell: Cell, folder: Path, seed: int) -> Path:
@@ -355,7 +348,9 @@ def measure_cell(cell: Cell, path: Path, readers: dict[str, Reader], repeats: in
             results[name] = check_frames(reader(path, cell), reference)
         except Exception as error:  # Whatever it is that readers raise.
             results[name] = {"error": short_text(error)}
-    right = {name: partial(readers[name], path, cell) for name, result in results.items() if "error" not in result}
+    right: dict[Any, Callable[[], object]] = {
+        name: partial(readers[name], path, cell) for name, result in results.items() if "error" not in result
+    }
     for name, seconds in median_seconds(right, repeats).items():
         results[name] |= {"seconds": seconds, "frames_per_second": cell.num_frames / seconds}
     return results
@@ -440,7 +435,7 @@ def main() -> None:
         "versions": {"av": av.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
         | peers,
         "missing": missing,
-        "device": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "commit": current_commit(),
         "seed": args.seed,
@@ -456,8 +451,7 @@ def main() -> None:
         path = make_video(cell, args.output_dir / "videos", args.seed)
         results = measure_cell(cell, path, readers_for(cell, peers), args.repeats)
         date = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-        with open(results_path, "a") as file:
-            file.write(json.dumps({"cell": cell.name} | asdict(cell) | {"readers": results} | record | date) + "\n")
+        append_row(results_path, {"cell": cell.name} | asdict(cell) | {"readers": results} | record | date)
     table = markdown_table([row for row in read_rows(results_path) if row["seed"] == args.seed])
     (args.output_dir / "table.md").write_text(table + "\n")
     print(table)

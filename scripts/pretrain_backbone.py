@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_moving_shapes import COLOURS, SHAPES, make_video
 from torch import nn
 from tqdm import tqdm
 from transformers import CONFIG_MAPPING, VideoMAEConfig, VideoMAEForVideoClassification, set_seed
 
 from modeling_scada import ScadaVideoProcessor
 from modeling_scada.backbone_scada import VideoBackbone, build_encoder
+from processing.moving_shapes import COLOURS, SHAPES, make_video
 
 
 CLASSES = [*COLOURS, *SHAPES]

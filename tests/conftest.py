@@ -5,6 +5,9 @@ import os
 
 # Before transformers and its like are imported anywhere: they read it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# With a worker on each core, threads of torch would only wait for each other; in processes that a test starts too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Sequence  # noqa: E402
 from fractions import Fraction  # noqa: E402
@@ -222,3 +225,49 @@ def tiny_processor(tiny_tokenizer):
     from modeling_scada import ScadaProcessor, ScadaVideoProcessor
 
     return ScadaProcessor(ScadaVideoProcessor(num_frames=16, size={"height": 32, "width": 32}), tiny_tokenizer)
+
+
+@pytest.fixture
+def recipe(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights):
+    """Arguments for a run of two steps on three clips with one to three sentences; encoders lie in folders."""
+    import json
+
+    from transformers import AutoModel
+
+    for name, config in (("video", tiny_config.video_config), ("text", tiny_config.text_config)):
+        randomize_weights(AutoModel.from_config(config), std=0.02).save_pretrained(tmp_path / name)
+    tiny_tokenizer.save_pretrained(tmp_path / "text")
+    rows = []
+    for index in range(3):
+        make_clip(name=f"{index}.mp4", num_frames=20, fps=10)
+        rows.append(
+            {
+                "video": f"{index}.mp4",
+                "sentences": ["it begins", "it goes on", "it ends"][: index + 1],
+                "segments": [[0.0, 0.5], [0.5, 1.5], [1.5, 2.0]][: index + 1],
+            }
+        )
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {
+        "video_model": str(tmp_path / "video"),
+        "text_model": str(tmp_path / "text"),
+        "dataset": str(tmp_path / "rows.jsonl"),
+        "eval_split": "train",
+        "num_frames": 16,
+        "image_size": 32,
+        "head_hidden_size": 16,
+        "grid_size": 16,
+        "max_sentences": 2,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "learning_rate": 1e-3,
+        "backbone_learning_rate": 1e-4,
+        "text_learning_rate": 1e-5,
+        "warmup_steps": 0,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "output_dir": str(tmp_path / "run"),
+    }

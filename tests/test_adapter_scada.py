@@ -1335,8 +1335,12 @@ def test_the_backbone_alone_is_refused_while_an_adapter_is_active(make_model, ad
     with pytest.raises(RuntimeError, match="Received features without sentences: .*Call the model, or disable"):
         backbone(pixels)
     expected = run(model, tiny_batch)
-    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected those of 2 videos"):
+    with pytest.raises(RuntimeError, match="Received features without sentences: .*Call the model, or disable"):
         backbone(pixels[:1])
+    # Inside a call of the model there are sentences, but of other videos.
+    handle = layers_of(model)[-1].register_forward_hook(lambda *_: handle.remove() or backbone(pixels[:1]))
+    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected those of 2 videos"):
+        run(model, tiny_batch)
     assert_equal_outputs(run(model, tiny_batch), expected)  # and the model goes on
     with model.disable_adapter():
         features, _ = backbone(pixels[:1])

@@ -14,7 +14,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, Video
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from processing.annotations import CleanedSegment, VideoFiles, clean_segment, clean_sentence, load_annotations
+from processing.annotations import CleanedSegment, clean_segment, clean_sentence, load_annotations
+from processing.video_files import VideoFiles
 
 
 ROWS = [

@@ -1,7 +1,6 @@
 """Every type of encoder that the video backbone supports: layout, clips, gradients, adapters, files, errors."""
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_temporal_grounding as script  # noqa: E402
-
-from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding  # noqa: E402
-from modeling_scada.backbone_scada import ENCODER_TYPES, VideoBackbone  # noqa: E402
+from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding, TuningArguments
+from modeling_scada.backbone_scada import ENCODER_TYPES, VideoBackbone
+from modeling_scada.tuning_scada import peft_config
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -299,7 +294,11 @@ def test_hidden_states(make_encoder, name):
     # Where there is a norm at the end, the features are those after it.
     assert torch.equal(states[-1], features) == (name == "clip_vision_model")
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in backbone.layers)
+    # The hooks that record stay, since other threads may be recording; another call adds none.
+    with torch.no_grad():
+        again = backbone(videos, output_hidden_states=True)[1]
+    assert all(torch.equal(*pair) for pair in zip(states, again, strict=True))
+    assert all(len(layer._forward_hooks) == 1 and not layer._forward_pre_hooks for layer in backbone.layers)
 
 
 @each_type
@@ -710,7 +709,7 @@ def test_bfloat16(make_model, adapt, name, with_adapter):
 @each_type
 def test_lora_of_the_training_script(make_model, name):
     """Queries and values of every layer, whatever the encoder calls them, and nothing of the sentence encoder."""
-    model = get_peft_model(make_model(name), script.peft_config(script.ModelArguments(tuning="lora")))
+    model = get_peft_model(make_model(name), peft_config(TuningArguments(tuning="lora")))
     adapted = {key for key, module in model.named_modules() if hasattr(module, "lora_A") and ".lora_" not in key}
     layers = f"video_backbone.encoder.{CASES[name].layers}."
     assert adapted and all(layers in key for key in adapted)

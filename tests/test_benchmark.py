@@ -21,7 +21,10 @@ from processing.video_io import probe
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "scripts"))
 
-import benchmark as script  # noqa: E402
+import benchmark  # noqa: E402
+
+from processing import benchmarks as script  # noqa: E402
+from processing import measuring  # noqa: E402
 
 
 class SumOf(nn.Module):
@@ -89,7 +92,7 @@ def test_what_the_loss_does_not_need_is_not_counted_and_nothing_stays(batch):
 
     model = SumOf(run, linear=nn.Linear(8, 4), other=nn.Linear(8, 32))
     assert script.bytes_kept(model, batch) == 5 * 8 * 4
-    assert not any(type(held) is script._Packed for held in gc.get_objects())
+    assert not any(type(held) is measuring._Packed for held in gc.get_objects())
 
 
 def test_what_does_not_fit_is_null_and_the_others_are_timed():
@@ -281,7 +284,7 @@ def test_the_input_pipeline_has_its_figures(record):
 def test_nothing_is_timed_if_not_asked_for(tmp_path, monkeypatch, capsys, one_thread):
     arguments = ["--small", "--no_time", "--parts", "tuning", "--modes", "scada_outer", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
-    script.main()
+    benchmark.main()
     results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
     assert set(results) == {"tuning"}
     figures = {"size", "mode", "trainable_parameters", "bytes_kept", "bytes_kept_checkpointed"}

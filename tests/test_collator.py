@@ -4,7 +4,6 @@ flips, and videos that cannot be read.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
-from modeling_scada import VideoReadError
+from modeling_scada import VideoReadError, compute_metrics, ranked_ious
 from processing import collator as collator_module
 from processing.collator import TemporalGroundingCollator, augment_video
 from processing.processing_scada import SegmentOutsideVideoError
-
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from run_temporal_grounding import compute_metrics, ranked_ious  # noqa: E402
 
 
 DURATION_SECONDS = 2.0
@@ -107,6 +101,29 @@ def test_video_as_path_bytes_and_dict(tiny_processor, row, clip):
 def test_missing_video_is_an_error(tiny_processor, row, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.mp4"):
         TemporalGroundingCollator(tiny_processor, tmp_path)([{**row, "video": "gone.mp4"}])
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_videos_kept_in_memory_are_read_once(tiny_processor, row, short_row, tmp_path, monkeypatch, augment):
+    """By path and by content, and what is drawn from them is the same as if they were read each time."""
+    embedded = row | {"video": Path(row["video"]).read_bytes(), "video_id": "embedded"}
+    rows = [row, short_row, embedded]
+    settings = {"video_root": tmp_path, "augment": augment, "seed": 0}
+    expected = TemporalGroundingCollator(tiny_processor, **settings)
+    collator = TemporalGroundingCollator(tiny_processor, keep_in_memory=True, **settings)
+    read = []
+    preprocess = type(tiny_processor.video_processor).__call__
+
+    def count(self, videos, **kwargs):
+        read.append(videos)
+        return preprocess(self, videos, **kwargs)
+
+    batches = [expected(rows), expected(rows)]
+    monkeypatch.setattr(type(tiny_processor.video_processor), "__call__", count)
+    for batch in batches:
+        for name, value in collator(rows).items():
+            assert torch.equal(value, batch[name])
+    assert len(read) == 3
 
 
 def test_several_segments_of_a_sentence(tiny_processor, clip):

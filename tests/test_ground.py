@@ -17,6 +17,8 @@ import torch
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding
+from processing import grounding, result_page
+from processing.result_table import format_table, format_time
 from processing.video_io import probe, read_frames
 
 
@@ -90,7 +92,7 @@ def test_table(model, clip, ground):
 def test_table_of_a_long_video():
     segments = [{"score": 0.5, "start": 59.96, "end": 3725.24}]
     record = {"duration": 4000.0, "results": [{"sentence": "he\nsits", "segments": segments}]}
-    assert script.format_table(record).splitlines()[1].split() == ["he", "sits", "1", "01:00.0", "1:02:05.2", "0.500"]
+    assert format_table(record).splitlines()[1].split() == ["he", "sits", "1", "01:00.0", "1:02:05.2", "0.500"]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,8 @@ def test_table_of_a_long_video():
     [(0, "0.0", "00:00.0"), (59.94, "59.9", "00:59.9"), (75.25, "75.3", "01:15.3"), (3599.96, "3600.0", "1:00:00.0")],
 )
 def test_times(seconds, short, long):
-    assert script.format_time(seconds, is_long=False) == short
-    assert script.format_time(seconds, is_long=True) == long
+    assert format_time(seconds, is_long=False) == short
+    assert format_time(seconds, is_long=True) == long
 
 
 def test_as_a_command(model, clip, tmp_path):
@@ -136,7 +138,7 @@ def test_plot(model, clip, ground, tmp_path):
 
 def test_plot_without_matplotlib(model, clip, ground, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delattr(script, "pipeline")  # nothing is computed
+    monkeypatch.delattr(grounding, "pipeline")  # nothing is computed
     code, out, err = ground(clip, "a door", "--model", model, "--plot", tmp_path / "found.png")
     assert (code, out) == (1, "")
     assert err == "ground.py: --plot needs matplotlib, which is not installed; run `pip install matplotlib`.\n"
@@ -198,7 +200,7 @@ def test_page(model, make_clip, ground, tmp_path):
 
 
 def test_a_large_video_stays_outside_the_page(model, make_clip, ground, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "MAX_EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(result_page, "MAX_EMBEDDED_BYTES", 1000)
     (tmp_path / "my videos").mkdir()
     clip = make_clip("my videos/100%.webm", num_frames=20, **VP9)
     path = tmp_path / "pages" / "found.html"
@@ -226,7 +228,7 @@ video.readyState >= 3 ? click() : video.addEventListener("canplay", click, {once
 @pytest.mark.parametrize("form", ["embedded", "beside", "late"])
 def test_page_in_a_browser(form, make_clip, tmp_path, monkeypatch):
     if form == "beside":
-        monkeypatch.setattr(script, "MAX_EMBEDDED_BYTES", 1000)
+        monkeypatch.setattr(result_page, "MAX_EMBEDDED_BYTES", 1000)
     start_seconds = 7.0 if form == "late" else 0.0  # by the clock of the file, which Chromium goes by
     clip = make_clip("a clip.webm", num_frames=50, start_seconds=start_seconds, **VP9)
     segments = [
@@ -237,7 +239,7 @@ def test_page_in_a_browser(form, make_clip, tmp_path, monkeypatch):
     results = [{"sentence": s, "segments": found} for s, found in zip(sentences, segments, strict=True)]
     record = {"video": str(clip), "duration": probe(clip).duration_seconds, "model": "a model", "results": results}
     path = tmp_path / "pages" / "found.html"
-    script.write_page(record, probe(clip), path)
+    result_page.write_page(record, probe(clip), path)
     path.write_text(path.read_text(encoding="utf-8") + CLICK, encoding="utf-8")
 
     options = "--headless=new --no-sandbox --disable-gpu --autoplay-policy=no-user-gesture-required"

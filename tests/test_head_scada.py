@@ -14,6 +14,7 @@ from modeling_scada.head_scada import (
     ProposalFeatures,
     all_proposals,
     decode_offsets,
+    draw_proposals,
 )
 
 
@@ -244,14 +245,52 @@ def test_training_takes_all_proposals_where_there_are_fewer_than_asked_for(rando
     assert torch.equal(head(*inputs).proposals_grid, all_proposals(12))
 
 
-def test_every_proposal_is_drawn_equally_often(randomize_weights):
+def test_without_targets_every_proposal_is_drawn_equally_often(randomize_weights):
     head = make_head(randomize_weights, grid_size=3, num_train_proposals=2).train()
     torch.manual_seed(0)
     counts = dict.fromkeys(map(tuple, all_proposals(3).tolist()), 0)
+    features, sentence = torch.randn(1, 3, VIDEO_DIM), torch.randn(1, TEXT_DIM)
     for _ in range(600):
-        for pair in head.draw_proposals(torch.device("cpu")).tolist():
+        for pair in head(features, sentence).proposals_grid.tolist():
             counts[tuple(pair)] += 1
     assert min(counts.values()) > 150 and max(counts.values()) < 250  # 200 expected of each of the six
+
+
+def iou_of(a: tuple[float, float], b: tuple[float, float]) -> float:
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return intersection / ((a[1] - a[0]) + (b[1] - b[0]) - intersection)
+
+
+@pytest.mark.parametrize("length", [4, 8, 16, 32])
+def test_no_target_starves_in_a_draw(length):
+    """On the grid of 128 with 512 of 8,256 proposals: the nearest is drawn, and others that overlap by 0.7 to 0.9."""
+    proposals = all_proposals(128)
+    torch.manual_seed(length)
+    with_neighbours = 0
+    for _ in range(20):
+        starts = torch.rand(8) * (128 - length)
+        # One of the target's length beside seven long ones, which have many more proposals near them.
+        targets = [(float(starts[0]), float(starts[0]) + length)]
+        targets += [(float(start) / 2, float(start) / 2 + 64) for start in starts[1:]]
+        drawn = draw_proposals(proposals, torch.tensor(targets), 512)
+        pairs = [tuple(pair) for pair in proposals[drawn].tolist()]
+        assert len(set(pairs)) == len(pairs) == 512 and pairs == sorted(pairs)
+        best = max(iou_of(pair, targets[0]) for pair in map(tuple, proposals.tolist()))
+        ious = [iou_of(pair, targets[0]) for pair in pairs]
+        assert max(ious) == pytest.approx(best, abs=1e-5)
+        all_middle = sum(0.3 <= iou_of(pair, targets[0]) <= 0.7 for pair in map(tuple, proposals.tolist()))
+        with_neighbours += sum(0.3 <= iou <= 0.7 for iou in ious) >= min(all_middle / 2, 10)
+    assert with_neighbours == 20
+
+
+def test_a_draw_keeps_easy_negatives():
+    """A third, about, overlaps no target by 0.3; a uniform draw would have taken 90 % from there."""
+    proposals = all_proposals(128)
+    targets = torch.tensor([[10.3, 14.1], [40.2, 71.9]])
+    torch.manual_seed(0)
+    drawn = proposals[draw_proposals(proposals, targets, 512)].tolist()
+    far = sum(all(iou_of(pair, target) < 0.3 for target in targets.tolist()) for pair in drawn)
+    assert 100 < far < 350
 
 
 def test_a_drawn_proposal_gets_what_it_gets_among_all(head, inputs):

@@ -7,7 +7,7 @@ import torch
 
 from modeling_scada import loss_scada
 from modeling_scada.head_scada import all_proposals, decode_offsets
-from modeling_scada.loss_scada import temporal_grounding_loss, temporal_iou
+from modeling_scada.loss_scada import ranking_loss, temporal_grounding_loss, temporal_iou
 
 
 GRID_SIZE = 20
@@ -311,3 +311,106 @@ def test_low_precision_outputs_are_computed_in_float32():
     for name in TERMS:
         assert low[name].dtype == torch.float32
         torch.testing.assert_close(low[name], high[name])
+
+
+def log_sum_exp(values: list[float]) -> float:
+    return max(values) + math.log(sum(math.exp(value - max(values)) for value in values))
+
+
+def slow_ranking(logits, proposals, targets, video_index) -> dict[str, float]:
+    """The two ranking terms, one pair at a time, as docs/design.md writes them; `targets` as in `slow_loss`."""
+    segments = [[(start * GRID_SIZE, end * GRID_SIZE) for start, end in of_sentence] for of_sentence in targets]
+    listwise, matching = [], []
+
+    def score(sentence: int, segment: tuple[float, float]) -> float:
+        """At the proposal nearest to the segment."""
+        ious = [iou_of(proposal, segment) for proposal in proposals]
+        return logits[sentence][ious.index(max(ious))]
+
+    def competes(sentence: int, owner: int, segment: tuple[float, float]) -> bool:
+        """Of one video, both with targets; own segments always, others only if they are not (nearly) the own ones."""
+        if video_index[sentence] != video_index[owner] or not segments[sentence]:
+            return False
+        return sentence == owner or all(iou_of(own, segment) <= 0.5 for own in segments[sentence])
+
+    for sentence, own_segments in enumerate(segments):
+        if not own_segments:
+            continue
+        ious = [max(iou_of(proposal, segment) for segment in own_segments) for proposal in proposals]
+        right = [logit for logit, used in zip(logits[sentence], above_or_best(ious, 0.7), strict=True) if used]
+        listwise.append(log_sum_exp(logits[sentence]) - log_sum_exp(right) if right else 0.0)
+        row = [
+            score(sentence, segment)
+            for owner, of_owner in enumerate(segments)
+            for segment in of_owner
+            if competes(sentence, owner, segment)
+        ]
+        of_row = log_sum_exp(row) - log_sum_exp([score(sentence, segment) for segment in own_segments])
+        of_columns = [
+            log_sum_exp([score(m, segment) for m in range(len(segments)) if competes(m, sentence, segment)])
+            - score(sentence, segment)
+            for segment in own_segments
+        ]
+        matching.append((of_row + mean(of_columns)) / 2)
+    return {"loss_listwise": mean(listwise), "loss_matching": mean(matching)}
+
+
+def assert_ranking_equals_reference(targets, video_index, proposals=None, num_segments=None) -> dict[str, float]:
+    proposals = proposals or [tuple(pair) for pair in all_proposals(GRID_SIZE).tolist()]
+    logits = random_outputs(len(targets), len(proposals))[1][..., 0]
+    fast = ranking_loss(
+        logits, torch.tensor(proposals), padded(targets, num_segments), torch.tensor(video_index), GRID_SIZE
+    )
+    slow = slow_ranking(logits.tolist(), proposals, targets, video_index)
+    assert list(fast) == list(slow)
+    for name in slow:
+        assert fast[name].item() == pytest.approx(slow[name], rel=1e-4, abs=1e-6), name
+    return slow
+
+
+@pytest.mark.parametrize("video_index", [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]])
+def test_ranking_of_several_sentences(video_index):
+    slow = assert_ranking_equals_reference(list(TARGETS.values()), video_index, num_segments=4)
+    assert (slow["loss_matching"] == 0) == (len(set(video_index)) == len(video_index))
+
+
+def test_ranking_on_a_sample_of_proposals():
+    assert_ranking_equals_reference(list(TARGETS.values()), [0, 0, 1, 1, 1, 1], SAMPLE)
+
+
+def test_sentences_about_the_same_segment_do_not_compete():
+    """Equal and overlapping by more than half: 0 for the two alone, and a third competes with each of them."""
+    same = [[(0.213, 0.871)], [(0.213, 0.871)], [(0.251, 0.833)]]
+    assert assert_ranking_equals_reference(same, [0, 0, 0])["loss_matching"] == pytest.approx(0, abs=1e-9)
+    assert assert_ranking_equals_reference([*same, [(0.0113, 0.1217)]], [0, 0, 0, 0])["loss_matching"] > 0
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_ranking_leaves_out_a_sentence_without_any_target(place):
+    targets = [TARGETS["long"], TARGETS["at_the_end"]]
+    targets.insert(place, [])
+    assert_ranking_equals_reference(targets, [0, 0, 0])
+    logits = random_outputs(3, len(SAMPLE))[1][..., 0].requires_grad_()
+    loss = ranking_loss(logits, torch.tensor(SAMPLE), padded(targets), torch.zeros(3, dtype=torch.long), GRID_SIZE)
+    (gradient,) = torch.autograd.grad(sum(loss.values()), logits)
+    assert [bool(row.abs().sum() > 0) for row in gradient] == [sentence != place for sentence in range(3)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("targets", [[[], []], [*TARGETS.values(), []]], ids=["none", "some"])
+def test_gradients_of_the_ranking_are_finite(scale, targets):
+    logits = (scale * random_outputs(len(targets), len(SAMPLE))[1][..., 0]).requires_grad_()
+    labels = padded(targets, 3)
+    loss = ranking_loss(logits, torch.tensor(SAMPLE), labels, torch.arange(len(targets)) // 2, GRID_SIZE)
+    (gradient,) = torch.autograd.grad(sum(loss.values()), logits)
+    assert torch.isfinite(gradient).all()
+    assert bool(gradient.abs().sum() > 0) == any(targets)
+
+
+def test_what_the_ranking_asks_for():
+    """Listwise: the right proposals above the others, by how much and not how high. Matching: each its own."""
+    targets, proposals = [[(0.2, 0.4)], [(0.6, 0.9)]], [(4, 8), (12, 18), (0, 20)]
+    right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, -9.0]])
+    arguments = (torch.tensor(proposals), padded(targets), torch.tensor([0, 0]), GRID_SIZE)
+    assert all(value.item() < 1e-3 for value in ranking_loss(right, *arguments).values())
+    assert all(value.item() > 8 for value in ranking_loss(right.flip(0), *arguments).values())

@@ -1,24 +1,19 @@
 """
 The generator of MovingShapes: its sentences are read back from the decoded files, and nothing else is seen there.
 
-The checks of sentences and pixels share no code with the script.
+The checks of sentences and pixels share no code with it.
 """
 
-import importlib
 import json
 import re
-import sys
-from pathlib import Path
 
 import av
 import datasets
 import numpy as np
 import pytest
 
+from processing import moving_shapes as script
 
-# On the path rather than loaded by file name, since the worker processes import the script by its name.
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-script = importlib.import_module("make_moving_shapes")
 
 FPS = 10
 NUM_TRAIN = 12

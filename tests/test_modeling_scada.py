@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, AutoModel, DistilBertModel, VideoMAEForVideoClassification, VideoMAEModel
 
 from modeling_scada import AutoModelForTemporalGrounding, ScadaConfig, ScadaForTemporalGrounding
-from modeling_scada.modeling_scada import _score_logits
+from modeling_scada.head_scada import score_logits
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,7 +386,7 @@ def test_input_embeddings_are_the_video_backbones(tiny_model):
 
 def test_loss_is_the_sum_of_its_terms(tiny_model, tiny_batch):
     outputs = run(tiny_model, tiny_batch)
-    assert len(outputs.loss_dict) == 4
+    assert len(outputs.loss_dict) == 6
     assert outputs.loss.item() == pytest.approx(sum(term.item() for term in outputs.loss_dict.values()), rel=1e-6)
     outputs = run(tiny_model, without_labels(tiny_batch))
     assert outputs.loss is None and outputs.loss_dict is None
@@ -403,11 +403,11 @@ def test_scores_are_the_product_of_the_two_sigmoids(tiny_model, tiny_batch):
 def test_scores_of_extreme_logits_are_finite_and_in_order():
     values = [-1e30, -1e5, -200.0, -30.0, -5.0, 0.0, 3.0, 12.0, 30.0, 200.0, 1e5, 1e30]
     pairs = torch.tensor([[a, b] for a in values for b in values])
-    logits = _score_logits(pairs[None])[0]
+    logits = score_logits(pairs[None])[0]
     assert torch.isfinite(logits).all()
     expected = pairs.double().sigmoid().prod(-1)
     torch.testing.assert_close(logits.double().sigmoid(), expected, rtol=0, atol=1e-6)
-    both = _score_logits(torch.tensor([[[x, x] for x in values]]))[0]
+    both = score_logits(torch.tensor([[[x, x] for x in values]]))[0]
     assert (both.diff() >= 0).all()  # the order stays, also where the probabilities are all 0 or 1
     assert (both[:7].diff() > 0).all()
 
@@ -416,7 +416,7 @@ def test_scores_of_extreme_logits_are_finite_and_in_order():
 def test_score_logit_by_hand(logit):
     """`log(p / (1 - p))` with `p = 1 / (1 + e^-x)^2` is `-log((1 + e^-x)^2 - 1)`."""
     expected = -math.log(math.expm1(2 * math.log1p(math.exp(-logit))))
-    assert _score_logits(torch.tensor([[[logit, logit]]])).item() == pytest.approx(expected, rel=1e-4)
+    assert score_logits(torch.tensor([[[logit, logit]]])).item() == pytest.approx(expected, rel=1e-4)
 
 
 # Gradient accumulation
@@ -709,3 +709,40 @@ def test_initialisation_of_a_new_head(tiny_config):
     assert torch.equal(head.norm.weight, torch.ones(32))
     biases = [parameter for name, parameter in head.named_parameters() if "bias" in name]
     assert len(biases) > 10 and all((bias == 0).all() for bias in biases)
+
+
+def test_a_configuration_from_before_the_ranking_terms_trains_without_them(tiny_model, tiny_batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved.pop("listwise_loss_weight") == saved.pop("matching_loss_weight") == 1.0
+    path.write_text(json.dumps(saved))
+    for config in (AutoConfig.from_pretrained(tmp_path), ScadaConfig.from_pretrained(tmp_path)):
+        assert config.listwise_loss_weight == config.matching_loss_weight == 0.0
+    before = run(ScadaForTemporalGrounding.from_pretrained(tmp_path), tiny_batch)
+    after = run(tiny_model, tiny_batch)
+    assert list(before.loss_dict) == list(after.loss_dict)[:4]
+    assert_close(before.logits, after.logits)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.5, 0.0), (0.0, 2.0)])
+def test_ranking_terms_are_weighed_as_configured(tiny_model, tiny_batch, weights):
+    full = run(tiny_model, tiny_batch).loss_dict
+    tiny_model.config.listwise_loss_weight, tiny_model.config.matching_loss_weight = weights
+    outputs = run(tiny_model, tiny_batch)
+    others = sum(term for name, term in full.items() if name not in ("loss_listwise", "loss_matching"))
+    expected = others + weights[0] * full["loss_listwise"] + weights[1] * full["loss_matching"]
+    assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize("weight", [-0.5, float("nan"), float("inf")])
+def test_a_loss_weight_that_is_no_weight_is_refused(weight):
+    with pytest.raises(StrictDataclassClassValidationError, match="matching_loss_weight"):
+        ScadaConfig(matching_loss_weight=weight)
+
+
+def test_matching_is_within_a_video_only(tiny_model, tiny_batch):
+    """Two sentences about one video compete for its segments; about two videos they do not."""
+    two, one = run(tiny_model, tiny_batch), run(tiny_model, {name: value[1:] for name, value in tiny_batch.items()})
+    assert two.loss_dict["loss_matching"] > 0
+    assert one.loss_dict["loss_matching"] == 0

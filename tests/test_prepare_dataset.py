@@ -1,5 +1,5 @@
 """
-The script that prepares annotations: every oddity of the published files, in files made here in the same formats.
+Preparing annotations: every oddity of the published files, in files made here in the same formats.
 
 What is expected was worked out by hand.
 """
@@ -17,12 +17,11 @@ import datasets
 import numpy as np
 import pytest
 
+from processing import dataset_preparation as script
 from processing.annotations import load_annotations
 
 
-# On the path rather than loaded by file name, since the worker processes import the script by its name.
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-script = importlib.import_module("prepare_dataset")
 
 REVERSED = "it ends before it starts"
 EMPTY = "it has no length"
@@ -802,7 +801,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     command = ["prepare_dataset.py", "--format", "charades-sta", "--annotations", str(train), "--split", "dev"]
     command += ["--durations", str(durations), "--videos", str(tmp_path), "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*command, "--repair_reversed", "swap"])
-    script.main()
+    importlib.import_module("prepare_dataset").main()
     assert load_annotations(str(tmp_path / "out"), "dev")["segments"][0] == [[[1.0, 2.0]], [[1.0, 2.0]]]
     printed = capsys.readouterr().out
     assert "dev (charades_sta_train.txt): 2 sentences read, 2 kept, of 1 videos; 0 clipped" in printed

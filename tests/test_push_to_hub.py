@@ -16,7 +16,9 @@ from huggingface_hub import ModelCard
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-import push_to_hub as script  # noqa: E402
+import push_to_hub  # noqa: E402
+
+from processing import publishing as script  # noqa: E402
 
 
 # What the Hub has, as far as these tests know.
@@ -468,7 +470,7 @@ def test_command_line(make_folder, monkeypatch, capsys, tmp_path):
     folder = make_folder(model=False, adapter=True)
     command = [str(folder), "me/other", "--base_model", "me/model", "--metrics", str(tmp_path / "measured.json")]
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *command, "--private"])
-    script.main()
+    push_to_hub.main()
     assert capsys.readouterr().out.strip() == "https://hub/me/other/commit/1"
     assert FakeApi.created == [("me/other", True)]
     files = FakeApi.uploads[-1].files

@@ -1,4 +1,7 @@
-"""The README's Python blocks run, on a tiny model in the place of the demo's; its way from a csv to metrics too."""
+"""
+The Python blocks of the README and of the pages in docs/ run, on a tiny model in the place of trained ones; so does
+the README's way from a csv to metrics and the Hub.
+"""
 
 import json
 import os
@@ -15,29 +18,74 @@ from transformers import pipeline
 import modeling_scada  # noqa: F401  registers the task
 
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = REPOSITORY / "README.md"
+PAGES = {page.name: page.read_text() for page in (README, *sorted((REPOSITORY / "docs").glob("*.md")))}
+# Of training_from_python.md the blocks go on from each other; tests/test_training_from_python.py runs them.
+BLOCKS = [
+    pytest.param(block, id=f"{name}-{index}")
+    for name, page in PAGES.items()
+    if name != "training_from_python.md"
+    for index, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_readme_block_runs(block, tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch):
-    folder = tmp_path / "outputs" / "demo" / "scada"
-    pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
+@pytest.fixture
+def folder(tiny_model, tiny_processor, make_clip, tmp_path) -> Path:
+    """A folder with the models and the videos that the pages name; the models are tiny."""
+    pipe = pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
+    for name in ("hub_configs/moving_shapes_model", "outputs/my_videos"):
+        pipe.save_pretrained(tmp_path / name)
     tiny_model.save_pretrained(tmp_path / "outputs" / "my_model")
-    video = make_clip(num_frames=20)
-    shutil.copy(video, tmp_path / "video.mp4")
+    video = make_clip("video.mp4", num_frames=20)
     videos = tmp_path / "outputs" / "demo" / "data" / "videos"
     videos.mkdir(parents=True)
     shutil.copy(video, videos / "test_00000.mp4")
-    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_runs(block, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     exec(compile(block, "README.md", "exec"), {})
 
 
+def commands(page: str) -> list[list[str]]:
+    """The scripts that the page runs, each as the path of the script and its arguments."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL))
+    lines = re.findall(r"^(?:python|accelerate launch) (?:.*\\\n)*.*$", blocks, flags=re.MULTILINE)
+    words = [shlex.split(line.replace("\\\n", " "), comments=True) for line in lines]
+    starts = [next(place for place, word in enumerate(line) if word.startswith("scripts/")) for line in words]
+    return [line[start:] for line, start in zip(words, starts, strict=True)]
+
+
 def command(script: str) -> list[str]:
-    """The first command of the README that runs a script, as a list of arguments."""
-    line = re.search(rf"^python (scripts/{script} (?:.*\\\n)*.*)$", README.read_text(), flags=re.MULTILINE)[1]
-    path, *arguments = shlex.split(line.replace("\\\n", " "))
-    return [sys.executable, str(README.parent / path), *arguments]
+    """The README's first command that runs a script, as a list of arguments."""
+    path, *arguments = next(words for words in commands(PAGES["README.md"]) if words[0] == f"scripts/{script}")
+    return [sys.executable, str(REPOSITORY / path), *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted({words[0] for page in PAGES.values() for words in commands(page)}))
+def test_the_options_of_the_commands_exist(script):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / script), "--help"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    known = set(re.findall(r"--\w+", done.stdout))
+    used = {
+        word.split("=")[0]
+        for page in PAGES.values()
+        for path, *arguments in commands(page)
+        if path == script
+        for word in arguments
+        if word.startswith("--")
+    }
+    assert used <= known
 
 
 # The README's two lines, in one process each, and what is to come out of them.
@@ -67,7 +115,7 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     train = command("run_temporal_grounding.py")
     train = [str(tmp_path / train[i - 1]) if train[i - 1] in encoders else train[i] for i in range(len(train))]
     train += "--num_frames 16 --image_size 32 --head_hidden_size 16 --grid_size 16 --use_cpu --bf16 false".split()
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     for arguments in (command("prepare_dataset.py"), [*train, "--max_steps", "1"], command("evaluate.py")):
         done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -77,7 +125,7 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     for name in ("R1@0.3", "R5@0.3", "mIoU"):
         assert record["metrics"][name] == pytest.approx(trained[f"eval_{name}"], abs=1e-3)
 
-    environment = hub.environment(tmp_path / "here", PYTHONPATH=str(README.parent))
+    environment = hub.environment(tmp_path / "here", PYTHONPATH=str(REPOSITORY))
     done = subprocess.run(
         command("push_to_hub.py"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -86,7 +134,7 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     with_package, without = re.findall(r'^(pipe = pipeline.*"my-name/my-videos".*?\))', README.read_text(), flags=re.M)
     video = str(tmp_path / "videos" / "kitchen.mp4")
     code = ELSEWHERE.format(package="import modeling_scada", line=with_package)
-    expected = hub.run(code, tmp_path / "there", video, PYTHONPATH=str(README.parent)).split(" ", 1)
+    expected = hub.run(code, tmp_path / "there", video, PYTHONPATH=str(REPOSITORY)).split(" ", 1)
     found = hub.run(
         ELSEWHERE.format(package="", line=without),
         tmp_path / "elsewhere",
@@ -97,21 +145,26 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     assert expected[1] == found[1] and "'start'" in found[1]
 
 
-def test_ground(tiny_model, tiny_processor, make_clip, tmp_path):
+def test_ground(folder):
     """The README's command, on a tiny model."""
-    folder = tmp_path / "outputs" / "demo" / "scada"
-    pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
-    make_clip(name="video.mp4", num_frames=20)
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        command("ground.py"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        command("ground.py"), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "a person opens the fridge" in done.stdout
-    assert (tmp_path / "found.png").stat().st_size > 1000 and (tmp_path / "found.html").stat().st_size > 1000
-    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 5
+    assert (folder / "found.png").stat().st_size > 1000 and (folder / "found.html").stat().st_size > 1000
+    assert len(list((folder / "clips").glob("*.mp4"))) == 5
 
 
-def test_the_readme_has_python_blocks_and_no_placeholder_is_left():
+def test_the_links_between_pages_lead_somewhere():
+    for name, page in PAGES.items():
+        folder = REPOSITORY if name == "README.md" else REPOSITORY / "docs"
+        for target in re.findall(r"\]\(([^)#]+)", page):
+            assert "://" in target or (folder / target).exists(), f"{name} links to {target}"
+
+
+def test_the_pages_have_python_blocks_and_no_placeholder_is_left():
     assert len(BLOCKS) >= 2
-    assert not re.search(r"PRINTED|[A-Z]+_TABLE|SENTENCE|\(to come\)", README.read_text())
+    for page in PAGES.values():
+        assert not re.search(r"PRINTED|[A-Z]+_TABLE|SENTENCE|\(to come\)", page)

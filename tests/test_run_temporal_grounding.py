@@ -1,4 +1,4 @@
-"""The training script: what trains, at which rate, what is measured, and a real video learnt by heart (slow)."""
+"""Running a recipe: what trains, at which rate, what is measured, and a real video learnt by heart (slow)."""
 
 import json
 import re
@@ -11,64 +11,29 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import EvalPrediction, HfArgumentParser, TrainerCallback, pipeline
+from transformers import EvalPrediction, HfArgumentParser, TrainerCallback, pipeline, set_seed
+
+from modeling_scada import (
+    ScadaForTemporalGrounding,
+    ScadaProcessor,
+    TemporalGroundingCollator,
+    TemporalGroundingTrainer,
+    TemporalGroundingTrainingArguments,
+    compute_metrics,
+    load_annotations,
+    prepare_tuning,
+    ranked_ious,
+)
+from modeling_scada.recipe_scada import build_model, last_checkpoint, parse_arguments, run
+from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.video_io import VideoReadError
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY / "scripts"))
-
-import run_temporal_grounding as script  # noqa: E402
-
-from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor  # noqa: E402
-from processing.video_io import VideoReadError  # noqa: E402
-
-
-@pytest.fixture
-def recipe(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights):
-    """Arguments for a run of two steps on three clips with one to three sentences; encoders lie in folders."""
-    from transformers import AutoModel
-
-    for name, config in (("video", tiny_config.video_config), ("text", tiny_config.text_config)):
-        randomize_weights(AutoModel.from_config(config), std=0.02).save_pretrained(tmp_path / name)
-    tiny_tokenizer.save_pretrained(tmp_path / "text")
-    rows = []
-    for index in range(3):
-        make_clip(name=f"{index}.mp4", num_frames=20, fps=10)
-        rows.append(
-            {
-                "video": f"{index}.mp4",
-                "sentences": ["it begins", "it goes on", "it ends"][: index + 1],
-                "segments": [[0.0, 0.5], [0.5, 1.5], [1.5, 2.0]][: index + 1],
-            }
-        )
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return {
-        "video_model": str(tmp_path / "video"),
-        "text_model": str(tmp_path / "text"),
-        "dataset": str(tmp_path / "rows.jsonl"),
-        "eval_split": "train",
-        "num_frames": 16,
-        "image_size": 32,
-        "head_hidden_size": 16,
-        "grid_size": 16,
-        "max_sentences": 2,
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 2,
-        "learning_rate": 1e-3,
-        "backbone_learning_rate": 1e-4,
-        "text_learning_rate": 1e-5,
-        "warmup_steps": 0,
-        "eval_strategy": "epoch",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "output_dir": str(tmp_path / "run"),
-    }
 
 
 def parse(recipe: dict):
-    parser = HfArgumentParser((script.ModelArguments, script.DataArguments, script.GroundingTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, TemporalGroundingTrainingArguments))
     return parser.parse_dict(recipe)
 
 
@@ -78,9 +43,9 @@ def changed_weights(recipe: dict) -> tuple[set[str], dict[str, torch.Tensor]]:
     leaves, and an adapter's weights.
     """
     model_args, data_args, training_args = parse(recipe)
-    script.set_seed(training_args.seed)
-    before = script.build_model(model_args)[0].state_dict()
-    script.run(model_args, data_args, training_args)
+    set_seed(training_args.seed)
+    before = build_model(model_args)[0].state_dict()
+    run(model_args, data_args, training_args)
     after = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"]).state_dict()
     changed, adapter = set(), {}
     for name, value in after.items():
@@ -155,7 +120,7 @@ def test_an_adapter_trains_with_the_head_and_loads_with_its_model_from_one_folde
 def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
     folders = [str(tmp_path / name) for name in ("plain", "checkpointed")]
     for folder, checkpointing in zip(folders, (False, True), strict=True):
-        script.run(*parse(recipe | {"output_dir": folder, "gradient_checkpointing": checkpointing}))
+        run(*parse(recipe | {"output_dir": folder, "gradient_checkpointing": checkpointing}))
     plain, checkpointed = (load_file(f"{folder}/adapter_model.safetensors") for folder in folders)
     assert plain.keys() == checkpointed.keys()
     for name, value in plain.items():
@@ -169,9 +134,9 @@ def test_train_text_trains_the_sentence_encoder(recipe, tuning):
 
 
 def test_an_adapter_on_a_saved_model_leaves_that_model_where_it_is(recipe, tmp_path):
-    script.run(*parse(recipe | {"tuning": "frozen"}))
+    run(*parse(recipe | {"tuning": "frozen"}))
     goes_on = recipe | {"model_name_or_path": recipe["output_dir"], "output_dir": str(tmp_path / "second")}
-    script.run(*parse(goes_on | {"tuning": "scada"}))
+    run(*parse(goes_on | {"tuning": "scada"}))
     assert not (tmp_path / "second" / "model.safetensors").exists()
     config = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe["output_dir"]
@@ -183,9 +148,9 @@ def test_an_adapter_on_a_saved_model_leaves_that_model_where_it_is(recipe, tmp_p
 def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe, tuning, backbone_rate):
     arguments = {"tuning": tuning, "train_text": True, "eval_strategy": "no", "adapter_learning_rate": 2e-3}
     model_args, data_args, training_args = parse(recipe | arguments)
-    model, processor = script.build_model(model_args)
-    model = script.prepare_tuning(model, model_args)
-    trainer = script.GroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
+    model, processor = build_model(model_args)
+    model = prepare_tuning(model, model_args)
+    trainer = TemporalGroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
     optimizer = trainer.create_optimizer()
     rates = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     expected = {".video_backbone.": backbone_rate, ".text_encoder.": 1e-5, "head.": 1e-3}
@@ -209,13 +174,13 @@ def test_ranked_ious_against_segments_known_by_construction():
     logits = torch.tensor([[[0.0, 2.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 2.0]]])
     segments = torch.tensor([[0.0, 0.5], [0.5, 1.0]]).expand(2, 2, 2, 2)
     labels = torch.tensor([[[[0.5, 1.0]], [[0.0, 0.5]]], [[[0.25, 0.75]], [[-100.0, -100.0]]]])
-    ious = script.ranked_ious((logits, segments), labels)
+    ious = ranked_ious((logits, segments), labels)
     assert ious.shape == (2, 2, 5)
     np.testing.assert_allclose(ious[0, 0], [1, 0, 0, 0, 0])
     np.testing.assert_allclose(ious[0, 1], [0, 1, 0, 0, 0])
     np.testing.assert_allclose(ious[1, 0], [1 / 3, 1 / 3, 0, 0, 0])
     assert (ious[1, 1] == -100).all()
-    metrics = script.compute_metrics(EvalPrediction(predictions=ious.numpy(), label_ids=labels.numpy()))
+    metrics = compute_metrics(EvalPrediction(predictions=ious.numpy(), label_ids=labels.numpy()))
     assert metrics["R1@0.5"] == pytest.approx(100 / 3)
     assert metrics["R5@0.5"] == pytest.approx(200 / 3)
     assert metrics["mIoU"] == pytest.approx(100 * (1 + 0 + 1 / 3) / 3)
@@ -229,8 +194,8 @@ def test_removing_unused_columns_is_refused(recipe):
 # Kills its own process, once and for all, in the middle of the step or of writing the checkpoint after the one given.
 KILLED_RUN = """
 import os, signal, sys
-sys.path.append("scripts")
-import run_temporal_grounding as script
+from modeling_scada import TemporalGroundingTrainer as trainer
+from modeling_scada.recipe_scada import parse_arguments, run
 
 what, step, recipe = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
@@ -242,14 +207,13 @@ def dying(method, *, first):
         return method(self, *args, **kwargs) if first else result
     return run_or_die
 
-trainer = script.GroundingTrainer
 if what == "step":
     # Gradients are there, the weights are not updated yet.
     trainer.training_step = dying(trainer.training_step, first=False)
 else:
     # The model is written, optimizer and random states are not.
     trainer._save_optimizer_and_scheduler = dying(trainer._save_optimizer_and_scheduler, first=True)
-script.main([recipe])
+run(*parse_arguments([recipe]))
 """
 
 
@@ -280,7 +244,7 @@ def long_recipe(recipe, make_clip, tmp_path):
 @pytest.mark.parametrize("what, step, goes_on_from", [("step", 7, 6), ("checkpoint", 6, 4), ("checkpoint", 2, None)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what, step, goes_on_from):
     """Step 4 ends the first epoch, so the runs go on in the middle of an epoch, at the start of one, and from 0."""
-    script.run(*parse(long_recipe))
+    run(*parse(long_recipe))
     killed = long_recipe | {"output_dir": str(tmp_path / "killed")}
     (tmp_path / "killed.json").write_text(json.dumps(killed))
     command = [sys.executable, "-c", KILLED_RUN, what, str(step), str(tmp_path / "killed.json")]
@@ -291,9 +255,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what,
         half = tmp_path / "killed" / f"checkpoint-{step}"
         assert (half / "adapter_model.safetensors").exists() and not (half / "optimizer.pt").exists()
     expected = None if goes_on_from is None else str(tmp_path / "killed" / f"checkpoint-{goes_on_from}")
-    assert script.last_checkpoint(killed["output_dir"]) == expected
+    assert last_checkpoint(killed["output_dir"]) == expected
 
-    script.run(*parse(killed))
+    run(*parse(killed))
     states = []
     for folder in (tmp_path / "run", tmp_path / "killed"):
         state = json.loads((folder / "trainer_state.json").read_text())
@@ -308,20 +272,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what,
 
 def test_a_finished_run_with_other_arguments_is_not_gone_on_with(recipe):
     finished = recipe | {"save_strategy": "steps", "save_steps": 1}
-    script.run(*parse(finished))
+    run(*parse(finished))
     with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.01 now.*another --output_dir"):
-        script.run(*parse(finished | {"learning_rate": 1e-2}))
+        run(*parse(finished | {"learning_rate": 1e-2}))
     with pytest.raises(ValueError, match=r"tuning: 'scada' there, 'frozen' now"):
-        script.run(*parse(finished | {"tuning": "frozen"}))
+        run(*parse(finished | {"tuning": "frozen"}))
 
 
 def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tensor]:
     """What one update gets to see, by name, from `batch_size * steps` videos."""
     training = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 1}
     model_args, data_args, training_args = parse(recipe | training | {"max_grad_norm": 0, "eval_strategy": "no"})
-    script.set_seed(0)
-    model, processor = script.build_model(model_args)
-    model = script.prepare_tuning(model, model_args).eval()
+    set_seed(0)
+    model, processor = build_model(model_args)
+    model = prepare_tuning(model, model_args).eval()
     model.train = lambda mode=True: model  # no dropout, which would differ
     seen = {}
 
@@ -329,11 +293,11 @@ def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tens
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
             seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
-    collator = script.TemporalGroundingCollator(processor, Path(recipe["dataset"]).parent)
-    trainer = script.GroundingTrainer(
+    collator = TemporalGroundingCollator(processor, Path(recipe["dataset"]).parent)
+    trainer = TemporalGroundingTrainer(
         model=model,
         args=training_args,
-        train_dataset=script.load_annotations(data_args.dataset, "train"),
+        train_dataset=load_annotations(data_args.dataset, "train"),
         data_collator=collator,
         eval_collator=collator,
         callbacks=[Recorder()],
@@ -384,7 +348,7 @@ def results_of(recipe: dict) -> tuple[dict[str, float], dict[str, torch.Tensor]]
 
 def test_two_processes_train_and_measure_as_one_does(even_recipe, tmp_path):
     """Batches of unlike numbers of sentences; five videos do not divide by two processes."""
-    script.run(*parse(even_recipe))
+    run(*parse(even_recipe))
     two = even_recipe | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
     (tmp_path / "two.json").write_text(json.dumps(two))
     # What `accelerate launch` runs on one machine; by itself it starts several processes on GPUs alone.
@@ -402,9 +366,9 @@ def test_two_processes_train_and_measure_as_one_does(even_recipe, tmp_path):
 
 def test_streamed_annotations_train_the_same_model(even_recipe, tmp_path):
     """A batch of all five videos, so that their order does not matter."""
-    script.run(*parse(even_recipe | {"per_device_train_batch_size": 5}))
+    run(*parse(even_recipe | {"per_device_train_batch_size": 5}))
     streamed = even_recipe | {"output_dir": str(tmp_path / "streamed"), "streaming": True}
-    script.run(*parse(streamed | {"per_device_train_batch_size": 5}))
+    run(*parse(streamed | {"per_device_train_batch_size": 5}))
     (metrics, weights), (other_metrics, other_weights) = results_of(even_recipe), results_of(streamed)
     assert metrics == pytest.approx(other_metrics, abs=1e-4)
     for name, value in weights.items():
@@ -416,8 +380,8 @@ def test_a_broken_video_stops_the_run_or_is_left_out_and_counted(even_recipe, tm
     (tmp_path / "1.mp4").write_bytes(clip[: len(clip) // 2])
     (tmp_path / "3.mp4").unlink()
     with pytest.raises((VideoReadError, FileNotFoundError), match=r"[13]\.mp4"):
-        script.run(*parse(even_recipe))
-    script.run(*parse(even_recipe | {"per_device_train_batch_size": 5, "skip_broken_videos": True}))
+        run(*parse(even_recipe))
+    run(*parse(even_recipe | {"per_device_train_batch_size": 5, "skip_broken_videos": True}))
     train_results = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert train_results["broken_videos"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "broken_videos.jsonl").read_text().splitlines()]
@@ -427,7 +391,7 @@ def test_a_broken_video_stops_the_run_or_is_left_out_and_counted(even_recipe, tm
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     good = [row for row in rows if row["video"] not in ("1.mp4", "3.mp4")]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in good))
-    script.run(*parse(even_recipe | {"per_device_train_batch_size": 3, "output_dir": str(tmp_path / "good")}))
+    run(*parse(even_recipe | {"per_device_train_batch_size": 3, "output_dir": str(tmp_path / "good")}))
     good_metrics, good_weights = results_of({"output_dir": str(tmp_path / "good")})
     assert metrics["eval_sentences"] == good_metrics["eval_sentences"] == 7
     for name in (f"eval_R{n}@{m}" for n in (1, 5) for m in (0.3, 0.5, 0.7)):
@@ -442,7 +406,7 @@ def test_sentences_with_unlike_numbers_of_segments_are_measured_together(recipe,
     rows = [row | {"segments": [[segment] for segment in row["segments"]]} for row in rows]
     rows[0]["segments"][0] = [[0.0, 0.5], [1.0, 1.5], [1.5, 2.0]]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    metrics = script.run(*parse(recipe | {"per_device_eval_batch_size": 1}))
+    metrics = run(*parse(recipe | {"per_device_eval_batch_size": 1}))
     assert metrics["eval_sentences"] == 6
 
 
@@ -451,7 +415,7 @@ def test_the_longest_training_video_is_the_models_window(recipe, tmp_path):
     rows = [row | {"duration": seconds} for row, seconds in zip(rows, (2.0, 7.5, 3.0), strict=True)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     for arguments, expected in (({}, 9.5), ({"window_seconds": 4.0}, 4.0)):
-        script.run(*parse(recipe | arguments | {"max_steps": 1, "eval_strategy": "no"}))
+        run(*parse(recipe | arguments | {"max_steps": 1, "eval_strategy": "no"}))
         assert ScadaProcessor.from_pretrained(recipe["output_dir"]).video_processor.window_seconds == expected
 
 
@@ -463,7 +427,7 @@ ADAPTER_RATES = {"small": 4e-4, "base": 4e-4, "large": 2e-4, "huge": 1e-4, "gian
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes(path):
     arguments = [str(path), "--use_cpu", "--bf16", "false"]
-    model_args, data_args, training_args = script.parse_arguments(arguments)
+    model_args, data_args, training_args = parse_arguments(arguments)
     assert model_args.tuning == "scada" and model_args.num_frames % 16 == 0
     if not path.stem.startswith("moving_shapes"):
         data, _, size = path.stem.partition("_videomae_")
@@ -474,7 +438,7 @@ def test_recipes(path):
         assert model_args.image_size == (168 if size == "giant" else 160)
         assert json.loads(path.read_text())["bf16"]
     for tuning in ("frozen", "full"):
-        overridden, *_ = script.parse_arguments([*arguments, "--tuning", tuning, "--num_frames", "32"])
+        overridden, *_ = parse_arguments([*arguments, "--tuning", tuning, "--num_frames", "32"])
         assert (overridden.tuning, overridden.num_frames) == (tuning, 32)
         assert overridden.image_size == model_args.image_size
 
@@ -482,7 +446,7 @@ def test_recipes(path):
 def test_a_recipe_with_a_name_that_is_no_argument_is_refused(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps({"dataset": "data", "learning_rat": 1e-3}))
     with pytest.raises(ValueError, match="learning_rat"):
-        script.parse_arguments([str(tmp_path / "recipe.json")])
+        parse_arguments([str(tmp_path / "recipe.json")])
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from transformers import VideoMAEConfig, VideoMAEModel
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "scripts"))
 
-import study  # noqa: E402
-from make_moving_shapes import make_moving_shapes  # noqa: E402
+import study as script  # noqa: E402
+
+from processing import study, study_results  # noqa: E402
+from processing.moving_shapes import make_moving_shapes  # noqa: E402
 
 
 RECIPE = REPOSITORY / "hub_configs" / "moving_shapes.json"
@@ -40,6 +42,7 @@ def row(
         "trainable_backbone": 0 if mode == "frozen" else 1500,
         "bytes_kept": num_bytes,
         **dict.fromkeys(study.METRICS, value),
+        "curve": [{"step": step} | dict.fromkeys(study.METRICS, value * step / 4) for step in (1, 2, 3, 4)],
     }
 
 
@@ -73,18 +76,19 @@ def test_an_unknown_mode_is_refused(mode):
 
 
 def test_every_mode_is_one_that_the_script_takes():
-    import run_temporal_grounding as script
     from transformers import HfArgumentParser
+
+    from processing.recipe_arguments import ModelArguments
 
     for mode in study.MODES:
         arguments = [f"--{name}={value}" for name, value in study.arguments_of(mode).items()]
-        (parsed,) = HfArgumentParser(script.ModelArguments).parse_args_into_dataclasses(arguments)
+        (parsed,) = HfArgumentParser(ModelArguments).parse_args_into_dataclasses(arguments)
         assert parsed.tuning == study.MODES[mode]["tuning"]
 
 
 def test_mean_and_deviation_over_the_seeds():
     rows = [row("full", 0, 80.0), row("both", 1, 60.0), row("both", 0, 50.0), row("both", 0, 90.0, "equal_time")]
-    summary = study.summarise(rows)
+    summary = study_results.summarise(rows)
     assert [(cells["mode"], cells["budget"], cells["seeds"]) for cells in summary] == [
         ("full", "equal_steps", 1),
         ("both", "equal_steps", 2),
@@ -92,7 +96,7 @@ def test_mean_and_deviation_over_the_seeds():
     ]
     assert summary[1]["R1@0.5"] == 55.0
     assert summary[1]["R1@0.5_sd"] == pytest.approx(statistics.stdev([50.0, 60.0]))
-    assert "55.0 ± 7.1" in study.as_table(summary).splitlines()[3]
+    assert "55.0 ± 7.1" in study_results.as_table(summary).splitlines()[3]
 
 
 def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
@@ -108,7 +112,7 @@ def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
         row("both", 0, 15.0, backbone="i3d"),
         row("both", 0, 15.0, backbone="i3d", budget="equal_time"),
     ]
-    summary = study.summarise(rows)
+    summary = study_results.summarise(rows)
     found = {(cells["backbone"], cells["mode"], cells["budget"]): cells["over_frozen"] for cells in summary}
     assert found == {
         ("c3d", "frozen", "equal_steps"): None,
@@ -120,9 +124,9 @@ def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
         ("i3d", "both", "equal_time"): None,
     }
     titles, _, first, second, *_ = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in study.as_table(summary).splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in study_results.as_table(summary).splitlines()
     )
-    assert {len(titles), len(first), len(second)} == {13}
+    assert {len(titles), len(first), len(second)} == {14}
     assert (titles[5], first[:2], first[-1]) == ("kept for backward, MiB", ["c3d", "frozen"], "")
     assert (second[:4], second[5], second[-1]) == (["c3d", "both", "equal steps", "3"], "3.5", "+9.5")
 
@@ -151,11 +155,11 @@ def test_bytes_kept(data, tmp_path):
 
 def test_bytes_kept_is_that_of_a_model_made_by_hand(data, tmp_path):
     """Of the full backbone, on the first four videos with all their sentences."""
-    from benchmark import bytes_kept
     from datasets import load_from_disk
     from transformers import AutoTokenizer
 
     from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+    from processing.measuring import bytes_kept
 
     recipe = json.loads(RECIPE.read_text()) | {"dataset": str(data), "output_dir": str(tmp_path), "tuning": "full"}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
@@ -188,7 +192,7 @@ def test_the_picture_of_several_backbones(tmp_path, monkeypatch, budgets):
         for backbone in ("c3d", "i3d")
     ]
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    study.draw_backbones(study.summarise(rows), tmp_path / "study.png")
+    study_results.draw_backbones(study_results.summarise(rows), tmp_path / "study.png")
     figure = plt.gcf()
     monkeypatch.undo()
     assert (tmp_path / "study.png").stat().st_size > 1000
@@ -201,17 +205,34 @@ def test_the_picture_of_several_backbones(tmp_path, monkeypatch, budgets):
     plt.close(figure)
 
 
+def test_curves_are_means_over_the_seeds_at_equal_steps(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    rows = [row("full", 0, 80.0), row("full", 1, 40.0), row("both", 0, 20.0), row("full", 0, 99.0, "equal_time")]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    study_results.draw_curves(rows, tmp_path / "curves.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    drawn = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert drawn[0] == drawn[1] == [[1, 15.0], [2, 30.0], [3, 45.0], [4, 60.0]]
+    assert drawn[2] == drawn[3] == [[1, 5.0], [2, 10.0], [3, 15.0], [4, 20.0]]
+    plt.close(figure)
+
+
 def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "study" / "data")
     argv = ["study.py", str(RECIPE), "--output_dir", str(tmp_path / "study"), "--max_steps", "2", "--seeds", "0"]
     monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen"])
-    study.main()
+    script.main()
     (first,) = study.read_rows(tmp_path / "study" / "results.jsonl")
     assert (first["backbone"], first["mode"]) == ("moving_shapes_backbone", "frozen")
     assert (first["steps"], first["trainable_backbone"]) == (2, 0)
     run_dir = tmp_path / "study" / "runs" / "moving_shapes_backbone" / "frozen_equal_steps_0"
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
     assert first["mIoU"] == round(evaluation["eval_mIoU"], 2)
+    assert [point["step"] for point in first["curve"]] == [1, 2]
+    assert first["curve"][-1] == {"step": 2} | {name: first[name] for name in study.METRICS}
+    assert (tmp_path / "study" / "curves.png").stat().st_size > 1000
     assert first["bytes_kept"] == study.bytes_kept_by(run_dir / "recipe.json")
     assert (tmp_path / "study" / "study.png").stat().st_size > 1000
     table = (tmp_path / "study" / "table.md").read_text()
@@ -220,7 +241,7 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
     # The other backbone runs, the first one does not again.
     backbones = ["--backbones", str(REPOSITORY / "hub_configs" / "moving_shapes_backbone"), str(other_backbone)]
     monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen", *backbones])
-    study.main()
+    script.main()
     rows = study.read_rows(tmp_path / "study" / "results.jsonl")
     assert rows[0] == first
     assert [row["backbone"] for row in rows] == ["moving_shapes_backbone", "other"]
@@ -230,13 +251,13 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
     assert arguments["video_model"] == str(other_backbone)
 
     monkeypatch.setattr(study, "train", None)  # a second run of the same would fail
-    study.main()
+    script.main()
     assert study.read_rows(tmp_path / "study" / "results.jsonl") == rows
 
 
 @pytest.fixture
 def stub_study(tmp_path, monkeypatch):
-    """`study.main` without training, in `tmp_path`: (its arguments, overrides of the runs, recipes measured)."""
+    """`script.main` without training, in `tmp_path`: (its arguments, overrides of the runs, recipes measured)."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_dict.json").touch()
     runs, measured = [], []
@@ -245,7 +266,8 @@ def stub_study(tmp_path, monkeypatch):
         runs.append(overrides)
         seconds = (20.0 if overrides["tuning"] == "full" else 10.0) * (3 if "i3d" in str(run_dir) else 1)
         result = row("", 0, 50.0, seconds=seconds if overrides["tuning"] != "frozen" else 5.0)
-        return {name: result[name] for name in ("steps", "train_seconds", "trainable_backbone", *study.METRICS)}
+        facts = ("steps", "train_seconds", "trainable_backbone", "curve", *study.METRICS)
+        return {name: result[name] for name in facts}
 
     monkeypatch.setattr(study, "train", train)
     monkeypatch.setattr(study, "bytes_kept_by", lambda recipe: measured.append(recipe) or len(measured))
@@ -263,7 +285,7 @@ def test_each_mode_on_each_backbone(tmp_path, monkeypatch, stub_study):
     backbones = folders(tmp_path, "b/c3d", "b/i3d")
     argv += ["--modes", "frozen", "both/reduction=4", "--seeds", "0", "1", "--backbones", *backbones]
     monkeypatch.setattr(sys, "argv", argv)
-    study.main()
+    script.main()
     found = [(run["seed"], run["video_model"], run["tuning"], run.get("reduction")) for run in runs]
     assert found == [
         (seed, folder, tuning, reduction)
@@ -288,7 +310,7 @@ def test_each_mode_on_each_backbone(tmp_path, monkeypatch, stub_study):
 
     # Nor again for another seed later.
     monkeypatch.setattr(sys, "argv", [*argv, "--seeds", "2"])
-    study.main()
+    script.main()
     assert (len(runs), len(measured)) == (12, 4)
 
 
@@ -307,7 +329,7 @@ def test_after_a_failure_no_further_run_starts(tmp_path, monkeypatch, stub_study
     monkeypatch.setattr(study, "train", train_or_fail)
     monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen", "--seeds", *map(str, range(9))])
     with pytest.raises(RuntimeError, match="no memory"):
-        study.main()
+        script.main()
     assert 2 <= len(runs) <= 4
     assert [row["seed"] for row in study.read_rows(tmp_path / "results.jsonl")] == [0]
 
@@ -316,7 +338,7 @@ def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, m
     argv, runs, _ = stub_study
     argv += ["--modes", "full", "frozen", "--seeds", "0", "--max_steps", "100", "--equal_time", "frozen"]
     monkeypatch.setattr(sys, "argv", [*argv, "--backbones", *folders(tmp_path, "b/c3d", "b/i3d")])
-    study.main()
+    script.main()
     rows = study.read_rows(tmp_path / "results.jsonl")
     found = {row["backbone"]: row["max_steps"] for row in rows if row["budget"] == "equal_time"}
     assert found == {"c3d": 100 * 20 / 5, "i3d": 100 * 60 / 5}
@@ -336,5 +358,5 @@ def test_bad_arguments_are_one_clear_error(monkeypatch, capsys, stub_study, argu
     argv, runs, _ = stub_study
     monkeypatch.setattr(sys, "argv", argv + arguments)
     with pytest.raises(SystemExit):
-        study.main()
+        script.main()
     assert message in capsys.readouterr().err and not runs

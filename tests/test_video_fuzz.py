@@ -22,7 +22,7 @@ import pytest
 from conftest import write_clip
 from test_video_io import VP9, decode_all, shown_index
 
-from processing import video_io
+from processing import video_reading
 from processing.video_io import ReadLimits, VideoReadError, iterate_frames, probe, read_frames
 
 
@@ -285,11 +285,11 @@ class _ReadsThrough:
     """In place of `_PacketReader`: every file is read through."""
 
     def __init__(self, video):
-        raise video_io._IrregularVideo
+        raise video_reading._IrregularVideo
 
 
 def read_through():
-    return mock.patch.object(video_io, "_PacketReader", _ReadsThrough)
+    return mock.patch.object(video_reading, "_PacketReader", _ReadsThrough)
 
 
 def refuse_damaged(upright_rgb: Callable, video, frame, *args) -> np.ndarray:
@@ -353,7 +353,7 @@ def opening_peak_mb(source) -> float:
 
 def inspect_reading(mutant: Mutant) -> Outcome:
     """Read a mutant in all ways."""
-    with mock.patch.object(video_io, "_upright_rgb", partial(refuse_damaged, video_io._upright_rgb)):
+    with mock.patch.object(video_reading, "_upright_rgb", partial(refuse_damaged, video_reading._upright_rgb)):
         return _inspect_reading(mutant)
 
 
@@ -584,8 +584,10 @@ def test_harness_tells_which_mutant_it_was(clips):
 
 def test_harness_notices_other_frames(clips, monkeypatch):
     """A reader of packets that takes the next frame for the one on display."""
-    last_tick = video_io._PacketReader._last_tick
-    monkeypatch.setattr(video_io._PacketReader, "_last_tick", lambda self, seconds: last_tick(self, seconds + 0.1))
+    last_tick = video_reading._PacketReader._last_tick
+    monkeypatch.setattr(
+        video_reading._PacketReader, "_last_tick", lambda self, seconds: last_tick(self, seconds + 0.1)
+    )
     assert not inspect_reading(Mutant(0, clips[0], 0.0)).problem
     outcome = inspect_reading(Mutant(0, clips[0], 2.5))
     assert outcome.gave_frames and "s alone" in outcome.differs

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from conftest import code_image
 
-from processing import video_io
+from processing import video_cutting, video_opening, video_reading
 from processing.video_io import (
     ReadLimits,
     VideoLimitError,
     VideoReadError,
-    _end_ticks,
     check_video,
     cut_video,
     downloaded,
@@ -70,7 +69,9 @@ def decode_all(path, size):
             times_seconds.append(frame.pts * stream.time_base)
             durations.append((frame.duration or 0) * stream.time_base)
             height, width = size if frame.rotation % 180 == 0 else size[::-1]
-            scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=video_io.SCALING_FLAGS)
+            scaled = frame.reformat(
+                width=width, height=height, format="rgb24", interpolation=video_reading.SCALING_FLAGS
+            )
             frames.append(np.rot90(scaled.to_ndarray(), frame.rotation // 90))
     end_seconds = times_seconds[-1] + (durations[-1] or times_seconds[-1] - times_seconds[-2])
     return frames, [float(t - times_seconds[0]) for t in times_seconds], float(end_seconds - times_seconds[0])
@@ -341,11 +342,11 @@ def write_moving_clip(path, options, num_frames=120):
     return path
 
 
-class ReadingThrough(video_io._PacketReader):
+class ReadingThrough(video_reading._PacketReader):
     """Gives up at once, so that all is decoded from the start."""
 
     def __init__(self, video):
-        raise video_io._IrregularVideo
+        raise video_reading._IrregularVideo
 
 
 @pytest.mark.parametrize("threads_above_pixels", [0, 10**9], ids=["threads", "one thread"])
@@ -353,21 +354,21 @@ class ReadingThrough(video_io._PacketReader):
 def test_the_same_frames_as_reading_through(name, threads_above_pixels, tmp_path, monkeypatch):
     file_name, options, is_regular = STRUCTURES[name]
     path = write_moving_clip(tmp_path / file_name, options)
-    monkeypatch.setattr(video_io, "SMALL_FRAME_PIXELS", threads_above_pixels)
+    monkeypatch.setattr(video_reading, "SMALL_FRAME_PIXELS", threads_above_pixels)
     duration_seconds = probe(path).duration_seconds
     rng = np.random.default_rng(0)
     draws = [np.sort(rng.uniform(0, duration_seconds, count)) for count in (1, 1, 1, 2, 3, 5, 8, 20, 100)]
     with monkeypatch.context() as patch:
-        patch.setattr(video_io, "_PacketReader", ReadingThrough)
+        patch.setattr(video_reading, "_PacketReader", ReadingThrough)
         expected = [read_frames(path, draw) for draw in draws]
     num_irregular = 0
     for draw, frames in zip(draws, expected, strict=True):
         np.testing.assert_array_equal(read_frames(path, draw), frames)
-        with video_io._open_video(path) as video:
+        with video_opening.open_video(path) as video:
             try:
-                found = list(video_io._PacketReader(video).frames_due(draw))
+                found = list(video_reading._PacketReader(video).frames_due(draw))
                 assert sum(num_due for _, num_due in found) == len(draw)
-            except video_io._IrregularVideo:
+            except video_reading._IrregularVideo:
                 num_irregular += 1
     assert (num_irregular == 0) == is_regular
     assert len({frame.tobytes() for frame in expected[-1]}) > 50  # they do differ
@@ -391,14 +392,14 @@ def test_containers_without_times_of_display(name, tmp_path):
 def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
     path = write_moving_clip(tmp_path / "clip.mp4", {"x264-params": "keyint=20:min-keyint=20:bframes=2:b-adapt=0"})
     fed = []
-    feed = video_io._PacketReader._feed
+    feed = video_reading._PacketReader._feed
 
     def watched(reader, packet):
         found = feed(reader, packet)
         fed.append((round(packet.pts * packet.time_base * 25), reader._codec.skip_frame))
         return found
 
-    monkeypatch.setattr(video_io._PacketReader, "_feed", watched)
+    monkeypatch.setattr(video_reading._PacketReader, "_feed", watched)
     # Frame 95 needs those of its group before it that others refer to: key frame 80, and every third.
     read_frames(path, [95.5 / 25])
     assert sorted(number for number, skip in fed if skip == "DEFAULT") == [95]
@@ -416,16 +417,16 @@ def test_few_packets_are_held(name, tmp_path, monkeypatch):
     path = write_moving_clip(tmp_path / file_name, options)
     instants_seconds = [0.01, 1.51, 1.73, 4.7]
     expected = read_frames(path, instants_seconds)
-    monkeypatch.setattr(video_io, "MAX_QUEUED_PACKETS", 30)
+    monkeypatch.setattr(video_reading, "MAX_QUEUED_PACKETS", 30)
     lengths = []
-    read_packet = video_io._PacketReader._read_packet
+    read_packet = video_reading._PacketReader._read_packet
 
     def watched(reader):
         found = read_packet(reader)
         lengths.append(len(reader._queue))
         return found
 
-    monkeypatch.setattr(video_io._PacketReader, "_read_packet", watched)
+    monkeypatch.setattr(video_reading._PacketReader, "_read_packet", watched)
     np.testing.assert_array_equal(read_frames(path, instants_seconds), expected)
     assert len(lengths) > 100 and max(lengths) <= 31
 
@@ -451,9 +452,9 @@ def test_probe(make_clip):
 
 
 def test_last_frame_without_a_duration_is_shown_as_long_as_the_one_before():
-    assert _end_ticks([(0, 0), (120, 0), (40, 0)]) == 200
-    assert _end_ticks([(0, 40), (120, 10), (40, 40)]) == 130
-    assert _end_ticks([(7, 0)]) == 7
+    assert video_opening.end_ticks([(0, 0), (120, 0), (40, 0)]) == 200
+    assert video_opening.end_ticks([(0, 40), (120, 10), (40, 40)]) == 130
+    assert video_opening.end_ticks([(7, 0)]) == 7
 
 
 def without_default_duration(path):
@@ -819,16 +820,16 @@ def test_cutting_has_limits_too(make_clip, tmp_path):
     with pytest.raises(VideoLimitError, match="max_frames=19"):
         cut_video(path, 0.0, 2.0, tmp_path / "cut.mp4", ReadLimits(max_frames=19))
     # The limit is met in the middle of the copy.
-    with pytest.raises(VideoLimitError), mock.patch.object(video_io, "probe", lambda *_: probe(path)):
+    with pytest.raises(VideoLimitError), mock.patch.object(video_cutting, "probe", lambda *_: probe(path)):
         cut_video(path, 0.5, 2.0, tmp_path / "cut.mp4", ReadLimits(max_frames=19))
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_a_limit_of_a_download_is_one(monkeypatch):
     def fetch(url, max_bytes, timeout_seconds, allow_private_addresses):
-        raise video_io.VideoFetchLimitError("it has 9 bytes, more than the 8 bytes that are allowed")
+        raise video_opening.VideoFetchLimitError("it has 9 bytes, more than the 8 bytes that are allowed")
 
-    monkeypatch.setattr(video_io, "fetch_video", fetch)
+    monkeypatch.setattr(video_opening, "fetch_video", fetch)
     with pytest.raises(VideoLimitError, match="http://host/a.mp4: it has 9 bytes"):
         read_frames("http://host/a.mp4", [0.0])
 
@@ -840,7 +841,7 @@ def test_downloading_and_reading_have_a_time_each(make_clip, monkeypatch):
         time.sleep(0.7)
         return io.BytesIO(data)
 
-    monkeypatch.setattr(video_io, "fetch_video", fetch)
+    monkeypatch.setattr(video_opening, "fetch_video", fetch)
     assert len(read_frames("http://host/a.mp4", [0.0], limits=ReadLimits(timeout_seconds=0.6))) == 1
 
 

@@ -9,9 +9,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def current_commit() -> str | None:
-    """The commit of this checkout; `None` where it is none."""
+    """The commit of this checkout; `None` where it is none, as where the package was installed from a wheel."""
+    if not (REPOSITORY / ".git").exists():  # git would name that of a repository around it
+        return None
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
     return done.stdout.strip() or None
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Adds a line to a JSON Lines file, which is made if it is not there."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict]:

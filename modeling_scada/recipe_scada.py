@@ -1,0 +1,211 @@
+"""
+A run of a recipe: model and processor are put together, trained, evaluated and saved, and a run that was stopped goes
+on where it was.
+"""
+
+import json
+import platform
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from processing.annotations import load_annotations
+from processing.collator import TemporalGroundingCollator
+from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
+from processing.provenance import current_commit
+from processing.publishing import push_folder
+from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.video_files import folder_of_videos
+from processing.video_processing_scada import ScadaVideoProcessor
+
+from .modeling_scada import ScadaForTemporalGrounding
+from .trainer_scada import COMPLETE, TemporalGroundingTrainer, TemporalGroundingTrainingArguments, compute_metrics
+from .tuning_scada import peft_config, prepare_tuning
+
+
+BROKEN_VIDEOS = "broken_videos.jsonl"
+RUN_ARGUMENTS = "run_arguments.json"
+SHUFFLE_BUFFER = 1000
+# Of `TrainingArguments`; with others, a run that goes on would not be the one that was stopped.
+ARGUMENTS_OF_A_RUN = (
+    *("learning_rate", "backbone_learning_rate", "adapter_learning_rate", "text_learning_rate", "weight_decay"),
+    *("lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "optim", "max_grad_norm"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "bf16", "fp16"),
+)
+
+
+def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
+    """Model and processor, from `model_name_or_path` or from two encoders."""
+    if args.model_name_or_path is not None:
+        model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+        processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
+    else:
+        model = ScadaForTemporalGrounding.from_backbones(
+            args.video_model,
+            args.text_model,
+            hidden_size=args.head_hidden_size,
+            grid_size=args.grid_size,
+            num_train_proposals=args.num_train_proposals,
+            listwise_loss_weight=args.listwise_loss_weight,
+            matching_loss_weight=args.matching_loss_weight,
+        ).float()
+        settings: dict[str, Any] = {"num_frames": args.num_frames}
+        if args.image_size is not None:
+            settings["size"] = {"height": args.image_size, "width": args.image_size}
+        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
+        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
+    return model, processor
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The last checkpoint in a folder that was written to its end; `None` if there is none."""
+    whole = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If the run in the folder, which is about to go on, was started with other arguments.
+    """
+    path = Path(output_dir) / RUN_ARGUMENTS
+    earlier = json.loads(path.read_text()) if path.exists() else arguments
+    if others := [
+        f"{name}: {earlier.get(name)!r} there, {value!r} now"
+        for name, value in arguments.items()
+        if earlier.get(name) != value
+    ]:
+        raise ValueError(
+            f"{output_dir} holds a run that was started with other arguments ({'; '.join(others)}). Give the same "
+            "ones to go on with it, another --output_dir for a new run, or --resume_from_checkpoint to go on from one "
+            "of its checkpoints with these."
+        )
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TemporalGroundingTrainingArguments
+) -> dict[str, float]:
+    """
+    Trains, evaluates, and saves model and processor into `output_dir`.
+
+    Returns:
+        `dict[str, float]`: Metrics of the evaluation at the end, in percent, named `eval_...`.
+    """
+    output_dir = training_args.output_dir
+    arguments = asdict(model_args) | asdict(data_args)
+    arguments |= {name: value for name, value in training_args.to_dict().items() if name in ARGUMENTS_OF_A_RUN}
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and (checkpoint := last_checkpoint(output_dir)) is not None:
+        check_same_run(output_dir, arguments)
+        print(f"Going on from {checkpoint}.")
+
+    set_seed(training_args.seed)
+    base_model, processor = build_model(model_args)
+    if peft_config(model_args) is not None and model_args.model_name_or_path is None:
+        # An adapter is worth nothing without the model it was trained on, and this one has no other folder.
+        if training_args.should_save:
+            base_model.save_pretrained(output_dir)
+        base_model.name_or_path = output_dir
+    model = prepare_tuning(base_model, model_args)
+    parts = {
+        "head": base_model.head,
+        "backbone": base_model.model.video_backbone,
+        "text": base_model.model.text_encoder,
+    }
+    trainable = {
+        f"trainable_{name}": sum(p.numel() for p in module.parameters() if p.requires_grad)
+        for name, module in parts.items()
+    }
+    print(", ".join(f"{name}: {count:,}" for name, count in trainable.items()))
+
+    train_dataset = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
+    if data_args.streaming:
+        train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
+        # Each process reads its own rows: batches that one process makes for all cannot be joined, as the numbers of
+        # sentences differ.
+        training_args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+    if model_args.window_seconds is not None:
+        processor.video_processor.window_seconds = model_args.window_seconds
+    elif model_args.model_name_or_path is None and "duration" in (train_dataset.column_names or []):
+        if not data_args.streaming and all(durations := train_dataset["duration"]):
+            # Files are often a little longer than annotated.
+            processor.video_processor.window_seconds = max(durations) + SEGMENT_TOLERANCE_SECONDS
+    broken_videos_log = Path(output_dir) / BROKEN_VIDEOS if data_args.skip_broken_videos else None
+    make_collator = partial(
+        TemporalGroundingCollator,
+        processor,
+        folder_of_videos(data_args.dataset, data_args.video_root),
+        blind=data_args.blind,
+        broken_videos_log=broken_videos_log,
+        keep_in_memory=data_args.keep_in_memory,
+        seed=training_args.seed,
+    )
+    train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)
+    trainer = TemporalGroundingTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=load_annotations(data_args.dataset, data_args.eval_split, data_args.streaming),
+        data_collator=train_collator,
+        eval_collator=make_collator(),
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+    )
+    if training_args.should_save:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2))
+    started_seconds = time.process_time()
+    training = trainer.train(resume_from_checkpoint=checkpoint)
+    hardware = torch.cuda.get_device_name() if training_args.device.type == "cuda" else platform.machine()
+    measured = trainable | {
+        # Of this process alone, whatever else the machine does, and without evaluations on the way.
+        "train_processor_seconds": time.process_time() - started_seconds - trainer.evaluation_processor_seconds,
+        "steps": training.global_step,
+        "hardware": f"{training_args.world_size} x {hardware}",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": current_commit(),
+    }
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if broken_videos_log is not None:
+        lines = broken_videos_log.read_text().splitlines() if broken_videos_log.exists() else []
+        measured["broken_videos"] = len({json.loads(line)["video"] for line in lines})
+        print(f"Left out {measured['broken_videos']} videos that could not be read; see {broken_videos_log}.")
+    trainer.save_metrics("train", training.metrics | measured)
+    trainer.save_state()
+    if training_args.push_to_hub and training_args.should_save:
+        repo_id = training_args.hub_model_id or Path(output_dir).resolve().name
+        print(push_folder(Path(output_dir), repo_id, private=training_args.hub_private_repo))
+    return metrics
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, TemporalGroundingTrainingArguments]:
+    """
+    The script's arguments; where the first is a JSON file, they replace those in it.
+
+    Raises:
+        ValueError: If the recipe has a name that is no argument.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TemporalGroundingTrainingArguments))  # type: ignore[arg-type]
+    if argv and argv[0].endswith(".json"):
+        recipe = json.loads(Path(argv[0]).read_text())
+        actions = {action.dest: action for action in parser._actions}
+        if unknown := sorted(set(recipe) - set(actions)):
+            raise ValueError(
+                f"The recipe {argv[0]} has {unknown}, which are no arguments; see --help for their names."
+            )
+        for name in recipe:
+            actions[name].required = False
+        parser.set_defaults(**recipe)
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv)  # type: ignore[return-value]

@@ -1,0 +1,67 @@
+"""
+Which parameters train: the tuning modes, on one switch, so that they can be compared (METHOD section 10).
+"""
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+from processing.recipe_arguments import TuningArguments
+
+from .adapter_scada import ScadaAdapterConfig, resolve_layers
+from .modeling_scada import ScadaForTemporalGrounding
+
+
+# Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three); convolutions.
+LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d)"
+
+
+def peft_config(args: TuningArguments) -> PeftConfig | None:
+    """The adapter that `tuning` stands for; `None` where there is none."""
+    modules_to_save = ["head", "text_encoder"] if args.train_text else ["head"]
+    if args.tuning == "lora":
+        return LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=modules_to_save)
+    if args.tuning in ("tia", "scada"):
+        branches = "inner" if args.tuning == "tia" else args.scada_branches
+        return ScadaAdapterConfig(
+            reduction=args.reduction,
+            inner_layers=[] if branches == "outer" else args.inner_layers,
+            outer_layers=[] if branches == "inner" else args.outer_layers,
+            conditioning=args.tuning == "scada",
+            modules_to_save=modules_to_save,
+        )
+    return None
+
+
+def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> ScadaForTemporalGrounding | PeftModel:
+    """
+    Sets which parameters train; adds the adapter where there is one.
+
+    Args:
+        model ([`ScadaForTemporalGrounding`]): It is changed in place.
+        args ([`TuningArguments`]): The mode, and what belongs to it.
+
+    Returns:
+        [`ScadaForTemporalGrounding`] or `peft.PeftModel`: What to train: the model itself, or peft's around it.
+
+    Raises:
+        ValueError: If the layers cannot be resolved, see [`ScadaAdapterConfig`].
+
+    Example:
+
+    ```python
+    >>> from modeling_scada import ScadaForTemporalGrounding, TuningArguments, prepare_tuning
+
+    >>> model = ScadaForTemporalGrounding.from_pretrained("my-name/my-videos")  # doctest: +SKIP
+    >>> model = prepare_tuning(model, TuningArguments("scada", inner_layers="all"))  # doctest: +SKIP
+
+    ```
+    """
+    config = peft_config(args)
+    if config is not None:
+        return get_peft_model(model, config)
+    backbone = model.model.video_backbone
+    backbone.requires_grad_(args.tuning == "full")
+    if args.tuning == "partial":
+        for index in resolve_layers(args.inner_layers, len(backbone.layers)):
+            backbone.layers[index].requires_grad_(True)
+    model.model.text_encoder.requires_grad_(args.train_text)
+    return model

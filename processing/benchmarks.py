@@ -1,0 +1,453 @@
+"""
+What `scripts/benchmark.py` measures: memory and speed of what this project makes its own. Models are random, and
+results are checked for equality before anything is timed.
+"""
+
+import copy
+import gc
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
+
+from modeling_scada import (
+    ScadaConfig,
+    ScadaForTemporalGrounding,
+    ScadaProcessor,
+    ScadaVideoProcessor,
+    TemporalGroundingCollator,
+    TuningArguments,
+    prepare_tuning,
+)
+from modeling_scada.head_scada import ProposalFeatures, all_proposals, sample_points
+
+from .measuring import bytes_kept, median_seconds, table_of, unless_out_of_memory
+from .provenance import REPOSITORY
+from .synthetic_videos import BITS_PER_PIXEL, available_encoder, draw_frames, write_video
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+# Width, layers, heads, width of the MLP, patch size and image size, in pixels.
+SIZES = {
+    "tiny": (32, 4, 2, 64, 16, 32),
+    "small": (384, 12, 6, 1536, 16, 160),
+    "base": (768, 12, 12, 3072, 16, 160),
+    "large": (1024, 24, 16, 4096, 16, 160),
+    "huge": (1280, 32, 16, 5120, 16, 160),
+    "giant": (1408, 40, 16, 6144, 14, 168),
+}
+MODES = ("full", "frozen", "partial", "lora", "tia", "scada", "scada_inner", "scada_outer")
+CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
+# The others' inference is that of `frozen`, or hardly differs.
+INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
+TRAINING_SENTENCES = (1, 4, 8)
+INFERENCE_SENTENCES = (1, 4, 16)
+
+PIPELINE_MODE = "scada"
+NUM_WORKERS = (0, 1, 2)
+# Such as data sets of people's videos hold; sizes in pixels.
+VIDEOS = {"num_videos": 12, "duration_seconds": 30, "fps": 25, "height": 360, "width": 480}
+SMALL_VIDEOS = {"num_videos": 4, "duration_seconds": 2, "fps": 10, "height": 48, "width": 64}
+
+
+@torch.no_grad()
+def benchmark_proposal_features(grid_size: int, dim: int, num_sentences: int, repeats: int) -> dict[str, float]:
+    """
+    Returns:
+        `dict[str, float]`: Seconds of the head's way, and the other ways' times as multiples of it.
+    """
+    layer = ProposalFeatures(dim, 16)
+    proposals = all_proposals(grid_size)
+    features = torch.randn(num_sentences, grid_size, dim)
+    steps, weights = sample_points(proposals, 16, grid_size)
+    columns = (steps + grid_size * torch.arange(16)[:, None]).flatten(1)
+    rows = torch.arange(len(proposals) + 1) * columns.shape[1]
+    matrix = torch.sparse_csr_tensor(rows, columns.flatten(), weights.flatten(), (len(proposals), 16 * grid_size))
+
+    def by_csr() -> torch.Tensor:
+        table = torch.einsum("qsd,okd->ksqo", features, layer.linear.weight.view(-1, 16, dim))
+        sums = matrix @ table.reshape(16 * grid_size, -1)
+        return sums.view(len(proposals), num_sentences, -1).transpose(0, 1) + layer.linear.bias
+
+    def by_points() -> torch.Tensor:
+        points = (features[:, steps] * weights[..., None]).sum(-2)  # (Q, P, 16, D)
+        return layer.linear(points.flatten(2))
+
+    ways: dict[Any, Callable[[], Any]] = {
+        "embedding_bag": lambda: layer(features, proposals),
+        "csr": by_csr,
+        "literal": by_points,
+    }
+    for way in ways.values():
+        torch.testing.assert_close(way(), layer(features, proposals), rtol=1e-4, atol=1e-4)
+    seconds = median_seconds(ways, repeats)
+    base_seconds = seconds.pop("embedding_bag")
+    return {"seconds": base_seconds} | {f"{name}_ratio": value / base_seconds for name, value in seconds.items()}
+
+
+def model_config(size: str) -> ScadaConfig:
+    """The model of a size: the backbone's shape, and with `tiny` a small head and sentence encoder too."""
+    width, num_layers, num_heads, mlp_width, patch_size, image_size = SIZES[size]
+    tiny = size == "tiny"
+    text_shape = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64} if tiny else {}
+    return ScadaConfig(
+        video_config={
+            "model_type": "videomae",
+            "hidden_size": width,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "intermediate_size": mlp_width,
+            "patch_size": patch_size,
+            "image_size": image_size,
+        },
+        text_config={"model_type": "distilbert", **text_shape},
+        hidden_size=16 if tiny else 256,
+        grid_size=16 if tiny else 128,
+    )
+
+
+def make_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
+    """
+    Returns:
+        `dict[str, torch.Tensor]`: One video of noise, 16 sentences of 12 tokens, and the middle of the video as the
+        target of each.
+    """
+    num_sentences = max(INFERENCE_SENTENCES)
+    return {
+        "pixel_values_videos": torch.randn(1, num_frames, 3, image_size, image_size),
+        "input_ids": torch.randint(5, 100, (1, num_sentences, 12)),
+        "labels": torch.tensor([0.25, 0.75]).repeat(1, num_sentences, 1),
+    }
+
+
+def with_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
+    """The batch with the sentences `start` to `end - 1` alone."""
+    return {name: value if name == "pixel_values_videos" else value[:, start:end] for name, value in batch.items()}
+
+
+def add_tuning(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
+    """Prepares the model as `run_temporal_grounding.py` does; `scada_inner` and `scada_outer` have one branch each."""
+    tuning, _, branches = mode.partition("_")
+    return prepare_tuning(model, TuningArguments(tuning=tuning, scada_branches=branches or "both"))
+
+
+@torch.no_grad()
+def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor]) -> None:
+    """
+    Checks, in float32 and on the first two clips of the video, that a fresh adapter changes nothing, and that the
+    first and the last of 16 sentences get alone what they get together once the adapter has random weights.
+
+    Raises:
+        AssertionError: If not.
+    """
+    num_frames = 2 * plain.config.video_config.num_frames
+    batch = {
+        "pixel_values_videos": batch["pixel_values_videos"][:, :num_frames].to(DEVICE),
+        "input_ids": batch["input_ids"].to(DEVICE),
+    }
+    assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    # cuDNN's convolutions round to TF32 otherwise.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        model: Any = copy.deepcopy(plain)
+        model.to(DEVICE).eval()
+        expected = model(**batch).logits
+        model = add_tuning(model, mode).eval()
+        assert_close(model(**batch).logits, expected)
+        for name, parameter in model.named_parameters():
+            if "scada_" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        together = model(**batch).logits
+        for i in (0, max(INFERENCE_SENTENCES) - 1):
+            assert_close(model(**with_sentences(batch, i, i + 1)).logits, together[:, i : i + 1])
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
+    """Forward and backward pass and the optimizer's update."""
+    optimizer.zero_grad()
+    model(**batch).loss.backward()
+    optimizer.step()
+
+
+def prepare_step(
+    plain: ScadaForTemporalGrounding, mode: str
+) -> tuple[Any, Any, Callable[[dict[str, torch.Tensor]], None]]:
+    """
+    Returns:
+        `tuple`: A copy of the model on the device, the same prepared for the mode and in training mode, and its
+        training step.
+    """
+    gc.collect()  # A checkpointed model refers to itself, and the last one would count towards this one's peak.
+    base: Any = copy.deepcopy(plain)
+    model: Any = add_tuning(base.to(DEVICE, DTYPE), mode).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return base, model, partial(training_step, model, torch.optim.AdamW(trainable, lr=1e-5))
+
+
+def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch where and how the model wants it."""
+    batch = {name: value.to(DEVICE) for name, value in batch.items()}
+    return batch | {"pixel_values_videos": batch["pixel_values_videos"].to(DTYPE)}
+
+
+def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
+    """The most bytes on the GPU at a time during a training step, model, optimizer and pixels included."""
+    step(batch)  # The first one makes the optimizer's state.
+    torch.cuda.reset_peak_memory_stats()
+    step(batch)
+    return torch.cuda.max_memory_allocated()
+
+
+def measure_memory(
+    model: nn.Module, step: Callable[[dict[str, torch.Tensor]], None], batches: dict[int, dict[str, torch.Tensor]]
+) -> dict[str, dict[int, int | None]]:
+    """
+    Args:
+        model (`nn.Module`): In training mode.
+        step (`Callable`): Its training step.
+        batches (`dict[int, dict[str, torch.Tensor]]`): By number of sentences.
+
+    Returns:
+        `dict[str, dict[int, int | None]]`: `bytes_kept`, and on a GPU `peak_bytes`, by number of sentences.
+    """
+    measures = {"bytes_kept": partial(bytes_kept, model)}
+    if DEVICE.type == "cuda":
+        measures["peak_bytes"] = partial(peak_bytes, step)
+    return {
+        name: {count: unless_out_of_memory(partial(measure, batch)) for count, batch in batches.items()}
+        for name, measure in measures.items()
+    }
+
+
+@torch.no_grad()
+def inference_seconds(model: nn.Module, batch: dict[str, torch.Tensor], repeats: int) -> dict[int, float | None]:
+    """Seconds for 1, 4 and 16 sentences of the video."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return median_seconds(
+        {count: partial(model, **with_sentences(inputs, 0, count)) for count in INFERENCE_SENTENCES}, repeats
+    )
+
+
+def benchmark_mode(
+    plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor], repeats: int | None
+) -> dict[str, Any]:
+    """
+    Args:
+        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU; it is copied.
+        mode (`str`): One of `MODES`.
+        batch (`dict[str, torch.Tensor]`): A video and 16 sentences, the pixels in float32, on the CPU.
+        repeats (`int` or `None`): Calls that are timed; `None` to time nothing.
+
+    Returns:
+        `dict[str, Any]`: The figures that the module's docstring names, by number of sentences where there are
+        several; `None` for those that the GPU's memory was not enough for.
+    """
+    if repeats is not None and mode in INFERENCE_MODES:
+        check_equality(plain, mode, batch)
+    batch = to_device(batch)
+    base, model, step = prepare_step(plain, mode)
+    batches = {count: with_sentences(batch, 0, count) for count in TRAINING_SENTENCES}
+    result: dict[str, Any] = {
+        "trainable_parameters": {
+            name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+            for name, part in (("backbone", base.model.video_backbone), ("head", base.head))
+        }
+    }
+    result |= measure_memory(model, step, batches)
+    if repeats is not None:
+        result["step_seconds"] = median_seconds({1: partial(step, batches[1])}, repeats)
+        if mode in INFERENCE_MODES:
+            model.eval()
+            result["inference_seconds"] = inference_seconds(model, batch, repeats)
+            model.train()
+    if mode in CHECKPOINTED_MODES:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
+    return result
+
+
+def make_videos(
+    folder: Path, num_videos: int, duration_seconds: int, fps: int, height: int, width: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Writes videos, which the seed determines, as h264 in mp4, or as MPEG-4 part 2 where PyAV comes without x264.
+
+    Args:
+        folder (`Path`): To write to.
+        num_videos (`int`): How many.
+        duration_seconds (`int`): Length of each, in seconds.
+        fps (`int`): Frames per second.
+        height (`int`), width (`int`): In pixels, even.
+        seed (`int`): Of all randomness.
+
+    Returns:
+        `tuple`: Their rows, as the collator takes them, with one sentence each; and what the record says of them.
+    """
+    encoder = available_encoder()
+    # One thread, and no instructions of this CPU alone: otherwise equal frames give slightly different files.
+    x264_options = {"preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+    rows = []
+    for index in range(num_videos):
+        path = folder / f"{index}.mp4"
+        frames = draw_frames(np.random.default_rng([seed, index]), duration_seconds * fps, height, width)
+        bit_rate = int(BITS_PER_PIXEL * fps * height * width)
+        write_video(path, frames, fps, encoder, x264_options if encoder == "libx264" else {}, bit_rate)
+        # Another segment for each video, as its pixels are others too: batches in another order differ in both.
+        start_seconds = duration_seconds * index / (2 * num_videos)
+        segment = [start_seconds, start_seconds + duration_seconds / 4]
+        rows.append({"video": str(path), "sentences": ["the red circle moves left"], "segments": [[segment]]})
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    facts = {
+        "encoder": encoder,
+        "num_videos": num_videos,
+        "duration_seconds": duration_seconds,
+        "fps": fps,
+        "height": height,
+        "width": width,
+        "megabits_per_second": 8e-6 * num_bytes / (num_videos * duration_seconds),
+    }
+    return rows, facts
+
+
+def make_loader(rows: list[dict[str, Any]], collator: TemporalGroundingCollator, num_workers: int) -> DataLoader:
+    """The loader that `Trainer` makes of the rows, but in their order and with one video a batch."""
+    return DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=collator,
+        num_workers=num_workers,
+        pin_memory=DEVICE.type == "cuda",
+        # Started once, by the check: an epoch is many more videos than there are here.
+        persistent_workers=num_workers > 0,
+    )
+
+
+def check_same_batches(loaders: Mapping[int, Iterable[dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """
+    Checks that loaders give equal batches in the same order.
+
+    Args:
+        loaders (`Mapping[int, Iterable]`): By number of workers.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The first batch.
+
+    Raises:
+        AssertionError: If a batch differs.
+        ValueError: If one of the loaders gives more batches than another.
+    """
+    first_batch: dict[str, torch.Tensor] = {}
+    for index, batches in enumerate(zip(*loaders.values(), strict=True)):
+        expected = batches[0]
+        first_batch = first_batch or expected
+        for num_workers, batch in zip(loaders, batches, strict=True):
+            if set(batch) != set(expected) or not all(torch.equal(batch[name], expected[name]) for name in expected):
+                raise AssertionError(f"Batch {index} with {num_workers} workers is not that of {next(iter(loaders))}.")
+    return first_batch
+
+
+def read_all(loader: Iterable[object]) -> None:
+    """A pass over all batches of the loader."""
+    for _ in loader:
+        pass
+
+
+def benchmark_input_pipeline(
+    plain: ScadaForTemporalGrounding, rows: list[dict[str, Any]], num_frames: int, repeats: int
+) -> dict[str, Any]:
+    """
+    Args:
+        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU.
+        rows (`list[dict[str, Any]]`): Of the videos, see [`make_videos`].
+        num_frames (`int`): Frames sampled from a video.
+        repeats (`int`): Passes over all videos, and steps, that are timed.
+
+    Returns:
+        `dict[str, Any]`: The figures that the module's docstring names, by number of workers where there are several;
+        `None` for those that the GPU's memory was not enough for.
+    """
+    image_size = plain.config.video_config.image_size
+    processor = ScadaProcessor(
+        ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size}),
+        AutoTokenizer.from_pretrained(REPOSITORY / "hub_configs" / "moving_shapes_text"),
+    )
+    collator = TemporalGroundingCollator(processor)
+    loaders = {num_workers: make_loader(rows, collator, num_workers) for num_workers in NUM_WORKERS}
+    batch = to_device(check_same_batches(loaders))
+    _, _, step = prepare_step(plain, PIPELINE_MODE)
+    passes = {num_workers: partial(read_all, loader) for num_workers, loader in loaders.items()}
+    seconds = median_seconds(passes | {"step": partial(step, batch)}, repeats)
+    step_seconds = seconds.pop("step")
+    return {
+        "videos_per_second": {n: len(rows) / pass_seconds for n, pass_seconds in seconds.items()},
+        "step_seconds": step_seconds,
+        "pipeline_over_step": {
+            n: None if step_seconds is None else pass_seconds / len(rows) / step_seconds
+            for n, pass_seconds in seconds.items()
+        },
+    }
+
+
+def numbers_text(values: Iterable[float | None]) -> str:
+    """The numbers of a cell."""
+    return " / ".join("out of memory" if value is None else f"{value:.3f}" for value in values) or "-"
+
+
+def pipeline_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each of the results of [`benchmark_input_pipeline`] with their `size` and `mode`."""
+    workers = " / ".join(map(str, NUM_WORKERS))
+    return table_of(
+        [
+            {
+                "size": row["size"],
+                "mode": row["mode"],
+                f"videos per second: {workers} workers": numbers_text(row["videos_per_second"].values()),
+                "step, s": numbers_text([row["step_seconds"]]),
+                f"reading a batch, of a step: {workers} workers": numbers_text(row["pipeline_over_step"].values()),
+            }
+            for row in rows
+        ]
+    )
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """
+    Args:
+        rows (`list[dict[str, Any]]`): Results of [`benchmark_mode`] with their `size` and `mode`.
+
+    Returns:
+        `str`: A line for each; "of full" is relative to the mode `full` at as many sentences. Columns of what was not
+        measured are left out.
+    """
+
+    def over(values: dict[int, Any], units: dict[int, Any]) -> dict[int, float | None]:
+        pairs = {n: (value, units[n]) for n, value in values.items() if n in units}
+        return {n: None if None in pair else pair[0] / pair[1] for n, pair in pairs.items()}
+
+    gib = dict.fromkeys(TRAINING_SENTENCES, 2**30)
+    lines = []
+    for row in rows:
+        full: dict[str, Any] = next((it for it in rows if it["size"] == row["size"] and it["mode"] == "full"), {})
+        step_seconds, inference_seconds = row.get("step_seconds", {}), row.get("inference_seconds", {})
+        trainable = [f"{count / 1e6:.2f}" for count in row["trainable_parameters"].values()]
+        numbers = {
+            "kept for backward, GiB: 1 / 4 / 8 sentences": over(row["bytes_kept"], gib),
+            "kept, of full": over(row["bytes_kept"], full.get("bytes_kept", {})),
+            "kept, checkpointed, GiB": over(row.get("bytes_kept_checkpointed", {}), gib),
+            "peak, GiB": over(row.get("peak_bytes", {}), gib),
+            "peak, checkpointed, GiB": over(row.get("peak_bytes_checkpointed", {}), gib),
+            "step, s": step_seconds,
+            "step, of full": over(step_seconds, full.get("step_seconds", {})),
+            "inference, s: 1 / 4 / 16 sentences": inference_seconds,
+            "inference, of 1": over(inference_seconds, dict.fromkeys(inference_seconds, inference_seconds.get(1))),
+        }
+        names = {"size": row["size"], "mode": row["mode"], "trainable, M: backbone + head": " + ".join(trainable)}
+        lines.append(names | {title: numbers_text(values.values()) for title, values in numbers.items()})
+    return table_of(lines)

@@ -1,0 +1,257 @@
+"""
+The console command `scada`, with a subcommand for each thing that users do; `scripts/` has one script for each, which
+has the same arguments.
+
+Nothing heavy is imported before the arguments are parsed, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .annotation_formats import READERS
+from .recipe_arguments import DataArguments, ModelArguments
+
+
+def positive_int(text: str) -> int:
+    """A number that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive whole number.")
+    return int(text)
+
+
+def answer(prog: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given."""
+    try:
+        command(args)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# Finding segments, and cutting them out.
+
+
+def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="The video file.")
+    parser.add_argument("sentences", metavar="sentence", nargs="+", help="What to look for.")
+    parser.add_argument("--model", required=True, help="A model, or an adapter: Hub id or folder.")
+    parser.add_argument("--top_k", type=positive_int, default=5, help="At most so many segments a sentence.")
+    parser.add_argument("--json", action="store_true", help="Print JSON in place of the table.")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="Draw frames and segments.")
+    parser.add_argument("--html", type=Path, metavar="OUT.html", help="Write a page that plays the segments.")
+    parser.add_argument("--cut", type=Path, metavar="DIR", help="Write the segments as clips into this folder.")
+
+
+def ground(args: argparse.Namespace) -> None:
+    """Prints the segments, and writes what was asked for. What can be refused is, before the model is loaded."""
+    from .video_io import probe
+
+    if not Path(args.video).is_file():
+        raise FileNotFoundError(f"There is no video file at {args.video}.")
+    if args.plot is not None:
+        from .result_picture import draw, import_pyplot
+
+        import_pyplot("--plot")
+    if args.html is not None:
+        from .result_page import MAX_EMBEDDED_BYTES, MIME_TYPES, write_page
+
+        if Path(args.video).suffix.lower() not in MIME_TYPES:
+            raise ValueError(f"Browsers do not play {args.video}; --html takes {', '.join(MIME_TYPES)}.")
+    for sentence in args.sentences:
+        if not sentence.strip():
+            raise ValueError(f"Received the sentence {sentence!r}; expected a text.")
+    facts = probe(args.video)
+
+    print(f"Loading {args.model}", file=sys.stderr)
+    from .grounding import find_segments, load_pipeline
+    from .result_table import format_table
+
+    pipe = load_pipeline(args.model)
+    print(f"Looking through {facts.duration_seconds:.1f} s of {args.video}", file=sys.stderr)
+    record = {
+        "video": args.video,
+        "duration": facts.duration_seconds,
+        "model": args.model,
+        "results": find_segments(pipe, args.video, args.sentences, args.top_k),
+    }
+    print(json.dumps(record, indent=2, ensure_ascii=False) if args.json else format_table(record), flush=True)
+    if args.plot is not None:
+        draw(record, facts, args.plot)
+        print(f"Wrote {args.plot}", file=sys.stderr)
+    if args.html is not None:
+        if (source := write_page(record, facts, args.html)) is not None:
+            print(
+                f"{args.video} is larger than {MAX_EMBEDDED_BYTES / 1e6:g} MB and no part of {args.html}, which "
+                f"refers to it as {source}: keep them in place.",
+                file=sys.stderr,
+            )
+        print(f"Wrote {args.html}", file=sys.stderr)
+    if args.cut is not None:
+        write_clips(record, args.cut)
+
+
+def write_clips(record: dict[str, Any], folder: Path) -> None:
+    """Cuts the segments out, and says what each clip covers."""
+    from .clips import cut_segments
+
+    for clip in cut_segments(record, folder):
+        covered, asked = ("{:.1f} to {:.1f} s".format(*times) for times in (clip.covered_seconds, clip.asked_seconds))
+        print(f"Wrote {clip.path}: {covered} (asked for {asked}; a clip begins with a key frame)", file=sys.stderr)
+
+
+def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("record", metavar="FOUND.json", type=Path, help="What `ground --json` printed.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="Where the clips go.")
+
+
+def cut(args: argparse.Namespace) -> None:
+    """Cuts out what was found before."""
+    try:
+        record = json.loads(args.record.read_text(encoding="utf-8"))
+        _ = record["video"], [(result["sentence"], result["segments"]) for result in record["results"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{args.record} is not what `scada ground --json` prints; save that into a file, and name it here."
+        ) from error
+    write_clips(record, args.folder)
+
+
+# Data.
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=list(READERS), required=True, help="Format of the annotations.")
+    parser.add_argument(
+        "--annotations", type=Path, nargs="+", required=True, help="Annotation files, one for each split."
+    )
+    parser.add_argument("--split", help="Name of the split of a single file; by default its name tells.")
+    parser.add_argument(
+        "--durations", type=Path, nargs="+", help="Csv files with columns id and length (seconds), as Charades has."
+    )
+    parser.add_argument("--videos", type=Path, help="Folder of the videos.")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="Folder to write to; splits of an earlier call stay."
+    )
+    parser.add_argument(
+        "--repair_reversed",
+        choices=["swap", "drop"],
+        default="drop",
+        help="What to do with segments that end before they start; by default they are dropped.",
+    )
+    parser.add_argument("--check_videos", action="store_true", help="Decode all videos, and list the broken ones.")
+    parser.add_argument("--num_workers", type=int, help="Processes that open videos; by default one for each CPU.")
+    parser.add_argument(
+        "--push_to_hub", metavar="ID", help="Upload to this Hub id; see first if the annotations may be passed on."
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares the data set; what became of the sentences is printed."""
+    from .dataset_preparation import prepare_dataset
+
+    prepare_dataset(**vars(args))
+
+
+# Training.
+
+
+def add_train_help(parser: argparse.ArgumentParser) -> None:
+    """For `--help` alone: what is parsed are the arguments of `Trainer` too, which take seconds to import."""
+    parser.usage = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
+    parser.epilog = (
+        "And all of transformers.TrainingArguments. --learning_rate is the head's; --adapter_learning_rate, "
+        "--backbone_learning_rate and --text_learning_rate are those of the other parts. A recipe is a JSON file with "
+        "the same names; arguments after it replace the recipe's. The same command once more goes on with a run that "
+        "was stopped."
+    )
+    for arguments in (ModelArguments, DataArguments):
+        group = parser.add_argument_group(str(arguments.__doc__).rstrip("."))
+        for field in fields(arguments):
+            shown = "|".join(field.metadata.get("choices", [field.name.upper()]))
+            group.add_argument(f"--{field.name}", metavar=shown, help=field.metadata["help"])
+
+
+def train(argv: Sequence[str]) -> None:
+    """Runs a recipe."""
+    from modeling_scada.recipe_scada import parse_arguments, run
+
+    run(*parse_arguments(list(argv)))
+
+
+# Evaluating and publishing.
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="A model, or an adapter: Hub id or folder.")
+    parser.add_argument("dataset", help="Annotations: a Hub id, a folder, or a json or parquet file.")
+    parser.add_argument("--split", required=True, help="Split to evaluate on, such as test or val_2.")
+    parser.add_argument("--video_root", help="Folder of the videos; the data set's own folder if not given.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/evaluation"))
+    parser.add_argument("--top_k", type=int, default=10, help="At most so many segments a sentence.")
+    parser.add_argument("--strict", action="store_true", help="Reach IoU thresholds by > instead of >=, as 2D-TAN.")
+    parser.add_argument("--num_workers", type=int, default=2, help="Processes that read videos.")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="Of the weights.")
+    parser.add_argument("--device", help="Where the model runs; a GPU if there is one.")
+    parser.add_argument("--skip_broken_videos", action="store_true", help="Leave out videos that cannot be read.")
+    parser.add_argument("--streaming", action="store_true", help="Read annotations while evaluating.")
+    parser.add_argument("--qvhighlights", type=Path, help="QVHighlights' annotation file, to write a submission.")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates, writes, and prints the metrics."""
+    from .evaluation import evaluate_model
+
+    record = evaluate_model(**vars(args))
+    print(f"{args.split} of {args.dataset}: {record['sentences']} sentences of {record['videos']} videos")
+    print("  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items()))
+    if record["broken_videos"]:
+        print(f"{len(record['broken_videos'])} videos could not be read and were left out.")
+
+
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="Folder with a model, an adapter, or both.")
+    parser.add_argument("repo_id", help="Repository to upload to, such as my-name/my-model.")
+    parser.add_argument("--base_model", help="Hub id of the model that an adapter alone belongs to.")
+    parser.add_argument("--metrics", type=Path, help="metrics.json of evaluate.py, for the model card.")
+    parser.add_argument("--private", action="store_true", default=None, help="Make the repository private.")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Uploads, and prints where to."""
+    from .publishing import push_folder
+
+    print(push_folder(args.folder, args.repo_id, args.base_model, args.metrics, args.private))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"] and not {"-h", "--help"} & set(argv):
+        train(argv[1:])
+        return 0
+    parser = argparse.ArgumentParser(prog="scada", description="Temporal sentence grounding in videos.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    for name, summary, add_arguments, command in (
+        ("ground", "find the segments of a video that sentences describe", add_ground_arguments, ground),
+        ("cut", "cut out what was found", add_cut_arguments, cut),
+        ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
+        ("train", "train a model from a recipe", add_train_help, train),
+        ("evaluate", "evaluate a model on a split of a data set", add_evaluate_arguments, evaluate),
+        ("push", "upload what a training left to the Hub", add_push_arguments, push),
+    ):
+        subparser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        add_arguments(subparser)
+        subparser.set_defaults(command=command)
+    args = parser.parse_args(argv)
+    name, command = vars(args).pop("name"), vars(args).pop("command")
+    return answer(f"scada {name}", command, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

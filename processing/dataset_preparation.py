@@ -1,0 +1,495 @@
+"""
+Preparing annotations for training and evaluation: sentences of annotation files are cleaned, their videos inspected,
+and one data set with a row a video is saved, with a report of what was read, clipped, repaired and dropped.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+from datasets import Dataset, DatasetDict, Features, Value
+from tqdm import tqdm
+
+from .annotation_formats import READERS, Sentence, malformed, read_durations
+from .annotations import clean_segment, clean_sentence
+from .video_files import VideoFiles, without_extension
+from .video_io import VideoReadError, check_video, probe
+from .video_url import is_url
+
+
+FEATURES = Features(
+    {
+        "video": Value("string"),
+        "video_id": Value("string"),
+        "duration": Value("float64"),
+        "sentences": [Value("string")],
+        "segments": [[[Value("float64")]]],
+    }
+)
+# "train", "val_1" and the like, as a word of a file's name.
+SPLIT_IN_FILE_NAME = re.compile(r"(?<![a-z0-9])(train|test|validation|val(_\d)?)(?![a-z0-9])")
+NO_SEGMENT = "it has no relevant_windows, as in QVHighlights' test file"
+# Downloaded copies are often some tenths of a second longer or shorter than what was annotated.
+MAX_DIFFERENCE_SECONDS = 1.0
+# So many names are printed; all are in the report.
+NUM_PRINTED = 10
+LINE_BREAK = "\n  "
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class AnnotatedVideo:
+    """A video with its sentences in the order of the file; `duration_seconds` is `None` if nothing says it."""
+
+    video: str
+    video_id: str
+    duration_seconds: float | None
+    sentences: list[Sentence] = field(default_factory=list)
+
+
+class Inspection(NamedTuple):
+    """What opening a video's file showed: its duration in seconds if it has one, and why it cannot be read if so."""
+
+    duration_seconds: float | None
+    problem: str | None
+
+
+@dataclass
+class Report:
+    """
+    What became of the sentences of a split, or of several.
+
+    Args:
+        read, kept, clipped, repaired (`int`): Numbers of sentences.
+        videos (`int`): Number of videos that have a sentence left.
+        dropped (`list[dict]`): `where` and `reason` of each sentence that was dropped.
+        dropped_segments (`list[dict]`): The same, of segments whose sentence has others left.
+        missing_videos (`int` or `None`): Number of videos without a file; `None` if none was looked for.
+        missing (`list[str]`): Their names.
+        without_duration (`list[str]`): Videos of unknown duration; ends of their segments are not clipped.
+    """
+
+    read: int = 0
+    kept: int = 0
+    clipped: int = 0
+    repaired: int = 0
+    videos: int = 0
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    dropped_segments: list[dict[str, str]] = field(default_factory=list)
+    missing_videos: int | None = None
+    missing: list[str] = field(default_factory=list)
+    without_duration: list[str] = field(default_factory=list)
+
+
+def sum_reports(reports: Iterable[Report]) -> Report:
+    """Totals; a video that several splits annotate is missing once."""
+    total = Report()
+    for report in reports:
+        for name in ("read", "kept", "clipped", "repaired", "videos", "dropped", "dropped_segments"):
+            setattr(total, name, getattr(total, name) + getattr(report, name))
+        total.missing = list(dict.fromkeys(total.missing + report.missing))
+        total.without_duration = list(dict.fromkeys(total.without_duration + report.without_duration))
+        if report.missing_videos is not None:
+            total.missing_videos = len(total.missing)
+    return total
+
+
+def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -> list[AnnotatedVideo]:
+    """
+    Videos in the order of their first sentence; their duration is the annotation's, else that in `durations`.
+
+    Raises:
+        ValueError: If two sentences of a video give it different durations.
+    """
+    videos: dict[str, AnnotatedVideo] = {}
+    for sentence in sentences:
+        known = videos.setdefault(sentence.video, AnnotatedVideo(sentence.video, sentence.video_id, None))
+        if known.duration_seconds is None:
+            known.duration_seconds = sentence.duration_seconds
+        elif sentence.duration_seconds not in (None, known.duration_seconds):
+            expected = f"{known.duration_seconds} as further up for {sentence.video}"
+            raise malformed(sentence.where, f"the duration {sentence.duration_seconds}", expected)
+        known.sentences.append(sentence)
+    for video in videos.values():
+        if video.duration_seconds is None:
+            video.duration_seconds = durations.get(video.video_id, durations.get(without_extension(video.video)))
+    return list(videos.values())
+
+
+def clean_videos(
+    videos: list[AnnotatedVideo], paths: dict[str, str | None], repair_reversed: str
+) -> tuple[list[dict[str, Any]], Report]:
+    """
+    Rows of the data set, and what became of the sentences.
+
+    Args:
+        videos (`list[AnnotatedVideo]`): The videos of a split.
+        paths (`dict[str, str | None]`): What to write as `video` for the name in the annotation; `None` for the name
+            itself, since the file is missing. Empty if no videos are at hand.
+        repair_reversed (`str`): What to do with segments that end before they start, see [`clean_segment`].
+    """
+    report = Report()
+    if paths:
+        report.missing = [video.video for video in videos if paths[video.video] is None]
+        report.missing_videos = len(report.missing)
+    rows = []
+    for video in videos:
+        row: dict[str, Any] = {
+            "video": paths.get(video.video) or video.video,
+            "video_id": video.video_id,
+            "duration": video.duration_seconds,
+            "sentences": [],
+            "segments": [],
+        }
+        if video.duration_seconds is None:
+            report.without_duration.append(video.video)
+        for sentence in video.sentences:
+            report.read += 1
+            text = clean_sentence(sentence.text)
+            cleaned = [clean_segment(pair, video.duration_seconds, repair_reversed) for pair in sentence.segments]
+            kept = [part for part in cleaned if part.segment is not None]
+            reasons = [str(part.reason) for part in cleaned if part.segment is None]
+            if not text or not kept:
+                reason = "; ".join(dict.fromkeys(reasons)) or NO_SEGMENT
+                report.dropped.append({"where": sentence.where, "reason": reason if text else "its text is empty"})
+                continue
+            report.dropped_segments += [{"where": sentence.where, "reason": reason} for reason in reasons]
+            report.kept += 1
+            report.clipped += any(part.is_clipped for part in kept)
+            report.repaired += any(part.is_repaired for part in kept)
+            row["sentences"].append(text)
+            row["segments"].append([part.segment for part in kept])
+        if row["sentences"]:
+            rows.append(row)
+    report.videos = len(rows)
+    return rows, report
+
+
+# Videos.
+
+
+def find_videos(names: Iterable[str], folder: Path) -> dict[str, str | None]:
+    """For each name the path of its file relative to `folder`, or the URL that it is; `None` if there is no file."""
+    files = VideoFiles(folder)
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            path = str(files.find(name))
+        except FileNotFoundError:
+            found[name] = None  # listed in the report
+            continue
+        found[name] = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
+    return found
+
+
+def inspect_video(path: Path, decode: bool) -> Inspection:
+    """Find out how long a video is and, with `decode`, whether all of it can be read."""
+    duration_seconds = None
+    try:
+        duration_seconds = probe(path).duration_seconds
+        if decode:
+            check_video(path)
+    except VideoReadError as error:
+        return Inspection(duration_seconds, str(error))
+    except Exception as error:
+        # Whatever else this file makes the reader raise now, it would raise in the middle of training.
+        return Inspection(duration_seconds, f"{type(error).__name__}: {error}")
+    return Inspection(duration_seconds, None)
+
+
+def map_isolated(
+    function: Callable[[Item], Result], items: list[Item], num_workers: int, description: str
+) -> list[Result | None]:
+    """
+    `[function(item) for item in items]` in `num_workers` processes, with `None` where the process died: a decoder that
+    crashes on one file must not take the others along.
+
+    Every worker is a pool of its own, since a pool does not tell which of its tasks broke it.
+    """
+    workers: SimpleQueue[ProcessPoolExecutor | None] = SimpleQueue()
+    for _ in range(num_workers):
+        workers.put(None)
+
+    def run(item: Item) -> Result | None:
+        worker = workers.get()
+        try:
+            worker = worker or _start_worker()
+            return worker.submit(function, item).result()
+        except BrokenProcessPool:
+            if worker is None:
+                raise
+            worker = None
+            return None
+        finally:
+            workers.put(worker)
+
+    try:
+        with ThreadPoolExecutor(num_workers) as threads:
+            return list(tqdm(threads.map(run, items), total=len(items), desc=description))
+    finally:
+        while not workers.empty():
+            if worker := workers.get():
+                worker.shutdown()
+
+
+def _start_worker() -> ProcessPoolExecutor:
+    # "spawn": a forked child of a process with threads may hang.
+    worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    # A process that cannot even start is an error of its own, not of the first item.
+    worker.submit(os.getpid).result()
+    return worker
+
+
+def inspect_videos(paths: dict[str, str], folder: Path, decode: bool, num_workers: int) -> dict[str, Inspection]:
+    """[`inspect_video`] of all videos: from `{name: path relative to folder}` to `{name: Inspection}`."""
+    if not paths:
+        return {}
+    results = map_isolated(
+        partial(inspect_video, decode=decode),
+        [folder / path for path in paths.values()],
+        min(num_workers, len(paths)),
+        "decoding videos" if decode else "reading durations",
+    )
+    crashed = Inspection(None, "the process that read it crashed or was killed")
+    return {name: result or crashed for name, result in zip(paths, results, strict=True)}
+
+
+# Writing.
+
+
+def split_name(path: Path) -> str:
+    """The split that a file's name tells, else "train": `highlight_val_release.jsonl` is "val"."""
+    found = SPLIT_IN_FILE_NAME.search(path.stem.lower())
+    return found.group(1) if found else "train"
+
+
+def load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """
+    What an earlier call wrote to the output folder: its splits and their reports. First puts right what a call that
+    was killed left beside it.
+
+    Raises:
+        ValueError: If something else is in the folder.
+    """
+    new, old = _siblings(output)
+    if old.exists() and not output.exists():
+        old.rename(output)  # killed between the two renames of `save`
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return {}, {}
+    refusal = "Name a new or an empty folder, or one that this script wrote, which then gets another split."
+    if not (output / "dataset_dict.json").is_file() or not (output / "report.json").is_file():
+        raise ValueError(f"{output} exists, and is no data set that this script wrote. {refusal}")
+    splits = DatasetDict.load_from_disk(str(output))
+    # The folder is replaced as a whole, so what is not ours would be lost.
+    others = sorted({path.name for path in output.iterdir()} - {"dataset_dict.json", "report.json", *splits})
+    if others or any(split.features != FEATURES for split in splits.values()):
+        reason = f"has {others} in it" if others else "has other columns than this script writes"
+        raise ValueError(f"{output} {reason}. {refusal}")
+    return dict(splits), json.loads((output / "report.json").read_text(encoding="utf-8"))["splits"]
+
+
+def save(splits: dict[str, Dataset], report: dict[str, Any], output: Path) -> None:
+    """Writes data set and report next to the output folder, then swaps: the folder is never there in part."""
+    new, old = _siblings(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    DatasetDict(splits).save_to_disk(str(new))
+    (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if output.exists():
+        output.rename(old)
+    new.rename(output)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _siblings(output: Path) -> tuple[Path, Path]:
+    """Where the folder is put together, and where the one that it replaces goes for the moment."""
+    new, old = (output.with_name(f".{output.name}.prepare_dataset.{kind}") for kind in ("new", "old"))
+    return new, old
+
+
+def prepare_dataset(
+    format: str,
+    annotations: Sequence[str | Path],
+    output: str | Path,
+    split: str | None = None,
+    durations: Sequence[str | Path] | None = None,
+    videos: str | Path | None = None,
+    repair_reversed: str = "drop",
+    check_videos: bool = False,
+    num_workers: int | None = None,
+    push_to_hub: str | None = None,
+) -> dict[str, Any]:
+    """
+    Prepare annotation files, and write the data set and `report.json` to a folder.
+
+    Videos are opened in processes of their own. In a script, call this under `if __name__ == "__main__":`, since these
+    processes import the script again.
+
+    Args:
+        format (`str`): Format of the annotations, one of `READERS`.
+        annotations (`Sequence[str | Path]`): Annotation files, one for each split.
+        output (`str` or `Path`):
+            Folder to write to: new, empty, or written by an earlier call, whose other splits stay.
+        split (`str`, *optional*): Name of the split; only for a single file, whose name tells it if not given.
+        durations (`Sequence[str | Path]`, *optional*): Durations of videos, see [`read_durations`].
+        videos (`str` or `Path`, *optional*): Folder of the videos; without it the annotations alone are prepared.
+        repair_reversed (`str`, *optional*, defaults to `"drop"`):
+            What to do with segments that end before they start: `"drop"` or `"swap"`.
+        check_videos (`bool`, *optional*, defaults to `False`): Decode all videos, and report those that are broken.
+        num_workers (`int`, *optional*): Number of processes that open videos, by default one for each CPU.
+        push_to_hub (`str`, *optional*): Hub id to upload the data set to.
+
+    Returns:
+        `dict`: The report: fields of [`Report`] over the splits of this call; `splits`, the same for each split in the
+        folder, those of earlier calls too; `broken_videos` (`video`, `reason`) if videos were checked or one of
+        unknown duration could not be opened; `different_durations` (`video`, `annotated_seconds`, `own_seconds`) if
+        videos were checked.
+
+    Raises:
+        FileNotFoundError: If a file or the folder of videos does not exist.
+        ValueError: If arguments do not fit each other, a file is malformed, a split has no sentence left, or the
+            output folder holds something else.
+    """
+    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    _check_arguments(format, annotations, split, durations, videos, repair_reversed, check_videos, num_workers)
+    output = Path(output).resolve()
+    existing, existing_reports = load_existing(output)
+
+    durations_by_id = read_durations(map(Path, durations or []))
+    files = {split or split_name(Path(path)): Path(path) for path in annotations}
+    grouped = {name: group_by_video(READERS[format](path), durations_by_id) for name, path in files.items()}
+
+    # A video that several splits annotate is one file.
+    by_name: dict[str, AnnotatedVideo] = {}
+    for video in chain(*grouped.values()):
+        by_name.setdefault(video.video, video)
+    paths = {} if videos is None else find_videos(by_name, Path(videos))
+    local = {name: path for name, path in paths.items() if path and not is_url(path)}
+    unknown = {video.video for video in chain(*grouped.values()) if video.duration_seconds is None}
+    opened = local if check_videos else {name: path for name, path in local.items() if name in unknown}
+    inspections = inspect_videos(opened, Path(videos or ""), check_videos, num_workers)
+    different = [
+        {"video": name, "annotated_seconds": annotated, "own_seconds": inspection.duration_seconds}
+        for name, inspection in inspections.items()
+        if (annotated := by_name[name].duration_seconds) is not None
+        and inspection.duration_seconds is not None
+        and abs(annotated - inspection.duration_seconds) > MAX_DIFFERENCE_SECONDS
+    ]
+    broken = [{"video": name, "reason": found.problem} for name, found in inspections.items() if found.problem]
+
+    splits, reports = {}, {}
+    for name, of_split in grouped.items():
+        for video in of_split:
+            if video.duration_seconds is None and video.video in inspections:
+                video.duration_seconds = inspections[video.video].duration_seconds
+        rows, reports[name] = clean_videos(of_split, paths, repair_reversed)
+        if not rows:
+            reasons = _count_reasons(reports[name].dropped) or "there is none in it"
+            raise ValueError(f"No sentence of {files[name]} is left ({reasons}); leave it out, or check --format.")
+        splits[name] = Dataset.from_list(rows, features=FEATURES)
+
+    report: dict[str, Any] = asdict(sum_reports(reports.values()))
+    if check_videos or broken:
+        report["broken_videos"] = broken
+    if check_videos:
+        report["different_durations"] = different
+    report["splits"] = existing_reports | {name: asdict(of_split) for name, of_split in reports.items()}
+    save(existing | splits, report, output)
+    _print_summary(report, files, output, videos)
+    if push_to_hub is not None:
+        DatasetDict.load_from_disk(str(output)).push_to_hub(push_to_hub)
+    return report
+
+
+def _check_arguments(
+    format: str,
+    annotations: Sequence[str | Path],
+    split: str | None,
+    durations: Sequence[str | Path] | None,
+    videos: str | Path | None,
+    repair_reversed: str,
+    check_videos: bool,
+    num_workers: int,
+) -> None:
+    if format not in READERS:
+        raise ValueError(f"Received format={format!r}; expected one of {list(READERS)}.")
+    if repair_reversed not in ("drop", "swap"):
+        raise ValueError(f"Received repair_reversed={repair_reversed!r}; expected 'drop' or 'swap'.")
+    if num_workers < 1:
+        raise ValueError(f"Received num_workers={num_workers}; expected at least 1.")
+    for path in map(Path, [*annotations, *(durations or [])]):
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}; check its path.")
+    if videos is not None and not Path(videos).is_dir():
+        raise FileNotFoundError(f"There is no folder {videos}; name that of the videos, or leave --videos out.")
+    if check_videos and videos is None:
+        raise ValueError("Received --check_videos without --videos; name the folder of the videos.")
+    if split is not None and len(annotations) > 1:
+        raise ValueError(f"Received --split {split} for {len(annotations)} files; it can name that of a single one.")
+    if split is not None and not re.fullmatch(r"\w+", split):
+        raise ValueError(f"Received --split {split!r}; expected letters, digits and underscores.")
+    names = [split or split_name(Path(path)) for path in annotations]
+    if len(set(names)) < len(names):
+        given = ", ".join(f"{name} ({Path(path).name})" for name, path in zip(names, annotations, strict=True))
+        raise ValueError(f"Received files of one and the same split: {given}. Prepare them one by one with --split.")
+
+
+def _count_reasons(dropped: list[dict[str, str]]) -> str:
+    # Without the times, which differ from one to the next.
+    reasons = Counter(re.split(r" \(| of \d", entry["reason"])[0] for entry in dropped)
+    return ", ".join(f"{count} because {reason}" for reason, count in reasons.items())
+
+
+def _shorten(names: list[str], separator: str = ", ") -> str:
+    more = len(names) - NUM_PRINTED
+    return separator.join([*names[:NUM_PRINTED], *([f"and {more} more, see report.json"] if more > 0 else [])])
+
+
+def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path, videos: str | Path | None) -> None:
+    for name, path in files.items():
+        of_split = report["splits"][name]
+        print(
+            f"{name} ({path.name}): {of_split['read']:,} sentences read, {of_split['kept']:,} kept, of "
+            f"{of_split['videos']:,} videos; {of_split['clipped']:,} clipped to their video, "
+            f"{of_split['repaired']:,} repaired, {len(of_split['dropped']):,} dropped"
+        )
+        if of_split["dropped"]:
+            print(f"  dropped: {_count_reasons(of_split['dropped'])}")
+        if of_split["dropped_segments"]:
+            print(f"  of sentences with others left: {_count_reasons(of_split['dropped_segments'])}")
+    if report["missing"]:
+        print(f"{report['missing_videos']:,} videos are missing: {_shorten(report['missing'])}")
+    if report["without_duration"]:
+        print(
+            f"{len(report['without_duration']):,} videos have no known duration, so ends of their segments could not "
+            f"be clipped; give --durations or --videos: {_shorten(report['without_duration'])}"
+        )
+    if report.get("broken_videos"):
+        lines = [f"{entry['video']}: {entry['reason']}" for entry in report["broken_videos"]]
+        print(f"{len(lines):,} videos are broken:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
+    if report.get("different_durations"):
+        lines = [
+            f"{entry['video']}: {entry['own_seconds']:.2f} s, annotated as {entry['annotated_seconds']:.2f} s"
+            for entry in report["different_durations"]
+        ]
+        print(f"{len(lines):,} videos are longer or shorter than annotated:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
+    print(f"Written to {output}, all names and reasons to {output / 'report.json'}.")
+    if videos is not None:
+        print(f"To train on it: --dataset {output} --video_root {videos}")

@@ -1,0 +1,542 @@
+"""
+MovingShapes, a small synthetic data set for temporal sentence grounding: mp4 videos and their annotations.
+
+What makes a sentence hard to guess:
+- Two or three objects act one after the other, never two at once. Each shares its colour or its shape with another,
+  does the same as the others, and does the opposite at another time: neither colour, nor shape, nor action alone is
+  enough. Which object it is leaves two events or more, and no single frame shows an action.
+- An object appears before it acts and stays for a while: where it starts and stops is not where it comes and goes.
+- In about a third of the videos one object does the same thing twice, told apart by "before" and "after" an event.
+- Times are continuous, lengths and gaps random: no fixed segment is a good answer.
+
+The crowded variant asks who does what among many, so that an average over the picture loses the answer:
+- Six to nine objects, of three colours and three shapes, are there all the time, each near its own place of a 3 x 3
+  grid, and about three of them act at once.
+- No two have both colour and shape in common, but each shares its colour with another and its shape with yet another.
+  All do the video's two opposite actions, each once and at times of its own: any two of colour, shape and action leave
+  two events or more. No sentence says "before" or "after".
+
+Every video has its own random generator, seeded from (seed, split, index): the number of workers changes nothing.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .synthetic_videos import write_video
+
+
+SPLITS = ("train", "test")
+# One thread: the videos already go over the processes. Without "cpu-independent" equal frames give files that differ
+# by a few levels here and there.
+H264_OPTIONS = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "cpu-independent=1"}
+
+COLOURS = {
+    "red": (225, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (40, 90, 255),
+    "yellow": (240, 220, 40),
+    "purple": (190, 50, 220),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+OPPOSITE_ACTIONS = (("moves left", "moves right"), ("moves up", "moves down"), ("grows", "shrinks"))
+ACTIONS = tuple(action for pair in OPPOSITE_ACTIONS for action in pair)
+DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
+
+# All lengths are fractions of the canvas, so that a seed gives the same annotations at every image size.
+MIN_RADIUS, MAX_RADIUS = 11 / 64, 13 / 64
+GROWTH = 1.8
+MIN_MOVE, MAX_MOVE = 0.35, 0.5
+MARGIN = 0.01
+
+MIN_DURATION_SECONDS, MAX_DURATION_SECONDS = 10.0, 20.0
+# Fractions of the duration.
+MIN_EVENT_LENGTH, MAX_EVENT_LENGTH, MAX_TOTAL_LENGTH = 0.07, 0.35, 0.8
+
+# The crowded variant. Few and unlike colours and shapes, so that a tiny model can tell them apart at this size in
+# minutes of training.
+CROWDED_COLOURS = ("red", "blue", "white")
+CROWDED_SHAPES = ("circle", "triangle", "cross")
+MAX_LEFT_OUT = 3
+CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS = 0.11, 0.12
+CROWDED_GROWTH = 1.6
+CROWDED_MIN_MOVE, CROWDED_MAX_MOVE = 0.17, 0.2
+CROWDED_MAX_JITTER = 0.02
+CROWDED_MIN_EVENT_LENGTH = 0.1
+
+# How long an object stands still before and after it acts, at most; half of the gap to its neighbour if that is less.
+MAX_IDLE_SECONDS = 0.6
+
+
+class State(NamedTuple):
+    """Centre and radius of an object, as fractions of the canvas; `y` points down."""
+
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """An object goes from the state `before` to the state `after`, linearly over the segment, and is still outside."""
+
+    colour: str
+    shape: str
+    action: str
+    appears_seconds: float
+    start_seconds: float
+    end_seconds: float
+    vanishes_seconds: float
+    before: State
+    after: State
+
+    def state_at(self, time_seconds: float) -> State:
+        """The state at a time while the object is there."""
+        progress = (time_seconds - self.start_seconds) / (self.end_seconds - self.start_seconds)
+        progress = min(max(progress, 0.0), 1.0)
+        return State(*(a + progress * (b - a) for a, b in zip(self.before, self.after, strict=True)))
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """
+    All that happens in a video, before anything is drawn.
+
+    Args:
+        duration_seconds (`float`): `num_frames / fps`.
+        num_frames (`int`): Number of frames; frame `k` shows the time `k / fps`.
+        background (`tuple[int, int, int]`): RGB colour.
+        events (`list[Event]`): The events in the order of time, and they do not overlap; in the crowded variant object
+            after object, each object's in the order of time.
+        sentences (`list[str]`): One sentence for each event, in random order.
+        segments (`list[list[list[float]]]`): For each sentence its segments `[start, end]` in seconds, always one.
+    """
+
+    duration_seconds: float
+    num_frames: int
+    background: tuple[int, int, int]
+    events: list[Event]
+    sentences: list[str]
+    segments: list[list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Video(VideoPlan):
+    """A [`VideoPlan`] with its `frames` (`np.ndarray` of shape `(T, H, W, 3)`, `uint8`)."""
+
+    frames: np.ndarray
+
+
+def draw_actions(rng: np.random.Generator) -> list[str]:
+    """Two opposite actions in random order, and in half of the cases a third one."""
+    actions = list(OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))])
+    rng.shuffle(actions)
+    if rng.random() < 0.5:
+        actions.append(str(rng.choice([action for action in ACTIONS if action not in actions])))
+    return actions
+
+
+def draw_pairs(
+    rng: np.random.Generator, actions: list[str], has_repeat: bool
+) -> tuple[list[tuple[int, str]], tuple[int, str] | None]:
+    """
+    Draw which objects do what: every object does both of two opposite actions, so who acts leaves two events at least.
+
+    Objects are numbered `2 * colour + shape`, so `index ^ 1` has the same colour and `index ^ 2` the same shape.
+
+    Returns:
+        `tuple`: The (object index, action) pairs, 4 to 6, and the one of them that is there twice or `None`.
+    """
+    target = int(rng.integers(4))
+    others = [target ^ 1, target ^ 2]
+    rng.shuffle(others)
+    # A pair that happens twice needs room, so those videos have two objects.
+    objects = [target, *others[: 1 if has_repeat else int(rng.integers(1, 3))]]
+    pairs = [(index, action) for index in objects for action in actions[:2]]
+    repeated = pairs[0] if has_repeat else None
+    if repeated:
+        pairs.append(repeated)
+    if len(actions) > 2 and len(pairs) < 6:
+        pairs.append((int(rng.choice(objects)), actions[2]))
+    return pairs, repeated
+
+
+def find_references(pairs: list[tuple[int, str]], repeated: tuple[int, str]) -> list[int]:
+    """Positions where another object acts between the two occurrences of `repeated`, the only pair there is twice."""
+    first = pairs.index(repeated)
+    second = pairs.index(repeated, first + 1)
+    return [i for i in range(first + 1, second) if pairs[i][0] != repeated[0]]
+
+
+def draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
+    """States before and after an action, both wholly on the canvas."""
+    radius = rng.uniform(MIN_RADIUS, MAX_RADIUS)
+    large = radius * GROWTH if action in ("grows", "shrinks") else radius
+    low, high = MARGIN + large, 1 - MARGIN - large
+    if action == "grows":
+        x, y = rng.uniform(low, high, 2)
+        return State(x, y, radius), State(x, y, large)
+    if action == "shrinks":
+        x, y = rng.uniform(low, high, 2)
+        return State(x, y, large), State(x, y, radius)
+    dx, dy = DIRECTIONS[action]
+    length = rng.uniform(MIN_MOVE, MAX_MOVE)
+    x = rng.uniform(low + length * (dx < 0), high - length * (dx > 0))
+    y = rng.uniform(low + length * (dy < 0), high - length * (dy > 0))
+    return State(x, y, radius), State(x + dx * length, y + dy * length, radius)
+
+
+def draw_segments(
+    rng: np.random.Generator, num_events: int, duration_seconds: float, min_length: float = MIN_EVENT_LENGTH
+) -> list[tuple[float, float]]:
+    """
+    Segments in seconds, one after the other: log-uniform lengths, from `min_length` of the duration on, scaled down if
+    they do not fit, and random gaps.
+    """
+    lengths = np.exp(rng.uniform(np.log(min_length), np.log(MAX_EVENT_LENGTH), num_events))
+    lengths *= min(1.0, MAX_TOTAL_LENGTH / lengths.sum())
+    gaps = rng.dirichlet(np.ones(num_events + 1)) * (1 - lengths.sum())
+    starts = np.cumsum(gaps[:-1]) + np.cumsum(lengths) - lengths
+    return [
+        (float(start * duration_seconds), float((start + length) * duration_seconds))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
+    """
+    Draw the events of a video of two or three objects, and a sentence for each.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        duration_seconds (`float`): The duration of the video.
+
+    Returns:
+        `tuple`: The events in the order of time, and their sentences in the same order.
+    """
+    colours = [str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False)]
+    shapes = [str(shape) for shape in rng.choice(SHAPES, 2, replace=False)]
+    kinds = [(colour, shape) for colour in colours for shape in shapes]
+
+    actions, has_repeat = draw_actions(rng), rng.random() < 1 / 3
+    pairs, repeated = draw_pairs(rng, actions, has_repeat)
+    references: list[int] = []
+    while True:
+        ordered_pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+        if repeated is None:
+            break
+        references = find_references(ordered_pairs, repeated)
+        if references:
+            break
+
+    descriptions = [f"the {' '.join(kinds[index])} {action}" for index, action in ordered_pairs]
+    times = draw_segments(rng, len(ordered_pairs), duration_seconds)
+    events = []
+    for k, ((index, action), (start_seconds, end_seconds)) in enumerate(zip(ordered_pairs, times, strict=True)):
+        colour, shape = kinds[index]
+        free_from_seconds = (times[k - 1][1] + start_seconds) / 2 if k else 0.0
+        free_to_seconds = (end_seconds + times[k + 1][0]) / 2 if k + 1 < len(times) else duration_seconds
+        appears_seconds = max(free_from_seconds, start_seconds - rng.uniform(0, MAX_IDLE_SECONDS))
+        vanishes_seconds = min(free_to_seconds, end_seconds + rng.uniform(0, MAX_IDLE_SECONDS))
+        before, after = draw_states(rng, action)
+        events.append(
+            Event(
+                colour=colour,
+                shape=shape,
+                action=action,
+                appears_seconds=appears_seconds,
+                start_seconds=start_seconds,
+                end_seconds=end_seconds,
+                vanishes_seconds=vanishes_seconds,
+                before=before,
+                after=after,
+            )
+        )
+    sentences = list(descriptions)
+    if repeated is not None:
+        reference = descriptions[rng.choice(references)]
+        first = ordered_pairs.index(repeated)
+        second = ordered_pairs.index(repeated, first + 1)
+        sentences[first] += f" before {reference}"
+        sentences[second] += f" after {reference}"
+    return events, sentences
+
+
+def draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """
+    Draw who is in a video of the crowded variant: of the nine pairs (colour, shape) all but up to three.
+
+    No two of one colour or of one shape are left out, so that each colour and each shape is there at least twice.
+
+    Returns:
+        `list[tuple[str, str]]`: Six to nine pairs (colour, shape), in random order.
+    """
+    shapes = [str(shape) for shape in rng.permutation(CROWDED_SHAPES)]
+    diagonal = list(zip(CROWDED_COLOURS, shapes, strict=True))
+    left_out = [diagonal[i] for i in rng.permutation(3)[: rng.integers(MAX_LEFT_OUT + 1)]]
+    kinds = [kind for kind in product(CROWDED_COLOURS, shapes) if kind not in left_out]
+    rng.shuffle(kinds)
+    return kinds
+
+
+def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int) -> list[State]:
+    """
+    States of an object before its first, between its two, and after its second action, which is the first undone.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        actions (`list[str]`): Two opposite actions.
+        cell (`int`): Place in the 3 x 3 grid, row by row; the object stays near it, wholly on the canvas.
+    """
+    row, column = divmod(cell, 3)
+    radius = rng.uniform(CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS)
+    large, half_way = radius, np.zeros(2)
+    if actions[0] in DIRECTIONS:
+        half_way = np.array(DIRECTIONS[actions[0]]) * rng.uniform(CROWDED_MIN_MOVE, CROWDED_MAX_MOVE) / 2
+    else:
+        large = radius * CROWDED_GROWTH
+    place = (np.array([column, row]) + 0.5) / 3 + rng.uniform(-CROWDED_MAX_JITTER, CROWDED_MAX_JITTER, 2)
+    room = MARGIN + large + np.abs(half_way)
+    place = np.clip(place, room, 1 - room)
+    radii = (large, radius) if actions[0] == "shrinks" else (radius, large)
+    places = (place - half_way, place + half_way)
+    first, second = (State(x, y, size) for (x, y), size in zip(places, radii, strict=True))
+    return [first, second, first]
+
+
+def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
+    """
+    Draw the events of a video of the crowded variant, and a sentence for each.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        duration_seconds (`float`): The duration of the video.
+
+    Returns:
+        `tuple`: The events, two of each object one after the other, and their sentences in the same order.
+    """
+    opposites = OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))]
+    kinds = draw_kinds(rng)
+    events = []
+    for (colour, shape), cell in zip(kinds, rng.permutation(9), strict=False):
+        actions = [str(action) for action in rng.permutation(opposites)]
+        states = draw_crowded_states(rng, actions, int(cell))
+        times = draw_segments(rng, 2, duration_seconds, CROWDED_MIN_EVENT_LENGTH)
+        # The object is always there: the second event takes over where the first one lets go.
+        change_seconds = (times[0][1] + times[1][0]) / 2
+        shown_seconds = [0.0, change_seconds, duration_seconds]
+        for k, (action, (start_seconds, end_seconds)) in enumerate(zip(actions, times, strict=True)):
+            events.append(
+                Event(
+                    colour=colour,
+                    shape=shape,
+                    action=action,
+                    appears_seconds=shown_seconds[k],
+                    start_seconds=start_seconds,
+                    end_seconds=end_seconds,
+                    vanishes_seconds=shown_seconds[k + 1],
+                    before=states[k],
+                    after=states[k + 1],
+                )
+            )
+    return events, [f"the {event.colour} {event.shape} {event.action}" for event in events]
+
+
+def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -> VideoPlan:
+    """
+    Draw what happens in a video, its events and sentences, without drawing its frames.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        fps (`int`, *optional*, defaults to 10): Frames per second; the duration is a whole number of frames.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+
+    Returns:
+        [`VideoPlan`]: What happens when.
+    """
+    if fps < 1:
+        raise ValueError(f"`fps` must be at least 1, got {fps}.")
+    num_frames = round(rng.uniform(MIN_DURATION_SECONDS, MAX_DURATION_SECONDS) * fps)
+    duration_seconds = num_frames / fps
+    red, green, blue = (int(value) for value in rng.integers(8, 40, 3))
+    events, sentences = (plan_crowded_events if crowded else plan_events)(rng, duration_seconds)
+
+    # Shuffled, since the place of a sentence in the list should not tell its time.
+    shuffled = rng.permutation(len(events))
+    return VideoPlan(
+        duration_seconds=duration_seconds,
+        num_frames=num_frames,
+        background=(red, green, blue),
+        events=events,
+        sentences=[sentences[i] for i in shuffled],
+        segments=[[[events[i].start_seconds, events[i].end_seconds]] for i in shuffled],
+    )
+
+
+def draw_object(image: np.ndarray, colour: str, shape: str, state: State) -> None:
+    """
+    Draw an object into `image` (`np.ndarray` of shape `(H, W, 3)`, `uint8`), in place.
+
+    The edge is one pixel wide and follows the signed distance, so that motion by a fraction of a pixel is visible.
+    """
+    size = image.shape[0]
+    center_x, center_y, radius = (value * size for value in state)
+    left, right = max(math.floor(center_x - radius - 1), 0), min(math.ceil(center_x + radius + 1), size)
+    top, bottom = max(math.floor(center_y - radius - 1), 0), min(math.ceil(center_y + radius + 1), size)
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - center_y
+    x = np.abs(np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - center_x)
+    if shape == "circle":
+        distance = np.sqrt(x * x + y * y) - radius
+    elif shape == "square":
+        distance = np.maximum(x, np.abs(y)) - 0.88 * radius
+    elif shape == "triangle":
+        distance = np.maximum(y - radius, (2 * x - y - radius) / math.sqrt(5))
+    else:
+        long, short, y = radius, 0.36 * radius, np.abs(y)
+        distance = np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
+    alpha = np.clip(0.5 - distance, 0, 1)[..., None]
+    patch = image[top:bottom, left:right]
+    patch[:] = np.rint(patch + alpha * (np.array(COLOURS[colour], dtype=np.float32) - patch))
+
+
+def render(plan: VideoPlan, image_size: int, fps: int) -> np.ndarray:
+    """
+    Draw a plan.
+
+    Args:
+        plan ([`VideoPlan`]): What happens when.
+        image_size (`int`): Height and width of the frames.
+        fps (`int`): Frames per second, the same as for the plan.
+
+    Returns:
+        `np.ndarray` of shape `(T, H, W, 3)`: The frames, `uint8` RGB.
+    """
+    frames = np.empty((plan.num_frames, image_size, image_size, 3), dtype=np.uint8)
+    frames[:] = plan.background
+    for event in plan.events:
+        first, last = math.ceil(event.appears_seconds * fps), math.ceil(event.vanishes_seconds * fps)
+        for k in range(first, min(last, plan.num_frames)):
+            draw_object(frames[k], event.colour, event.shape, event.state_at(k / fps))
+    return frames
+
+
+def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10, crowded: bool = False) -> Video:
+    """
+    Make one video in memory.
+
+    Args:
+        rng (`np.random.Generator`): Source of all randomness.
+        image_size (`int`, *optional*, defaults to 64): Height and width of the frames.
+        fps (`int`, *optional*, defaults to 10): Frames per second.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+
+    Returns:
+        [`Video`]: Frames, events, sentences and segments.
+    """
+    plan = plan_video(rng, fps, crowded)
+    return Video(**vars(plan), frames=render(plan, image_size, fps))
+
+
+def make_example(task: tuple[str, int], output_dir: Path, seed: int, image_size: int, fps: int, crowded: bool) -> dict:
+    """Make and write the video `task = (split, index)`; returns its row of annotations."""
+    split, index = task
+    video = make_video(np.random.default_rng([seed, SPLITS.index(split), index]), image_size, fps, crowded)
+    video_id = f"{split}_{index:05d}"
+    write_video(output_dir / "videos" / f"{video_id}.mp4", video.frames, fps, "libx264", H264_OPTIONS)
+    return {
+        "video": f"videos/{video_id}.mp4",
+        "video_id": video_id,
+        "duration": video.duration_seconds,
+        "sentences": video.sentences,
+        "segments": video.segments,
+    }
+
+
+def make_moving_shapes(
+    output_dir: str | Path,
+    num_train: int = 1000,
+    num_test: int = 100,
+    seed: int = 0,
+    image_size: int = 64,
+    fps: int = 10,
+    num_workers: int | None = None,
+    crowded: bool = False,
+) -> None:
+    """
+    Make the data set: `output_dir/videos/*.mp4`, a `datasets.DatasetDict` in `output_dir`, and `generation.json`.
+
+    Args:
+        output_dir (`str` or `Path`): Folder to write to; new or empty.
+        num_train (`int`, *optional*, defaults to 1000): Number of videos of the split `train`.
+        num_test (`int`, *optional*, defaults to 100): Number of videos of the split `test`, none of them in `train`.
+        seed (`int`, *optional*, defaults to 0): Seed of all randomness.
+        image_size (`int`, *optional*, defaults to 64): Height and width of the videos; even, as h264 wants it.
+        fps (`int`, *optional*, defaults to 10): Frames per second.
+        num_workers (`int`, *optional*): Number of processes, by default one for each CPU. The result is the same.
+        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+
+    Raises:
+        `ValueError`: If a number is out of range or `output_dir` is not empty.
+    """
+    # Here and not at the top: the worker processes import this file and have no use for it.
+    import datasets
+
+    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    at_least = {"num_train": 1, "num_test": 1, "seed": 0, "image_size": 32, "fps": 1, "num_workers": 1}
+    arguments = {
+        "num_train": num_train,
+        "num_test": num_test,
+        "seed": seed,
+        "image_size": image_size,
+        "fps": fps,
+        "crowded": crowded,
+        "num_workers": num_workers,
+    }
+    for name, minimum in at_least.items():
+        if arguments[name] < minimum:
+            raise ValueError(f"`{name}` must be at least {minimum}, got {arguments[name]}.")
+    if image_size % 2:
+        raise ValueError(f"`image_size` must be even, since h264 stores colour at half the size, got {image_size}.")
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"`output_dir` must be a new or an empty folder, got {output_dir}.")
+
+    (output_dir / "videos").mkdir(parents=True)
+    tasks = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
+    worker = partial(make_example, output_dir=output_dir, seed=seed, image_size=image_size, fps=fps, crowded=crowded)
+    if num_workers == 1:
+        rows = [worker(task) for task in tqdm(tasks, desc="videos")]
+    else:
+        # "spawn": a forked child of a process with threads (torch, pyarrow) may hang.
+        with multiprocessing.get_context("spawn").Pool(min(num_workers, len(tasks))) as pool:
+            rows = list(tqdm(pool.imap(worker, tasks, chunksize=4), total=len(tasks), desc="videos"))
+
+    features = datasets.Features(
+        {
+            "video": datasets.Value("string"),
+            "video_id": datasets.Value("string"),
+            "duration": datasets.Value("float64"),
+            "sentences": [datasets.Value("string")],
+            "segments": [[[datasets.Value("float64")]]],
+        }
+    )
+    splits = {"train": rows[:num_train], "test": rows[num_train:]}
+    datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(part, features=features) for split, part in splits.items()}
+    ).save_to_disk(output_dir)
+
+    versions = {"av": version("av"), "numpy": np.__version__, "datasets": datasets.__version__}
+    # Without the number of workers and the folder, which change nothing: equal arguments give an equal file.
+    record = {"arguments": {k: v for k, v in arguments.items() if k != "num_workers"}, "versions": versions}
+    (output_dir / "generation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

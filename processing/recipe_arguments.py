@@ -1,0 +1,123 @@
+"""
+What a recipe says about the model and the data. Nothing heavy is imported here, so that a command can list its
+arguments at once.
+"""
+
+from dataclasses import dataclass, field
+
+
+TUNING_MODES = ("frozen", "partial", "full", "lora", "tia", "scada")
+BRANCHES = ("inner", "outer", "both")
+
+
+@dataclass
+class TuningArguments:
+    """
+    Which part of the video backbone trains. The head always does.
+
+    Args:
+        tuning (`str`, *optional*, defaults to `"scada"`):
+            - `"frozen"`: none of it;
+            - `"partial"`: the layers that `inner_layers` names;
+            - `"full"`: all of it;
+            - `"lora"`: LoRA on the queries and values of all layers;
+            - `"tia"`: the temporal-informative adapter of AdaTAD after the layers that `inner_layers` names, which is
+              SCADA's inner branch without the sentence;
+            - `"scada"`: the Sentence-Conditioned Adapter.
+        scada_branches (`str`, *optional*, defaults to `"both"`): `"inner"`, `"outer"` or `"both"`, of the adapter.
+        inner_layers (`str`, *optional*, defaults to `"last 3"`):
+            Layers with an inner branch, see [`ScadaAdapterConfig`].
+        outer_layers (`str`, *optional*, defaults to `"even 4"`): Layers with an outer branch, likewise.
+        reduction (`int`, *optional*, defaults to 8): How much narrower than the backbone a branch is.
+        train_text (`bool`, *optional*, defaults to `False`): Whether the sentence encoder trains too.
+
+    Raises:
+        ValueError: If there is no such mode, or no such branch.
+    """
+
+    tuning: str = field(
+        default="scada",
+        metadata={
+            "help": "Which part of the backbone trains.",
+            "choices": list(TUNING_MODES),
+        },
+    )
+    scada_branches: str = field(
+        default="both", metadata={"help": "Branches of the adapter.", "choices": list(BRANCHES)}
+    )
+    inner_layers: str = field(
+        default="last 3",
+        metadata={"help": "Layers with an inner branch: 'all', 'last 3', 'even 1/2' (see ScadaAdapterConfig)."},
+    )
+    outer_layers: str = field(default="even 4", metadata={"help": "Layers with an outer branch, likewise."})
+    reduction: int = field(default=8, metadata={"help": "How much narrower than the backbone a branch is."})
+    train_text: bool = field(default=False, metadata={"help": "Train the sentence encoder too."})
+
+    def __post_init__(self):
+        for name, known in (("tuning", TUNING_MODES), ("scada_branches", BRANCHES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Received {name}={value!r}; expected one of {', '.join(known)}.")
+
+
+@dataclass
+class ModelArguments(TuningArguments):
+    """What is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A SCADA model to go on from, instead of `video_model` and `text_model`."}
+    )
+    video_model: str = field(
+        default="MCG-NJU/videomae-base", metadata={"help": "Pretrained video backbone: Hub id or folder."}
+    )
+    text_model: str = field(
+        default="distilbert-base-uncased", metadata={"help": "Pretrained sentence encoder: Hub id or folder."}
+    )
+    head_hidden_size: int = field(default=256, metadata={"help": "Width of the localization head."})
+    grid_size: int = field(default=128, metadata={"help": "Time steps the localization head works on."})
+    num_train_proposals: int = field(default=512, metadata={"help": "Proposals drawn for each training step."})
+    listwise_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which a sentence's proposals compete."}
+    )
+    matching_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss in which the sentences and segments of a video compete."}
+    )
+    num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}
+    )
+    window_seconds: float | None = field(
+        default=None,
+        metadata={"help": "The pipeline reads longer videos in windows; the longest training video's if not given."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset: str = field(metadata={"help": "Annotations: a Hub id, a folder, or a json or parquet file."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    video_root: str | None = field(
+        default=None, metadata={"help": "Folder of the videos; the data set's own folder if not given."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read annotations while training instead of before; needs max_steps."}
+    )
+    max_sentences: int | None = field(
+        default=None, metadata={"help": "Sentences of a video a training step, drawn afresh; all if not given."}
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "Random crop and flip of the training videos, as AdaTAD has it."}
+    )
+    skip_broken_videos: bool = field(
+        default=False,
+        metadata={"help": "Leave out videos that cannot be read, and list them in broken_videos.jsonl."},
+    )
+    keep_in_memory: bool = field(
+        default=False,
+        metadata={"help": "Keep all frames once they were read, for small data sets (12 bytes a pixel)."},
+    )
+    blind: bool = field(
+        default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
+    )

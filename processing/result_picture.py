@@ -1,0 +1,113 @@
+"""Segments that were found, as a picture: frames of the video over a time axis, and the segments below."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .result_table import LONG_SECONDS, format_time
+from .timeline import Timeline
+from .video_io import VideoFacts, read_frames
+
+
+PICTURE_FRAMES = 12
+PICTURE_FRAME_HEIGHT = 180
+
+
+def import_pyplot(needed_for: str) -> Any:
+    """
+    matplotlib's pyplot, for files rather than a screen.
+
+    Args:
+        needed_for (`str`): What is not there without it, for the message.
+
+    Raises:
+        RuntimeError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise RuntimeError(
+            f"{needed_for} needs matplotlib, which is not installed; run `pip install matplotlib`."
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[list[float]] | None = None) -> None:
+    """
+    Frames along a time axis, and under them a lane with the ranked segments of each sentence, best on top; the true
+    one above it in grey, if it is known.
+
+    Args:
+        record (`dict`): What `scada ground --json` prints.
+        facts ([`VideoFacts`]): Length and size of the video.
+        path (`Path`): Where the picture goes.
+        targets (`list[list[float]]`, *optional*): The true `[start, end]` of each sentence, in seconds.
+
+    Raises:
+        RuntimeError: If matplotlib is not installed.
+        VideoReadError: If the video cannot be read.
+    """
+    pyplot = import_pyplot(path.name)
+    duration_seconds, is_long = record["duration"], record["duration"] >= LONG_SECONDS
+    shape = facts.width / facts.height
+    frames = read_frames(
+        record["video"],
+        Timeline(0.0, duration_seconds, PICTURE_FRAMES).center_seconds(),
+        size=(PICTURE_FRAME_HEIGHT, max(1, round(PICTURE_FRAME_HEIGHT * shape))),
+    )
+    # In inches. The strip is as high as frames of their own shape side by side.
+    width = 12.0
+    strip_height = width / PICTURE_FRAMES / shape
+    title_height, best_height, row_height, gap = 0.3, 0.22, 0.11, 0.18
+    true_height = 0.0 if targets is None else best_height
+    lanes_height = sum(
+        title_height + true_height + best_height + row_height * (len(result["segments"]) - 1) + gap
+        for result in record["results"]
+    )
+    figure, (strip, lanes) = pyplot.subplots(
+        2,
+        1,
+        figsize=(width, strip_height + lanes_height + 0.6),
+        height_ratios=[strip_height, lanes_height],
+        layout="constrained",
+    )
+    strip.imshow(np.concatenate(list(frames), axis=1), extent=(0, duration_seconds, 0, 1), aspect="auto")
+    strip.set_axis_off()
+    top = 0.0
+    for index_of_sentence, result in enumerate(record["results"]):
+        best = result["segments"][0]
+        times = " to ".join(format_time(best[name], is_long) for name in ("start", "end"))
+        # A sentence may have dollar signs, which are no formula.
+        unit = "" if is_long else " s"
+        title = f"{result['sentence']}  ({times}{unit}, {best['score']:.2f})"
+        if targets is not None:
+            true_times = " to ".join(format_time(seconds, is_long) for seconds in targets[index_of_sentence])
+            title += f"  true: {true_times}{unit}"
+        lanes.text(0, top + title_height / 2, title, fontsize=9, va="center", parse_math=False)
+        top += title_height
+        lane_height = true_height + best_height + row_height * (len(result["segments"]) - 1)
+        lanes.axhspan(top - 0.02, top + lane_height, color="#f1f3f5")
+        if targets is not None:
+            start_seconds, end_seconds = targets[index_of_sentence]
+            span = (start_seconds, end_seconds - start_seconds)
+            lanes.broken_barh([span], (top, 0.85 * true_height), color="#9aa5b1")
+            top += true_height
+        for index, segment in enumerate(result["segments"]):
+            height = row_height if index else best_height
+            span = (segment["start"], segment["end"] - segment["start"])
+            lanes.broken_barh([span], (top, 0.85 * height), color="#d1495b", alpha=0.35 if index else 1.0)
+            top += height
+        top += gap
+    lanes.set(xlim=(0, duration_seconds), ylim=(lanes_height, 0), yticks=[])
+    if is_long:
+        lanes.xaxis.set_major_formatter(lambda seconds, _: format_time(seconds, is_long).removesuffix(".0"))
+    else:
+        lanes.set_xlabel("seconds")
+    lanes.spines[["left", "right", "top"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

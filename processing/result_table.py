@@ -1,0 +1,40 @@
+"""Segments that were found, as lines of text."""
+
+import math
+from typing import Any
+
+
+# From here on times are shown as minutes and seconds.
+LONG_SECONDS = 60.0
+
+
+def format_time(seconds: float, is_long: bool) -> str:
+    """`"75.3"`, or in a long video `"01:15.3"` and from an hour on `"1:01:15.3"`. As `time` on the page."""
+    tenths = math.floor(seconds * 10 + 0.5)
+    if not is_long:
+        return f"{tenths / 10:.1f}"
+    hours, minutes = tenths // 36000, tenths // 600 % 60
+    return f"{f'{hours}:' if hours else ''}{minutes:02}:{tenths % 600 / 10:04.1f}"
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """
+    Args:
+        record (`dict`): What `scada ground --json` prints.
+
+    Returns:
+        `str`: A line a segment, each sentence on the line of its best one.
+    """
+    is_long = record["duration"] >= LONG_SECONDS
+    rows = [["sentence", "rank", "start", "end", "score"]]
+    for result in record["results"]:
+        for index, segment in enumerate(result["segments"]):
+            times = [format_time(segment[name], is_long) for name in ("start", "end")]
+            sentence = "" if index else " ".join(result["sentence"].split())
+            rows.append([sentence, str(index + 1), *times, f"{segment['score']:.3f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for sentence, *cells in rows:
+        right = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([f"{sentence:{widths[0]}}", *right]))
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""The console command: quick to answer, the same functions as the scripts, one line where something is wrong."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from processing import publishing
+from processing.command_line import main
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMANDS = ("ground", "cut", "prepare", "train", "evaluate", "push")
+
+HELP = """
+import sys
+from processing.command_line import main
+
+for command in sys.argv[1:]:
+    try:
+        main([command, "--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+heavy = {"av", "datasets", "huggingface_hub", "numpy", "torch", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_needs_nothing_heavy():
+    command = [sys.executable, "-c", HELP, *COMMANDS]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "VIDEO",
+        "FOUND.json",
+        "activitynet-captions",
+        "--inner_layers",
+        "--dataset",
+        "--qvhighlights",
+        "repo_id",
+    ):
+        assert name in done.stdout
+
+
+def test_every_argument_of_a_recipe_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for path in (REPOSITORY / "hub_configs").glob("*.json"):
+        recipe = json.loads(path.read_text())
+        names = {"video_model", "text_model", "tuning", "num_frames", "dataset", "max_sentences"} & set(recipe)
+        assert len(names) >= 5 and all(f"--{name} " in shown for name in names)
+
+
+def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
+    lines = ["video,sentence,segment", '0.mp4,it begins,"[0, 0.5]"', '1.mp4,it ends,"[1.5, 2]"']
+    (tmp_path / "my.csv").write_text("\n".join(lines))
+    data = str(tmp_path / "data")
+    command = ["prepare", "--format", "csv", "--annotations", str(tmp_path / "my.csv"), "--output", data]
+    assert main([*command, "--videos", str(tmp_path), "--num_workers", "1"]) == 0
+    assert "2 sentences read, 2 kept" in capsys.readouterr().out
+
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    command = ["train", str(tmp_path / "recipe.json"), "--dataset", data, "--video_root", str(tmp_path)]
+    assert main([*command, "--max_steps", "1"]) == 0
+    model = recipe["output_dir"]
+    trained = json.loads((Path(model) / "eval_results.json").read_text())
+    assert json.loads((Path(model) / "train_results.json").read_text())["steps"] == 1
+
+    capsys.readouterr()
+    command = ["evaluate", model, data, "--split", "train", "--video_root", str(tmp_path), "--num_workers", "0"]
+    assert main([*command, "--output_dir", str(tmp_path / "measured")]) == 0
+    record = json.loads((tmp_path / "measured" / "metrics.json").read_text())
+    assert record["metrics"]["mIoU"] == pytest.approx(trained["eval_mIoU"], abs=1e-3)
+    printed = capsys.readouterr().out
+    assert "2 sentences of 2 videos" in printed and f"mIoU {record['metrics']['mIoU']:.2f}" in printed
+
+    command = ["ground", str(tmp_path / "0.mp4"), "it begins", "--model", model, "--top_k", "2", "--json"]
+    assert main([*command, "--cut", str(tmp_path / "at once")]) == 0
+    (tmp_path / "found.json").write_text(capsys.readouterr().out)
+    assert main(["cut", str(tmp_path / "found.json"), str(tmp_path / "later")]) == 0
+    clips = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("at once", "later")]
+    assert clips[0] == clips[1] and set(clips[0]) == {"01_it_begins_rank1.mp4", "01_it_begins_rank2.mp4"}
+
+    asked = []
+    monkeypatch.setattr(publishing, "push_folder", lambda *arguments: asked.append(arguments) or "https://hub/me/it")
+    assert main(["push", model, "me/it", "--metrics", str(tmp_path / "measured" / "metrics.json")]) == 0
+    assert capsys.readouterr().out.strip() == "https://hub/me/it"
+    assert asked == [(Path(model), "me/it", None, tmp_path / "measured" / "metrics.json", None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ground", "gone.mp4", "it", "--model", "m"], "scada ground: There is no video file at gone.mp4."),
+        (["cut", "gone.json", "clips"], "scada cut: .*No such file or directory: 'gone.json'"),
+        (["cut", "other.json", "clips"], "scada cut: other.json is not what `scada ground --json` prints; save that"),
+        (["cut", "list.json", "clips"], "scada cut: list.json is not what"),
+        (["cut", "no.json", "clips"], "scada cut: no.json is not what"),
+        (
+            ["prepare", "--format", "csv", "--annotations", "gone.csv", "--output", "out"],
+            "scada prepare: There is no file gone.csv; check its path.",
+        ),
+        (["push", "empty", "me/it"], "scada push: empty has neither model.safetensors nor"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.json").write_text('{"video": "a.mp4", "results": [{"sentence": "it"}]}')
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "no.json").write_bytes(b"\xff\xfe no JSON")
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert re.match(message, err), err
+
+
+@pytest.mark.parametrize("arguments", [[], ["undo"], ["ground", "a.mp4", "it", "--model", "m", "--top_k", "-1"]])
+def test_bad_arguments(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_the_wheel_has_the_command_and_the_files_that_the_code_reads():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    module, function = project["project"]["scripts"]["scada"].split(":")
+    assert getattr(importlib.import_module(module), function) is main
+    package_data = project["tool"]["setuptools"]["package-data"]
+    for package in ("modeling_scada", "processing"):
+        for path in (REPOSITORY / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert any(fnmatch(path.name, pattern) for pattern in package_data[package]), path

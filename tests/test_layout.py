@@ -1,0 +1,34 @@
+"""What the layout promises: scripts are thin and on their own, and file names are unique where code is copied flat."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The first parts of the names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_imports_no_other_and_is_short(path):
+    assert not imported(path) & ({other.stem for other in SCRIPTS} | {"scripts"})
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_file_names_are_unique():
+    paths = [path for package in ("modeling_scada", "processing") for path in (REPOSITORY / package).glob("*.py")]
+    counts = Counter(path.name for path in paths)
+    assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]

@@ -1,0 +1,107 @@
+"""Training from Python, by the public names alone: this project's trainer, and transformers' own."""
+
+import json
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from modeling_scada import (
+    TemporalGroundingCollator,
+    TemporalGroundingTrainer,
+    TemporalGroundingTrainingArguments,
+    TuningArguments,
+    compute_metrics,
+    load_annotations,
+    prepare_tuning,
+    ranked_ious,
+)
+from processing.recipe_arguments import ModelArguments
+
+
+@pytest.fixture
+def rows(make_clip, tmp_path):
+    """Three videos with one to three sentences, one segment each."""
+    sentences, segments = ["it begins", "it goes on", "it ends"], [[0.0, 0.5], [0.5, 1.5], [1.5, 2.0]]
+    lines = []
+    for index in range(3):
+        video = make_clip(f"{index}.mp4", num_frames=20, fps=10).name
+        lines.append({"video": video, "sentences": sentences[: index + 1], "segments": segments[: index + 1]})
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return load_annotations(str(tmp_path / "rows.jsonl"), "train")
+
+
+ARGUMENTS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
+    "save_strategy": "no",
+    "learning_rate": 1e-3,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "scada"])
+def test_a_plain_trainer_trains_and_measures(rows, tiny_model, tiny_processor, tmp_path, tuning):
+    model = prepare_tuning(tiny_model, TuningArguments(tuning, reduction=4))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    common = {
+        "model": model,
+        "train_dataset": rows,
+        "eval_dataset": rows,
+        "data_collator": TemporalGroundingCollator(tiny_processor, tmp_path),
+        "compute_metrics": compute_metrics,
+    }
+    plain = Trainer(
+        args=TrainingArguments(output_dir=str(tmp_path / "plain"), remove_unused_columns=False, **ARGUMENTS),
+        preprocess_logits_for_metrics=ranked_ious,
+        **common,
+    )
+    plain.train()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    trainable = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert changed and changed <= trainable
+    assert any("scada_" in name for name in changed) == (tuning == "scada")
+    metrics = plain.evaluate()
+    assert metrics["eval_sentences"] == 6 and 0 < metrics["eval_mIoU"] <= 100
+    # By another way to the same numbers: the trainer of this project reduces in its own step of prediction.
+    own = TemporalGroundingTrainer(
+        args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "own"), **ARGUMENTS), **common
+    )
+    expected = own.evaluate()
+    measured = [name for name in expected if "@" in name or "mIoU" in name]
+    assert len(measured) == 7
+    assert {name: metrics[name] for name in measured} == {name: expected[name] for name in measured}
+
+
+def test_the_collator_is_told_the_epoch(rows, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(TemporalGroundingCollator, "set_epoch", lambda self, epoch: told.append(epoch))
+    arguments = ARGUMENTS | {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 3}
+    trainer = TemporalGroundingTrainer(
+        model=prepare_tuning(tiny_model, TuningArguments("frozen")),
+        args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "run"), **arguments),
+        train_dataset=rows,
+        data_collator=TemporalGroundingCollator(tiny_processor, tmp_path, max_sentences=1, seed=0),
+    )
+    trainer.train()
+    assert told == [0, 1]
+
+
+@pytest.mark.parametrize("arguments", [TuningArguments, ModelArguments])
+def test_a_mode_or_branch_that_is_none_is_refused(arguments):
+    with pytest.raises(ValueError, match="tuning='adapter'; expected one of frozen, partial, full, lora, tia, scada"):
+        arguments(tuning="adapter")
+    with pytest.raises(ValueError, match="scada_branches='all'; expected one of inner, outer, both"):
+        arguments(scada_branches="all")
+
+
+def test_public_names():
+    import modeling_scada
+
+    for name in modeling_scada.__all__:
+        assert getattr(modeling_scada, name).__name__ == name
+        assert name in dir(modeling_scada)
+    with pytest.raises(AttributeError, match="no attribute 'TemporalGroundingTrainer2'"):
+        modeling_scada.TemporalGroundingTrainer2  # noqa: B018
