@@ -21,6 +21,7 @@ from .timeline import Timeline
 from .video_io import (
     DEFAULT_LIMITS,
     DownloadedVideo,
+    can_seek,
     downloaded,
     is_file_object,
     iterate_frames,
@@ -296,6 +297,11 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             raise ValueError(
                 f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, a file "
                 "opened for reading bytes, or frames as an array or tensor of shape (frames, height, width, 3)."
+            )
+        if is_file and not can_seek(video):
+            raise ValueError(
+                f"Received a file of type {type(video).__name__} that cannot go back to its beginning, and a video is "
+                "read twice; pass its content, `file.read()`."
             )
         return probe(video, self.limits).duration_seconds
 
