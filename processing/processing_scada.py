@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
 from .metrics import check_ranking, soft_nms
 from .pipeline_temporal_grounding import (
@@ -16,6 +17,8 @@ from .pipeline_temporal_grounding import (
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
 
+
+logger = logging.get_logger(__name__)
 
 # What an annotation may exceed its file by and still be clipped to it: files are often a little shorter than their
 # annotation says (Charades-STA: up to 1.54 s).
@@ -167,6 +170,7 @@ class ScadaProcessor(ProcessorMixin):
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
         flat = [sentence for of_video in sentences for sentence in of_video]
         tokens = self.tokenizer(flat, padding=True, truncation=True, return_attention_mask=True, return_tensors="np")
+        self._warn_of_cut(flat, tokens["attention_mask"].sum(1))
         sentence_mask = np.zeros((len(sentences), max(map(len, sentences))), dtype=np.int64)
         for row, of_video in zip(sentence_mask, sentences, strict=True):
             row[: len(of_video)] = 1
@@ -177,6 +181,17 @@ class ScadaProcessor(ProcessorMixin):
         input_ids[sentence_mask == 1] = tokens["input_ids"]
         attention_mask[sentence_mask == 1] = tokens["attention_mask"]
         return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_mask": sentence_mask}
+
+    def _warn_of_cut(self, sentences: list[str], lengths: np.ndarray) -> None:
+        """Says which sentences are longer than the sentence encoder takes, each once."""
+        most = self.tokenizer.model_max_length
+        for sentence in (sentences[index] for index in np.flatnonzero(lengths == most)):
+            count = len(self.tokenizer(sentence, verbose=False)["input_ids"])
+            if count > most:
+                logger.warning_once(
+                    f"The sentence {sentence[:60]!r}... has {count} tokens, and the sentence encoder takes {most}: "
+                    "the rest is cut off. Shorten it, or ask with several sentences."
+                )
 
     def post_process_temporal_grounding(
         self,
