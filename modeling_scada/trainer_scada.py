@@ -124,13 +124,22 @@ class TemporalGroundingTrainer(Trainer):
         kwargs: As `Trainer` takes them.
 
     Raises:
-        ValueError: If videos are to be grouped by a length that they do not have, or see `Trainer`.
+        ValueError: If videos are to be grouped by a length that they do not have, or the best model is to be loaded of
+            an adapter that is not called "default"; or see `Trainer`.
     """
 
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
         self.evaluation_processor_seconds = 0.0
+        if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
+            # Of another name, it lies a folder deeper, where `Trainer` does not look: the last one would stay.
+            if self.model.active_adapters != ["default"]:
+                raise ValueError(
+                    f"Received load_best_model_at_end=True for the adapters {self.model.active_adapters}; `Trainer` "
+                    "finds the best one again only if it is called 'default'. Leave out adapter_name, or pick a "
+                    "checkpoint by yourself."
+                )
         if self.args.train_sampling_strategy in WITH_LENGTHS:
             for dataset in (self.train_dataset, self.eval_dataset):
                 if dataset is not None:
@@ -189,7 +198,8 @@ class TemporalGroundingTrainer(Trainer):
         return norm
 
     def _stop_at(self, what: str, value: Any) -> None:
-        rates = {group.get("part", "all"): group["lr"] for group in self.optimizer.param_groups}
+        optimizer: Any = self.optimizer
+        rates = {group.get("part", "all"): group["lr"] for group in optimizer.param_groups}
         shown = ", ".join(f"{rate:.3g} ({part})" for part, rate in rates.items())
         raise FloatingPointError(
             f"The {what} of step {self.state.global_step + 1} is {torch.as_tensor(value).tolist()}; learning rates: "

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
-from modeling_scada import TemporalGroundingTrainer, TemporalGroundingTrainingArguments
+from modeling_scada import ScadaAdapterConfig, TemporalGroundingTrainer, TemporalGroundingTrainingArguments
 from modeling_scada.recipe_scada import parse_arguments, run
 from processing.recipe_arguments import DataArguments, ModelArguments
 
@@ -186,7 +187,7 @@ def test_a_gradient_that_is_not_finite_stops_training(recipe, max_grad_norm, mon
 
 ONE_OF_TWO_DIVERGES = """
 import os, sys, torch
-from modeling_scada import TemporalGroundingTrainer as trainer
+from modeling_scada import ScadaAdapterConfig, TemporalGroundingTrainer as trainer
 from modeling_scada.recipe_scada import parse_arguments, run
 
 compute_loss = trainer.compute_loss
@@ -238,11 +239,22 @@ def test_a_checkpoint_of_the_model_alone_is_not_gone_on_with(recipe):
             run(*parse(recipe | {"resume_from_checkpoint": name}))
 
 
+def test_the_best_of_an_adapter_with_a_name_of_its_own(tiny_model, tmp_path):
+    """transformers saves it a folder deeper and does not find it again, which left the last weights as the best."""
+    model = get_peft_model(tiny_model, ScadaAdapterConfig(reduction=4), adapter_name="mine")
+    settings = {"output_dir": str(tmp_path), "eval_strategy": "steps", "save_strategy": "steps", "use_cpu": True}
+    best = TemporalGroundingTrainingArguments(load_best_model_at_end=True, metric_for_best_model="mIoU", **settings)
+    rows = Dataset.from_dict({"video": ["a.mp4"]})
+    with pytest.raises(ValueError, match="load_best_model_at_end=True for the adapters .'mine'."):
+        TemporalGroundingTrainer(model, best, train_dataset=rows, eval_dataset=rows)
+    TemporalGroundingTrainer(model, TemporalGroundingTrainingArguments(**settings), eval_dataset=rows)
+
+
 # --- streams ---
 
 NOTES = """
 import os, sys
-from modeling_scada import TemporalGroundingCollator as collator
+from modeling_scada import ScadaAdapterConfig, TemporalGroundingCollator as collator
 from modeling_scada.recipe_scada import parse_arguments, run
 
 collate = collator.__call__
