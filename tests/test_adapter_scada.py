@@ -317,7 +317,15 @@ def test_every_own_field_is_explained():
     own = {field.name for field in dataclasses.fields(ScadaAdapterConfig)} - {
         field.name for field in dataclasses.fields(PeftConfig)
     }
-    assert own == {"reduction", "kernel_size", "inner_layers", "outer_layers", "conditioning", "modules_to_save"}
+    assert own == {
+        "reduction",
+        "kernel_size",
+        "inner_layers",
+        "outer_layers",
+        "conditioning",
+        "modules_to_save",
+        "num_layers",
+    }
     for field in dataclasses.fields(ScadaAdapterConfig):
         if field.name in own:
             assert field.metadata["help"].strip()
