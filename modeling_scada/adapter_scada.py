@@ -116,6 +116,9 @@ class ScadaAdapterConfig(PeftConfig):
             temporal-informative adapter of AdaTAD, and does not depend on the sentence.
         modules_to_save (`list[str]`, *optional*, defaults to `["head"]`):
             Modules that train in full and are saved with the adapter.
+        num_layers (`int`, *optional*):
+            Layers of the backbone that the adapter was trained on; saving writes it, and loading onto a backbone of
+            another depth is refused.
 
     Raises:
         ValueError: If a number is out of range, a rule is not understood, or no layer is named.
@@ -147,7 +150,12 @@ class ScadaAdapterConfig(PeftConfig):
         default_factory=lambda: ["head"],
         metadata={"help": "Modules that train in full and are saved with the adapter."},
     )
+    num_layers: int | None = field(
+        default=None, metadata={"help": "Layers of the backbone that the adapter was trained on; saving writes it."}
+    )
 
+    # Of the model that it was used for last; a configuration may be used for others, until it is saved with one.
+    _num_layers = None
     # peft's tuners read it; which modules are wrapped follows from the layers.
     target_modules = None
 
@@ -174,6 +182,10 @@ class ScadaAdapterConfig(PeftConfig):
             raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")
         if not self.inner_layers and not self.outer_layers:
             raise ValueError("Received no layers; name some in `inner_layers` or `outer_layers`.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in peft, with the depth of the backbone that the adapter is on."""
+        return super().to_dict() | {"num_layers": self._num_layers or self.num_layers}
 
 
 @dataclass(frozen=True)
@@ -461,6 +473,13 @@ class ScadaTuner(BaseTuner):
                 "models have no sentence for the adapter."
             )
         layers, dims = base_model.video_backbone.layers, base_model.video_backbone.layer_dims
+        if peft_config.num_layers not in (None, len(layers)):
+            raise ValueError(
+                f"The adapter was trained on a video backbone of {peft_config.num_layers} layers, and this one has "
+                f"{len(layers)}: its branches do not belong to these layers. Load it onto the model it was trained "
+                f"with, {peft_config.base_model_name_or_path or 'which its configuration does not name'}."
+            )
+        peft_config._num_layers = len(layers)
         inner = resolve_layers(peft_config.inner_layers, len(layers))
         outer = resolve_layers(peft_config.outer_layers, len(layers))
         if peft_config.reduction > (dim := min(dims[index] for index in {*inner, *outer})):

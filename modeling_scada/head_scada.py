@@ -152,20 +152,21 @@ class SentenceScale(nn.Module):
         return features * (1 + self.projection(sentence))[:, None]
 
 
-class ProposalFeatures(nn.Module):
+class PointLinear(nn.Linear):
     """
     One linear layer over the 16 sampled points of each proposal, without building the sampled points.
+
+    It uses its weights itself, in its own forward: where weights are kept on disk, they are there while it runs.
 
     `W [f(p_1); ...; f(p_16)] = sum_k sum_s a_k(p, s) W_k f(s)`: 16 linear maps of the sequence, then a weighted sum of
     two rows a point, which `embedding_bag` does in one pass.
     """
 
     def __init__(self, dim: int, num_points: int):
-        super().__init__()
+        super().__init__(num_points * dim, dim)
         self.num_points = num_points
-        self.linear = nn.Linear(num_points * dim, dim)
 
-    def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
         Args:
             features (`torch.Tensor` of shape `(Q, S, D)`): The sequence, per sentence.
@@ -175,7 +176,7 @@ class ProposalFeatures(nn.Module):
             `torch.Tensor` of shape `(Q, P, D)`.
         """
         num_sentences, grid_size, dim = features.shape
-        mapped = F.linear(features, self.linear.weight.view(-1, dim))  # (Q, S, out * points)
+        mapped = F.linear(features, self.weight.view(-1, dim))  # (Q, S, out * points)
         # Rows ordered (point, step); all sentences side by side in the columns.
         table = mapped.view(num_sentences, grid_size, -1, self.num_points).permute(3, 1, 0, 2)
         table = table.reshape(self.num_points * grid_size, -1)
@@ -183,7 +184,18 @@ class ProposalFeatures(nn.Module):
         rows = steps + grid_size * torch.arange(self.num_points, device=steps.device)[:, None]
         sums = F.embedding_bag(rows.flatten(1), table, per_sample_weights=weights.flatten(1).to(table), mode="sum")
         # Contiguous, or each layer that reads it would keep a copy of its own.
-        return sums.view(len(rows), num_sentences, -1).transpose(0, 1).contiguous() + self.linear.bias
+        return sums.view(len(rows), num_sentences, -1).transpose(0, 1).contiguous() + self.bias
+
+
+class ProposalFeatures(nn.Module):
+    """The features of proposals, `(Q, P, D)`; see [`PointLinear`]."""
+
+    def __init__(self, dim: int, num_points: int):
+        super().__init__()
+        self.linear = PointLinear(dim, num_points)
+
+    def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
+        return self.linear(features, proposals_grid)
 
 
 class LocalizationHead(nn.Module):

@@ -21,6 +21,7 @@ from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcesso
 from processing.provenance import current_commit
 from processing.publishing import push_folder
 from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.result_folder import make_result_folder
 from processing.video_files import folder_of_videos
 from processing.video_processing_scada import ScadaVideoProcessor
 
@@ -98,6 +99,8 @@ def run(
         `dict[str, float]`: Metrics of the evaluation at the end, in percent, named `eval_...`.
     """
     output_dir = training_args.output_dir
+    if training_args.should_save:
+        make_result_folder(Path(output_dir))
     arguments = asdict(model_args) | asdict(data_args)
     arguments |= {name: value for name, value in training_args.to_dict().items() if name in ARGUMENTS_OF_A_RUN}
     checkpoint = training_args.resume_from_checkpoint
@@ -158,7 +161,6 @@ def run(
         compute_metrics=compute_metrics,
     )
     if training_args.should_save:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2))
     started_seconds = time.process_time()
     training = trainer.train(resume_from_checkpoint=checkpoint)

@@ -3,15 +3,19 @@ Training with `Trainer`: a learning rate for each part of the model, metrics in 
 that show whether they are whole.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, soft_nms, temporal_iou
@@ -22,10 +26,34 @@ PADDING = -100.0
 # A checkpoint that has this file is whole: it is written last.
 COMPLETE = "checkpoint_is_complete"
 
+# Arguments of `Trainer` that would be ignored here, or fail in the middle of a run, and why.
+WITHOUT_MEANING = {
+    "label_smoothing_factor": "targets are segments, not classes that could be smoothed",
+    "neftune_noise_alpha": "it adds noise to the word embeddings of language models",
+    "use_liger_kernel": "its kernels are those of language models",
+    "use_cache": "nothing is generated token by token",
+    "include_num_input_tokens_seen": "the model's input are pixels, which would be counted as tokens",
+    "batch_eval_metrics": "recall is computed over all sentences at the end, from five numbers a sentence",
+    "include_for_metrics": "metrics need no more than five numbers a sentence, and inputs are all pixels",
+    "optim_target_modules": "parameters are grouped by the part of the model that they belong to",
+    "label_names": "targets are called `labels`",
+    "debug": "its search for overflows fails on masks; training stops at the first loss that is not finite",
+    "do_predict": "a run trains and evaluates; `scada evaluate` writes the predictions of a saved model",
+    "hub_token": "`HF_TOKEN` or `hf auth login` gives it, and no command line has to show it",
+    "hub_revision": "uploads go to the main branch",
+    "hub_always_push": "the upload comes once, when training has ended",
+}
+WITH_LENGTHS = ("group_by_length", "batch_rebalance")
+
 
 @dataclass
 class TemporalGroundingTrainingArguments(TrainingArguments):
-    """`TrainingArguments`; `learning_rate` is the head's."""
+    """
+    `TrainingArguments`; `learning_rate` is the head's.
+
+    Raises:
+        ValueError: If an argument of `Trainer` is given that has no meaning for these models.
+    """
 
     output_dir: str = field(default="outputs/run", metadata={"help": "Where model, processor and metrics go."})
     backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the video backbone."})
@@ -37,9 +65,22 @@ class TemporalGroundingTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share of all."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub: upload when training has ended."})
+    length_column_name: str = field(default="duration", metadata={"help": "Column that lengths are grouped by."})
+    # It puts the mean of earlier losses in the place of one that is not finite.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and inf out of eval_loss."})
 
     def __post_init__(self):
         super().__post_init__()
+        for name, reason in WITHOUT_MEANING.items():
+            if (value := getattr(self, name)) not in (None, False, 0.0, "no", []):
+                raise ValueError(f"Received {name}={value!r}, which has no meaning here: {reason}.")
+        if not self.eval_do_concat_batches:
+            raise ValueError("Received eval_do_concat_batches=False; metrics are computed over all batches together.")
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "Received dispatch_batches=True; batches that one process makes for all cannot be joined, as the "
+                "numbers of sentences differ."
+            )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f"Received hub_strategy={self.hub_strategy!r}; expected 'end': the others upload pickles too."
@@ -83,15 +124,88 @@ class TemporalGroundingTrainer(Trainer):
         kwargs: As `Trainer` takes them.
 
     Raises:
-        ValueError: See `Trainer`.
+        ValueError: If videos are to be grouped by a length that they do not have, or the best model is to be loaded of
+            an adapter that is not called "default"; or see `Trainer`.
     """
 
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
         self.evaluation_processor_seconds = 0.0
+        if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
+            # Of another name, it lies a folder deeper, where `Trainer` does not look: the last one would stay.
+            if self.model.active_adapters != ["default"]:
+                raise ValueError(
+                    f"Received load_best_model_at_end=True for the adapters {self.model.active_adapters}; `Trainer` "
+                    "finds the best one again only if it is called 'default'. Leave out adapter_name, or pick a "
+                    "checkpoint by yourself."
+                )
+        if self.args.train_sampling_strategy in WITH_LENGTHS:
+            for dataset in (self.train_dataset, self.eval_dataset):
+                if dataset is not None:
+                    self._check_lengths(dataset)
         if isinstance(self.data_collator, TemporalGroundingCollator):
             self.add_callback(EpochCallback(self.data_collator))
+
+    def _check_lengths(self, dataset: Any) -> None:
+        strategy, column = self.args.train_sampling_strategy, self.args.length_column_name
+        if not isinstance(dataset, Dataset) or column not in dataset.column_names or None in dataset[column]:
+            raise ValueError(
+                f"Received train_sampling_strategy={strategy!r} for annotations that are a stream, or in which a "
+                f"video has no {column!r}; prepare them with their videos, which adds it, or name another column "
+                "(length_column_name)."
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        As `Trainer` has it.
+
+        Raises:
+            ValueError: If the checkpoint is none to go on from: it was saved without optimizer and schedule.
+            FloatingPointError: If the loss or the gradient is not finite. The weights are still those of the step
+                before, and nothing is saved.
+        """
+        if resume_from_checkpoint:
+            folder = resume_from_checkpoint
+            folder = get_last_checkpoint(self.args.output_dir) if folder is True else str(folder)
+            if folder is not None and not self.is_deepspeed_enabled:
+                self._check_resumable(Path(folder))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoint.is_dir():
+            raise ValueError(f"There is no checkpoint to go on from at {checkpoint}; name its folder.")
+        if not (checkpoint / SCHEDULER_NAME).exists():
+            raise ValueError(
+                f"{checkpoint} has no optimizer and no schedule, as --save_only_model leaves it, so a training cannot "
+                "go on from it as if it had not been stopped. Start anew in another --output_dir; its model can be "
+                "what training starts from (--model_name_or_path)."
+            )
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        # Of all processes, so that they stop together and none saves what comes of it.
+        losses = self.accelerator.gather(loss.reshape(1))
+        if not losses.isfinite().all():
+            self._stop_at("loss", losses)
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # The scaler of fp16 leaves out steps of which the gradient is not finite.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            self._stop_at("norm of the gradient", norm)
+        return norm
+
+    def _stop_at(self, what: str, value: Any) -> None:
+        optimizer: Any = self.optimizer
+        rates = {group.get("part", "all"): group["lr"] for group in optimizer.param_groups}
+        shown = ", ".join(f"{rate:.3g} ({part})" for part, rate in rates.items())
+        raise FloatingPointError(
+            f"The {what} of step {self.state.global_step + 1} is {torch.as_tensor(value).tolist()}; learning rates: "
+            f"{shown}. Training stops before the weights take it on; what was saved before stays. Try lower rates, a "
+            "longer warm-up, or bfloat16 in place of float16."
+        )
 
     def get_eval_dataloader(self, eval_dataset=None):
         train_collator, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
@@ -155,6 +269,7 @@ class TemporalGroundingTrainer(Trainer):
                     {
                         "params": [],
                         "lr": learning_rates[prefix],
+                        "part": prefix.strip(".").rpartition(".")[2],
                         "weight_decay": self.args.weight_decay if name in decayed else 0.0,
                     },
                 )

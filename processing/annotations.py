@@ -199,7 +199,9 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
     """As [`_group_by_video`], for rows of a video that follow each other. The workers of a loader share the shards."""
     dropped: Counter[str] = Counter()
     for shard in shards:
-        for _, group in groupby(enumerate(shard), lambda item: _stream_key(*item)):
+        # In a worker, `iter(shard)` would share out the one shard among the workers once more; batches are not shared.
+        rows = ({column: values[0] for column, values in batch.items()} for batch in shard.iter(batch_size=1))
+        for _, group in groupby(enumerate(rows), lambda item: _stream_key(*item)):
             of_video = [row for _, row in group]
             place = f"video {video_name(of_video[0]['video'])} of {name}"
             row = _merge(of_video, is_raw, dropped, len(of_video) * [place])

@@ -54,6 +54,7 @@ def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ground(args: argparse.Namespace) -> None:
     """Prints the segments, and writes what was asked for. What can be refused is, before the model is loaded."""
+    from .result_folder import make_result_folder
     from .video_io import probe
 
     if not Path(args.video).is_file():
@@ -73,6 +74,13 @@ def ground(args: argparse.Namespace) -> None:
         if not sentence.strip():
             raise ValueError(f"Received the sentence {sentence!r}; expected a text.")
     facts = probe(args.video)
+    for path in (args.plot, args.html):
+        if path is not None:
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+            make_result_folder(path.parent)
+    if args.cut is not None:
+        make_result_folder(args.cut)
 
     print(f"Loading {args.model}", file=sys.stderr)
     from .grounding import find_segments, load_pipeline
@@ -162,7 +170,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(args: argparse.Namespace) -> None:
     """Prepares the data set; what became of the sentences is printed."""
     from .dataset_preparation import prepare_dataset
+    from .result_folder import make_result_folder
 
+    make_result_folder(args.output.parent)
     prepare_dataset(**vars(args))
 
 
@@ -219,7 +229,8 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"{args.split} of {args.dataset}: {record['sentences']} sentences of {record['videos']} videos")
     print("  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items()))
     if record["broken_videos"]:
-        print(f"{len(record['broken_videos'])} videos could not be read and were left out.")
+        sentences = sum(video["sentences"] for video in record["broken_videos"])
+        print(f"{len(record['broken_videos'])} videos with {sentences} sentences could not be read and were left out.")
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:

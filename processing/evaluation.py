@@ -20,8 +20,13 @@ from .grounding import load_pipeline
 from .metrics import multi_segment_metrics, temporal_grounding_metrics, write_qvhighlights_submission
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
 from .provenance import current_commit
+from .result_folder import make_result_folder
 from .video_files import VideoFiles, folder_of_videos, video_name
 from .video_io import VideoReadError
+
+
+# What is wrong with a video rather than with the model or the annotations.
+BROKEN = (OSError, VideoReadError)
 
 
 class Reader:
@@ -44,32 +49,45 @@ class Reader:
         try:
             video = self.video_files.find(row["video"])
             return row, self.pipe.preprocess({"video": video, "sentence": row["sentences"]})
-        except (FileNotFoundError, VideoReadError) as error:
+        except BROKEN as error:
             if not self.skip_broken_videos:
                 raise
             return row, str(error)
 
 
 def predict(
-    pipe: TemporalGroundingPipeline, rows: DataLoader, top_k: int
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    pipe: TemporalGroundingPipeline, rows: DataLoader, top_k: int, skip_broken_videos: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
     Args:
         pipe ([`TemporalGroundingPipeline`]): The model.
         rows (`DataLoader`): Over a data set of [`load_annotations`], collated by a [`Reader`].
         top_k (`int`): At most so many segments a sentence.
+        skip_broken_videos (`bool`): As for the [`Reader`]; a long video is read here, window by window.
 
     Returns:
-        `tuple`: a dict for each sentence, as a line of `predictions.jsonl`; and `{"video", "reason"}` for each video
-        that could not be read.
+        `tuple`: a dict for each sentence, as a line of `predictions.jsonl`; and `{"video", "sentences", "reason"}` for
+        each video that could not be read, with the number of its sentences.
+
+    Raises:
+        VideoReadError: If no video could be read, or one of them, unless these are left out.
     """
     predictions, broken = [], []
     for row, inputs in tqdm(rows, desc="videos"):
-        if isinstance(inputs, str):
-            tqdm.write(f"Left out {video_name(row['video'])}, which is broken: {inputs}")
-            broken.append({"video": video_name(row["video"]), "reason": inputs})
+        reason = inputs if isinstance(inputs, str) else None
+        if reason is None:
+            try:
+                outputs = pipe.forward(inputs)
+            except BROKEN as error:
+                if not skip_broken_videos:
+                    raise
+                reason = str(error)
+        if reason is not None:
+            name = video_name(row["video"])
+            tqdm.write(f"Left out {name}, which is broken: {reason}")
+            broken.append({"video": name, "sentences": len(row["sentences"]), "reason": reason})
             continue
-        found = pipe.postprocess(pipe.forward(inputs), top_k=top_k)
+        found = pipe.postprocess(outputs, top_k=top_k)
         for sentence, targets, ranked in zip(row["sentences"], row["segments"], found, strict=True):
             predictions.append(
                 {
@@ -79,6 +97,8 @@ def predict(
                     "targets": np.reshape(targets, (-1, 2)).tolist(),
                 }
             )
+    if broken and not predictions:
+        raise VideoReadError(f"None of the {len(broken)} videos could be read. The first: {broken[0]['reason']}")
     return predictions, broken
 
 
@@ -139,9 +159,13 @@ def evaluate_model(
         sentences have several segments), what was evaluated, and `how`.
 
     Raises:
-        FileNotFoundError, VideoReadError: If a video cannot be read, unless these are left out.
+        OSError: If the folder cannot be written to; that is tried before anything is read.
+        FileNotFoundError, VideoReadError: If a video cannot be read, unless these are left out; or if none can.
         ValueError: If `qvhighlights` has a sentence that was not predicted, or see [`load_annotations`].
     """
+    make_result_folder(output_dir)
+    if qvhighlights is not None and not qvhighlights.is_file():
+        raise FileNotFoundError(f"There is no annotation file of QVHighlights at {qvhighlights}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     annotations = load_annotations(dataset, split, streaming)
     pipe: Any = load_pipeline(model, dtype=dtype, device=device)
@@ -149,7 +173,7 @@ def evaluate_model(
     reader = Reader(pipe, folder_of_videos(dataset, video_root), skip_broken_videos)
     started_seconds = time.perf_counter()
     rows: DataLoader = DataLoader(annotations, collate_fn=reader, num_workers=num_workers)  # type: ignore[arg-type]
-    predictions, broken = predict(pipe, rows, top_k)
+    predictions, broken = predict(pipe, rows, top_k, skip_broken_videos)
     seconds = time.perf_counter() - started_seconds
 
     found, targets = ([row[name] for row in predictions] for name in ("segments", "targets"))
@@ -164,7 +188,7 @@ def evaluate_model(
         "metrics": metrics,
         "videos": len({row["video"] for row in predictions}),
         "sentences": len(predictions),
-        "broken_videos": broken,
+        "broken_videos": broken,  # no part of the metrics
         "how": {
             "num_frames": video_processor.num_frames,
             "size": dict(video_processor.size),
@@ -179,7 +203,6 @@ def evaluate_model(
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "av")},
         },
     }
-    output_dir.mkdir(parents=True, exist_ok=True)
     with open(output_dir / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
     (output_dir / "metrics.json").write_text(json.dumps(record, indent=2))

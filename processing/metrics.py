@@ -8,6 +8,8 @@ A segment is `[start, end]`; units do not matter as long as predictions and targ
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
@@ -72,6 +74,26 @@ def soft_nms(
         scores = scores * np.exp(-(temporal_iou(segments[best], segments)[0] ** 2) / sigma)
         scores[best] = -np.inf
     return np.array(kept_scores), np.array(kept_segments).reshape(-1, 2)
+
+
+def check_ranking(top_k: int = 1, threshold: float = 0.0, nms: float | None = None) -> None:
+    """
+    How segments are to be ranked, checked before the work is done.
+
+    Args:
+        top_k (`int`): How many to take at most.
+        threshold (`float`): Lowest score.
+        nms (`float`, *optional*): The `sigma` of [`soft_nms`], or none.
+
+    Raises:
+        ValueError: If `top_k` is no positive integer, `threshold` no number or `nms` no positive one.
+    """
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
+        raise ValueError(f"Received top_k={top_k!r}; expected a positive number of segments, such as 5.")
+    if not isinstance(threshold, Real) or isnan(threshold):
+        raise ValueError(f"Received threshold={threshold!r}; expected a score from 0 to 1.")
+    if nms is not None and not (isinstance(nms, Real) and nms > 0):
+        raise ValueError(f"Received nms={nms!r}; expected a positive number, or None for no suppression.")
 
 
 def recall_at(

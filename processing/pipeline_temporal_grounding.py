@@ -1,7 +1,7 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
 import json
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -15,8 +15,15 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .metrics import check_ranking
+from .video_io import VideoReadError, is_file_object
+from .video_processing_scada import check_num_frames
+from .video_url import redact_url
+
 
 ADAPTER_CONFIG = "adapter_config.json"
+# What is wrong with one video or its sentences, and says nothing of the next.
+INPUT_ERRORS = (OSError, VideoReadError, ValueError)
 
 
 class TemporalGroundingPipeline(Pipeline):
@@ -50,10 +57,11 @@ class TemporalGroundingPipeline(Pipeline):
     ) -> Any:
         """
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or `dict`, or several of these):
-                A video: a path, an http(s) URL, a file's content, or frames with `video_metadata`; or a dict with
-                `"video"` and `"sentence"` (and `"video_metadata"`). Several come as a list, a generator or a data set.
-            sentence (`str` or `list`, *optional*):
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray`, `torch.Tensor` or `dict`, or several):
+                A video: a path, an http(s) URL, a file's content, a file opened for reading bytes, or frames with
+                `video_metadata`; or a dict with `"video"` and `"sentence"` (and `"video_metadata"`). Several come as a
+                list, a column (of NumPy, pandas or polars), a generator or a data set.
+            sentence (`str`, `list` or column, *optional*):
                 What to look for, a sentence or a list of sentences; for a list of videos a list with one such entry
                 per video, or one sentence for all of them. Not with dicts.
             top_k (`int`, *optional*, defaults to 5):
@@ -70,6 +78,10 @@ class TemporalGroundingPipeline(Pipeline):
                 Videos that go through the model together, where there are several.
             num_workers (`int`, *optional*, defaults to 0):
                 Processes that read videos, where there are several.
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                What becomes of a video that cannot be read, or whose sentences are none: `"raise"` its error, which
+                ends the run, or `"return"` it in the place of the video's results, as a dict with `"video"` (its
+                name), `"error"` (the error's name) and `"reason"` (its message).
 
         Returns:
             `list[dict]`: `{"score", "start", "end"}`, best first, in seconds from the first frame. For a list of
@@ -77,26 +89,27 @@ class TemporalGroundingPipeline(Pipeline):
             these; for a generator or a data set an iterator over them.
 
         Raises:
-            ValueError: If there is no sentence, or an empty one, or not one entry per video.
-            FileNotFoundError, VideoReadError: If a video cannot be read.
+            ValueError: If there is no sentence, or an empty one, or not one entry per video; or a setting is wrong.
+            OSError, VideoReadError: If a video cannot be read.
         """
         inputs = _as_dicts(video, sentence)
         # The base class looks at the first of a list.
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, top_k=None, threshold=None, num_frames=None, video_metadata=None, **nms
+        self, top_k=None, threshold=None, num_frames=None, video_metadata=None, on_error=None, **nms
     ) -> tuple[dict, dict, dict]:
         if unknown := sorted(set(nms) - {"nms"}):
             raise TypeError(f"Received unknown arguments {unknown}; see the pipeline's docstring for those there are.")
-        preprocess = {"num_frames": num_frames, "video_metadata": video_metadata}
-        postprocess = {"top_k": top_k, "threshold": threshold}
-        return (
-            {name: value for name, value in preprocess.items() if value is not None},
-            {},
-            # `nms=None` has a meaning of its own.
-            {name: value for name, value in postprocess.items() if value is not None} | nms,
-        )
+        if on_error not in (None, "raise", "return"):
+            raise ValueError(f"Received on_error={on_error!r}; expected 'raise' or 'return'.")
+        if num_frames is not None:
+            check_num_frames(num_frames)
+        preprocess = _without_none(num_frames=num_frames, video_metadata=video_metadata, on_error=on_error)
+        # `nms=None` has a meaning of its own.
+        postprocess = _without_none(top_k=top_k, threshold=threshold) | nms
+        check_ranking(**postprocess)
+        return preprocess, _without_none(on_error=on_error), postprocess
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         # As in the base class, which cannot join items whose sentences differ in number and length.
@@ -111,9 +124,22 @@ class TemporalGroundingPipeline(Pipeline):
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
     def preprocess(  # type: ignore[override]
-        self, inputs: dict[str, Any], num_frames: int | None = None, video_metadata: dict | None = None
+        self,
+        inputs: dict[str, Any],
+        num_frames: int | None = None,
+        video_metadata: dict | None = None,
+        on_error: str = "raise",
     ) -> dict[str, Any]:
-        video, sentence = inputs["video"], inputs["sentence"]
+        try:
+            return {"items": [self._prepare(inputs, num_frames, video_metadata)]}
+        except INPUT_ERRORS as error:
+            if on_error == "raise":
+                raise
+            return {"items": [{"failure": _describe(inputs["video"], error)}]}
+
+    def _prepare(self, inputs: dict[str, Any], num_frames: int | None, video_metadata: dict | None) -> dict[str, Any]:
+        """Sentences and what was read of a video, or of a long one how to read it, as an item of a batch."""
+        video, sentence = inputs["video"], as_list(inputs["sentence"])
         metadata = inputs.get("video_metadata", video_metadata)
         if sentence is None:
             raise ValueError("Received no sentence; pass one, or a list of sentences, with the video.")
@@ -133,11 +159,13 @@ class TemporalGroundingPipeline(Pipeline):
                 # Those of a longer video are read one by one in `_forward`, where a URL is downloaded again.
                 # Not as a tuple: the base class would move a video that came as a tensor to the model's device.
                 item["windows"] = partial(video_processor.iterate_windows, video, metadata, num_frames)
-        return {"items": [item]}
+        return item
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], on_error: str = "raise"
+    ) -> dict[str, Any]:
         items = model_inputs["items"]
-        outputs: list[dict[str, Any]] = [{}] * len(items)
+        outputs: list[dict[str, Any]] = list(items)  # of a video that could not be read the failure stays
         whole = [index for index, item in enumerate(items) if "timelines" in item]
         if whole:
             pixels = torch.cat([items[index]["pixel_values_videos"] for index in whole])
@@ -146,16 +174,23 @@ class TemporalGroundingPipeline(Pipeline):
                 count = len(items[index]["sentences"])
                 outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
                 outputs[index]["timelines"] = items[index]["timelines"]
-        for index in set(range(len(items))) - set(whole):
-            timelines, found_in = [], []
-            tokens = self._tokens([items[index]["sentences"]])
-            for window in items[index]["windows"]():
-                found_in.append(self._run(window["pixel_values_videos"], tokens))
-                timelines += window["timelines"]
-            outputs[index] = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
-            outputs[index]["timelines"] = timelines
-        sentences = [{"sentence": item["sentence"]} for item in items]
+        for index, item in enumerate(items):
+            if "windows" in item:
+                outputs[index] = self._ground_windows(item, on_error)
+        sentences = [{"sentence": item.get("sentence")} for item in items]
         return {"outputs": [found | sentence for found, sentence in zip(outputs, sentences, strict=True)]}
+
+    def _ground_windows(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
+        """The model's outputs for the windows of a long video, or its failure."""
+        tokens = self._tokens([item["sentences"]])
+        timelines, found_in = [], []
+        for window in _iterate_windows(item["windows"], on_error):
+            if "failure" in window:
+                return dict(window)
+            found_in.append(self._run(window["pixel_values_videos"], tokens))
+            timelines += window["timelines"]
+        found = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
+        return found | {"timelines": timelines}
 
     def _tokens(self, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
         """The tokens of the sentences of `B` videos, on the model's device."""
@@ -167,10 +202,12 @@ class TemporalGroundingPipeline(Pipeline):
         outputs = self.model(pixel_values_videos=pixels.to(self.device, self.model.dtype), **tokens)
         return {"logits": outputs.logits.float().cpu(), "pred_segments": outputs.pred_segments.float().cpu()}
 
-    def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list:
+    def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list | dict[str, str]:
         outputs = model_outputs["outputs"]
         # The base class takes batches apart, but not those of one.
         outputs = outputs[0] if isinstance(outputs, list) else outputs
+        if "failure" in outputs:
+            return outputs["failure"]
         (found,) = self.processor.post_process_temporal_grounding(
             outputs, timelines=outputs["timelines"], merge_windows=True, **kwargs
         )
@@ -235,11 +272,46 @@ def _join(batch: list[dict[str, list]]) -> dict[str, list]:
     return {"items": [item for part in batch for item in part["items"]]}
 
 
+def _without_none(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _iterate_windows(windows: partial, on_error: str) -> Iterator[Mapping[str, Any]]:
+    """The windows of a long video; last, where it cannot be read on and that is no error, its failure."""
+    try:
+        yield from windows()
+    except INPUT_ERRORS as error:
+        if on_error == "raise":
+            raise
+        yield {"failure": _describe(windows.args[0], error)}
+
+
+def _describe(video: Any, error: Exception) -> dict[str, str]:
+    """What stands in the place of the results of a video that cannot be read."""
+    if isinstance(video, bytes):
+        name = f"<{len(video)} bytes>"
+    elif isinstance(video, (str, PathLike)):
+        name = redact_url(str(video))
+    else:
+        name = str(getattr(video, "name", f"<{type(video).__name__}>"))
+    return {"video": name, "error": type(error).__name__, "reason": str(error)}
+
+
+def as_list(values: Any) -> Any:
+    """Sentences, or names of videos, as a list: a tuple, an array of texts, a column of pandas, polars, `datasets`."""
+    if isinstance(values, np.ndarray):
+        return values.tolist() if values.dtype.kind in "OU" else values
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        return list(values)
+    return values.to_list() if callable(getattr(values, "to_list", None)) else values
+
+
 def _as_dicts(inputs: Any, sentence: Any) -> Any:
     """What the pipeline was called with, as one dict with `"video"` and `"sentence"`, or several."""
-    if isinstance(inputs, (dict, str, bytes, PathLike, np.ndarray, torch.Tensor)):
+    inputs, sentence = as_list(inputs), as_list(sentence)
+    if isinstance(inputs, (dict, str, bytes, PathLike, np.ndarray, torch.Tensor)) or is_file_object(inputs):
         return _as_dict(inputs, sentence)
-    if not isinstance(inputs, Sequence):
+    if not isinstance(inputs, list):
         # A generator or a data set is read on demand.
         if isinstance(inputs, Sized) and hasattr(inputs, "__getitem__"):
             return PipelineDataset(inputs, _as_dict, {"sentence": sentence})

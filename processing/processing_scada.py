@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
-from .metrics import soft_nms
-from .pipeline_temporal_grounding import TemporalGroundingPipeline  # noqa: F401  so that it is saved along
+from .metrics import check_ranking, soft_nms
+from .pipeline_temporal_grounding import (
+    TemporalGroundingPipeline,  # noqa: F401  so that it is saved along
+    as_list,
+)
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
 
+
+logger = logging.get_logger(__name__)
 
 # What an annotation may exceed its file by and still be clipped to it: files are often a little shorter than their
 # annotation says (Charades-STA: up to 1.54 s).
@@ -81,7 +87,8 @@ class ScadaProcessor(ProcessorMixin):
             videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
                 One video or a list of videos, as [`ScadaVideoProcessor`] takes them.
             text (`str`, `list[str]` or `list[list[str]]`):
-                For one video a sentence or a list of sentences; for a list of videos one such entry per video.
+                For one video a sentence or a list of sentences; for a list of videos one such entry per video. Columns
+                of NumPy, pandas and polars are taken like lists.
             segments (`list`, *optional*):
                 Target segments in seconds from the first frame, in the nesting of `text`: for each sentence
                 `[start, end]`, or a list of these. They become `labels`.
@@ -163,6 +170,7 @@ class ScadaProcessor(ProcessorMixin):
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
         flat = [sentence for of_video in sentences for sentence in of_video]
         tokens = self.tokenizer(flat, padding=True, truncation=True, return_attention_mask=True, return_tensors="np")
+        self._warn_of_cut(flat, tokens["attention_mask"].sum(1))
         sentence_mask = np.zeros((len(sentences), max(map(len, sentences))), dtype=np.int64)
         for row, of_video in zip(sentence_mask, sentences, strict=True):
             row[: len(of_video)] = 1
@@ -173,6 +181,17 @@ class ScadaProcessor(ProcessorMixin):
         input_ids[sentence_mask == 1] = tokens["input_ids"]
         attention_mask[sentence_mask == 1] = tokens["attention_mask"]
         return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_mask": sentence_mask}
+
+    def _warn_of_cut(self, sentences: list[str], lengths: np.ndarray) -> None:
+        """Says which sentences are longer than the sentence encoder takes, each once."""
+        most = self.tokenizer.model_max_length
+        for sentence in (sentences[index] for index in np.flatnonzero(lengths == most)):
+            count = len(self.tokenizer(sentence, verbose=False)["input_ids"])
+            if count > most:
+                logger.warning_once(
+                    f"The sentence {sentence[:60]!r}... has {count} tokens, and the sentence encoder takes {most}: "
+                    "the rest is cut off. Shorten it, or ask with several sentences."
+                )
 
     def post_process_temporal_grounding(
         self,
@@ -205,8 +224,8 @@ class ScadaProcessor(ProcessorMixin):
             float64, scores in `[0, 1]`, segments in seconds from the first frame.
 
         Raises:
-            ValueError: If the number of timelines or the mask does not fit, `top_k` or `nms` is not positive, or a
-                score or a segment is NaN.
+            ValueError: If the number of timelines or the mask does not fit, a setting is wrong (see
+                [`check_ranking`]), or a score or a segment is NaN.
         """
         logits = outputs["logits"].detach().double().cpu()
         pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
@@ -214,10 +233,7 @@ class ScadaProcessor(ProcessorMixin):
             raise ValueError(
                 f"Received {len(timelines)} timelines for the outputs of {len(logits)} videos; pass one per video."
             )
-        if top_k < 1:
-            raise ValueError(f"Received top_k={top_k}; expected a positive number of segments.")
-        if nms is not None and not nms > 0:
-            raise ValueError(f"Received nms={nms}; expected a positive number, or None for no suppression.")
+        check_ranking(top_k, threshold, nms)
         if torch.isnan(logits).any() or np.isnan(pred_segments).any():
             raise ValueError(
                 "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
@@ -253,8 +269,8 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
     """Sentences of each video, as `list[list[str]]`; `num_videos` is `None` for a single video."""
     if text is None:
         raise ValueError("Received no `text`; pass a sentence, or a list of sentences, per video.")
-    per_video = [text] if num_videos is None else text
-    if isinstance(per_video, str) or not isinstance(per_video, (list, tuple)):
+    per_video = as_list(text) if num_videos is not None else [text]
+    if not isinstance(per_video, list):
         raise ValueError(
             f"Received `text` of type {type(text).__name__} for a list of {num_videos} videos; pass a list with one "
             "sentence, or one list of sentences, per video."
@@ -265,13 +281,13 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
             "sentences, per video."
         )
     sentences = []
-    for video_index, entry in enumerate(per_video):
-        if not isinstance(entry, (str, list, tuple)):
+    for video_index, entry in enumerate(map(as_list, per_video)):
+        if not isinstance(entry, (str, list)):
             raise ValueError(
                 f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list "
                 "of sentences."
             )
-        of_video = [entry] if isinstance(entry, str) else list(entry)
+        of_video = [entry] if isinstance(entry, str) else entry
         sentences.append(of_video)
         if not of_video:
             raise ValueError(f"Received no sentence for video {video_index}; pass at least one.")

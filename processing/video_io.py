@@ -14,7 +14,9 @@ from .video_opening import (
     VideoLimitError,
     VideoReadError,
     VideoSource,
+    can_seek,
     downloaded,
+    is_file_object,
     probe,
 )
 from .video_reading import SCALING_FLAGS, check_video, iterate_frames, read_frames, resize_frames
@@ -29,10 +31,12 @@ __all__ = [
     "VideoLimitError",
     "VideoReadError",
     "VideoSource",
+    "can_seek",
     "check_video",
     "cut_video",
     "cut_video_exactly",
     "downloaded",
+    "is_file_object",
     "iterate_frames",
     "probe",
     "read_frames",

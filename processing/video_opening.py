@@ -8,6 +8,7 @@ the average rate that a container reports is used: both are missing or wrong in 
 
 import io
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -30,6 +31,8 @@ except ImportError as error:
 
 # A playlist is a file that has others opened, here or on the network.
 NO_PLAYLISTS = ",".join(sorted(av.formats_available - {"concat", "dash", "hls", "imf", "rtsp", "sdp"}))
+# file://, s3:// and so on, also as `Path` leaves them; a drive of Windows has one letter.
+OTHER_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,14 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
         return source.file, source.url
     if isinstance(source, str | os.PathLike):
         path = Path(source)
+        if not os.fspath(source):
+            raise FileNotFoundError("Received '' as a video; expected a path or an http(s) URL.")
         if not path.exists():
+            if OTHER_ADDRESS.match(str(source)):
+                raise FileNotFoundError(
+                    f"Received the address {redact_url(str(source))} as a video; expected a path or an http(s) URL. "
+                    "Of a file on this machine pass the path, without file://; what lies elsewhere, download first."
+                )
             raise FileNotFoundError(f"There is no video file at {path}; check the folder and the extension.")
         if path.is_file() and path.stat().st_size == 0:
             raise _read_error(str(path), "it is empty")
@@ -313,6 +323,7 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
 
 
 def is_file_object(source: Any) -> bool:
+    """Whether something can be read like a file."""
     return callable(getattr(source, "read", None))
 
 

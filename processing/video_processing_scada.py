@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from io import TextIOBase
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,7 +21,9 @@ from .timeline import Timeline
 from .video_io import (
     DEFAULT_LIMITS,
     DownloadedVideo,
+    can_seek,
     downloaded,
+    is_file_object,
     iterate_frames,
     probe,
     read_frames,
@@ -117,8 +121,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         return {name: value for name, value in super().to_dict().items() if name != "limits"}
 
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
-        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
-            raise ValueError(f"Received num_frames={num_frames!r}; expected a positive number of frames.")
+        check_num_frames(num_frames)
         height, width = size.get("height"), size.get("width")
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
             raise ValueError(f"Received size={size}; expected {{'height': pixels, 'width': pixels}}, both positive.")
@@ -129,7 +132,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         Download a URL once, for several calls; a context, whose value stands for the video in them.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): A video.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): A video.
 
         Returns:
             A context manager: of a URL for a file that is deleted at the end, of all else for what came.
@@ -150,7 +153,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     ) -> BatchFeature:
         """
         Args:
-            videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
+            videos (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray`, `torch.Tensor` or a list of these):
                 Each a path, an http(s) URL, a file's content, or the frames themselves: `(T, H, W, 3)` or
                 `(T, 3, H, W)`, `uint8` or floats in `[0, 1]`.
             video_metadata (`dict` or `list[dict]`, *optional*):
@@ -202,7 +205,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         overlapping the next by half.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): The video.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): The video.
             video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
 
         Returns:
@@ -225,7 +228,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         than the frames of two windows in memory.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `np.ndarray` or `torch.Tensor`): The video.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): The video.
             video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
             num_frames (`int`, *optional*): Frames of each window; overrides the processor's.
 
@@ -289,10 +292,16 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         """Length of a video in any form, in seconds."""
         if isinstance(video, (np.ndarray, torch.Tensor)):
             return _array_duration_seconds(len(video), metadata)
-        if not isinstance(video, (str, PathLike, bytes, DownloadedVideo)):
+        is_file = is_file_object(video) and not isinstance(video, TextIOBase)
+        if not (is_file or isinstance(video, (str, PathLike, bytes, DownloadedVideo))):
             raise ValueError(
-                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, or frames "
-                "as an array or tensor of shape (frames, height, width, 3)."
+                f"Received a video of type {type(video).__name__}; expected a path, an http(s) URL, bytes, a file "
+                "opened for reading bytes, or frames as an array or tensor of shape (frames, height, width, 3)."
+            )
+        if is_file and not can_seek(video):
+            raise ValueError(
+                f"Received a file of type {type(video).__name__} that cannot go back to its beginning, and a video is "
+                "read twice; pass its content, `file.read()`."
             )
         return probe(video, self.limits).duration_seconds
 
@@ -302,6 +311,15 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         mean = 255 * torch.tensor(self.image_mean).view(-1, 1, 1)
         std = 255 * torch.tensor(self.image_std).view(-1, 1, 1)
         return ((pixels - mean) / std).contiguous()
+
+
+def check_num_frames(num_frames: Any) -> None:
+    """
+    Raises:
+        ValueError: If `num_frames` is no positive integer.
+    """
+    if isinstance(num_frames, bool) or not isinstance(num_frames, Integral) or num_frames < 1:
+        raise ValueError(f"Received num_frames={num_frames!r}; expected a positive number of frames.")
 
 
 def _preprocessing_config(name_or_path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import os
 import pickle
@@ -316,7 +317,15 @@ def test_every_own_field_is_explained():
     own = {field.name for field in dataclasses.fields(ScadaAdapterConfig)} - {
         field.name for field in dataclasses.fields(PeftConfig)
     }
-    assert own == {"reduction", "kernel_size", "inner_layers", "outer_layers", "conditioning", "modules_to_save"}
+    assert own == {
+        "reduction",
+        "kernel_size",
+        "inner_layers",
+        "outer_layers",
+        "conditioning",
+        "modules_to_save",
+        "num_layers",
+    }
     for field in dataclasses.fields(ScadaAdapterConfig):
         if field.name in own:
             assert field.metadata["help"].strip()
@@ -1395,3 +1404,46 @@ def test_autocast_trains_a_step(make_model, adapt, tiny_batch, use_reentrant):
             if weight.grad is not None:
                 weight -= 1e-5 * weight.grad
     assert run(model, tiny_batch).loss < before
+
+
+# --- the depth of the backbone ---
+
+
+@pytest.mark.parametrize("num_layers", [2, 4, 6])
+def test_an_adapter_belongs_to_the_depth_it_was_trained_on(num_layers, tiny_config, randomize_weights, tmp_path):
+    """All ways to load it say how many layers each has; a configuration that was never saved serves any depth."""
+
+    def make(num_layers, seed=0):
+        config = copy.deepcopy(tiny_config)
+        config.video_config.num_hidden_layers = num_layers
+        torch.manual_seed(seed)
+        return ScadaForTemporalGrounding(config)
+
+    config = ScadaAdapterConfig(reduction=4)
+    get_peft_model(make(6), config)
+    make(4).save_pretrained(tmp_path / "base")
+    base = ScadaForTemporalGrounding.from_pretrained(tmp_path / "base")
+    randomize_weights(get_peft_model(base, config)).save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["num_layers"] == 4
+
+    make(num_layers).save_pretrained(tmp_path / "base")
+    ways = [
+        lambda: PeftModel.from_pretrained(make(num_layers), tmp_path / "adapter"),
+        lambda: make(num_layers).load_adapter(str(tmp_path / "adapter")),
+        lambda: ScadaForTemporalGrounding.from_pretrained(tmp_path / "adapter"),
+    ]
+    for load in ways:
+        if num_layers == 4:
+            load()
+        else:
+            with pytest.raises(ValueError, match=f"backbone of 4 layers, and this one has {num_layers}:.*base"):
+                load()
+
+
+def test_an_adapter_without_a_depth_in_its_configuration_loads(tiny_model, tmp_path):
+    """As those that were saved before."""
+    get_peft_model(tiny_model, ScadaAdapterConfig(reduction=4)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    del config["num_layers"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert ScadaAdapterConfig.from_pretrained(tmp_path).num_layers is None

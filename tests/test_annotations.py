@@ -1,5 +1,6 @@
 """Annotations in the forms that `datasets` knows, to rows of one schema."""
 
+import itertools
 import json
 import logging
 import math
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from datasets import Dataset, DatasetDict, IterableDataset, Video
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from processing.annotations import CleanedSegment, clean_segment, clean_sentence, load_annotations
@@ -367,6 +370,105 @@ def test_a_stream_goes_through_a_data_loader(stream, num_workers):
     )
     batches = [[row["video"] for row in batch] for batch in loader]
     assert sorted(sum(batches, [])) == sorted(f"{index}.mp4" for index in range(12))
+
+
+NUM_ROWS = 12
+
+
+@pytest.fixture(params=["row a video", "row a sentence"])
+def stream_of(tmp_path, request):
+    """`stream_of(num_shards)`: a stream of so many files, of videos 0 to 11; and each video's sentences."""
+
+    def make(num_shards: int) -> IterableDataset:
+        folder = tmp_path / f"of_{num_shards}"
+        folder.mkdir()
+        for shard in range(num_shards):
+            rows = []
+            for index in range(shard, NUM_ROWS, num_shards):
+                sentences = [f"{index} first", f"{index} second"]
+                if request.param == "row a video":
+                    rows.append(
+                        {"video": f"{index}.mp4", "sentences": sentences, "segments": [[0.0, 1.0], [1.0, 2.0]]}
+                    )
+                else:
+                    rows += [{"video": f"{index}.mp4", "caption": text, "timestamp": [0.0, 1.0]} for text in sentences]
+            write_parquet(folder / f"train-{shard}.parquet", rows)
+        stream = load_annotations(str(folder), "train", streaming=True)
+        assert stream.num_shards == num_shards
+        return stream
+
+    return make
+
+
+def videos_of(batches) -> list[int]:
+    """Numbers of the videos in batches of rows, each of which has the video's own two sentences."""
+    videos = []
+    for row in itertools.chain(*batches):
+        index = int(Path(row["video"]).stem)
+        assert row["sentences"] == [f"{index} first", f"{index} second"]
+        videos.append(index)
+    return videos
+
+
+def load_in_batches(stream, num_workers: int) -> DataLoader:
+    context = "fork" if num_workers else None
+    return DataLoader(stream, batch_size=5, collate_fn=list, num_workers=num_workers, multiprocessing_context=context)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 5])
+def test_workers_get_each_row_of_a_stream_once(stream_of, num_shards):
+    """As they are and shuffled, in two epochs."""
+    stream = stream_of(num_shards)
+    for num_workers in range(5):
+        assert sorted(videos_of(load_in_batches(stream, num_workers))) == list(range(NUM_ROWS))
+    shuffled = stream.shuffle(seed=1, buffer_size=4)
+    for num_workers in (0, 3):
+        orders = []
+        for epoch in (0, 1):
+            shuffled.set_epoch(epoch)
+            orders.append(videos_of(load_in_batches(shuffled, num_workers)))
+        assert sorted(orders[0]) == sorted(orders[1]) == list(range(NUM_ROWS))
+        assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_processes_get_each_row_of_a_stream_once(stream_of, num_shards, num_workers):
+    """Divided by `datasets`, which gives each whole shards where that comes out even, or by accelerate."""
+    stream = stream_of(num_shards)
+    by_datasets = [split_dataset_by_node(stream, rank, 2) for rank in range(2)]
+    shares = [videos_of(load_in_batches(share, num_workers)) for share in by_datasets]
+    assert sorted(sum(shares, [])) == list(range(NUM_ROWS)) and all(shares)
+    shares = [
+        # Batches of 2: without workers three for each process. Where that is uneven, accelerate repeats rows.
+        videos_of(
+            prepare_data_loader(
+                DataLoader(stream, batch_size=2, collate_fn=list, num_workers=num_workers),
+                num_processes=2,
+                process_index=rank,
+                dispatch_batches=False,
+            )
+        )
+        for rank in range(2)
+    ]
+    assert set(sum(shares, [])) == set(range(NUM_ROWS))
+    if num_workers == 0:
+        assert len(sum(shares, [])) == NUM_ROWS
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_stream_of_several_shards_goes_on_where_it_was(stream_of, num_shards, num_workers):
+    """By the stream's own state, and as `Trainer` does: the batches that were seen are skipped."""
+    stream = stream_of(num_shards)
+    whole = list(load_in_batches(stream, num_workers))
+    assert list(skip_first_batches(load_in_batches(stream, num_workers), 1)) == whole[1:]
+    rows = iter(stream)
+    seen = videos_of([[next(rows) for _ in range(7)]])
+    state = stream.state_dict()
+    stream.load_state_dict(state)
+    rest = videos_of([stream])
+    assert sorted(seen + rest) == list(range(NUM_ROWS)) and len(rest) == 5
 
 
 def test_a_stream_goes_on_where_it_was(stream):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processing import publishing
+from processing import dataset_preparation, publishing
 from processing.command_line import main
 
 
@@ -142,3 +142,20 @@ def test_the_wheel_has_the_command_and_the_files_that_the_code_reads():
         for path in (REPOSITORY / package).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 assert any(fnmatch(path.name, pattern) for pattern in package_data[package]), path
+
+
+def test_a_data_set_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """Found out before the annotations and the videos are read."""
+    monkeypatch.setattr(dataset_preparation, "prepare_dataset", lambda **kwargs: pytest.fail("something was read"))
+    (tmp_path / "afile").write_text("")
+    command = [
+        "prepare",
+        "--format",
+        "csv",
+        "--annotations",
+        "my.csv",
+        "--output",
+        str(tmp_path / "afile" / "out" / "data"),
+    ]
+    assert main(command) == 1
+    assert re.fullmatch(r"scada prepare: .*Not a directory: '.*afile/out'\n", capsys.readouterr().err)

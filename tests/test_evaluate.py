@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from modeling_scada import (
     multi_segment_metrics,
     temporal_grounding_metrics,
 )
+from processing import command_line, evaluation
 from processing.video_io import VideoReadError
 
 
@@ -34,16 +36,16 @@ def saved(tiny_model, tiny_processor, make_clip, tmp_path):
     make_clip("a.mp4", num_frames=20, fps=10)
     make_clip("b.webm", num_frames=40, fps=10, codec="libvpx-vp9")
     rows = [
-        {"video": "a.mp4", "video_id": "a", "sentences": ["it begins", "it ends"], "segments": [[[0, 1]], [[1, 2]]]},
+        {"video": "a.mp4", "video_id": "a", "sentences": ["it begins", "it ends"], "segments": [[[0.0, 1]], [[1, 2]]]},
         {"video": "b.mp4", "video_id": "b", "sentences": ["it is there"], "segments": [[[0, 1.5], [2, 4]]]},
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return tmp_path
 
 
-def evaluate(folder: Path, *arguments: str) -> tuple[dict, list[dict]]:
-    command = [str(folder / "model"), str(folder / "rows.jsonl"), "--split", "train", "--num_workers", "0"]
-    script.main([*command, "--output_dir", str(folder / "out"), *arguments])
+def evaluate(folder: Path, *arguments: str, data: str = "rows.jsonl") -> tuple[dict, list[dict]]:
+    command = [str(folder / "model"), str(folder / data), "--split", "train", "--num_workers", "0"]
+    script.main([*command, "--video_root", str(folder), "--output_dir", str(folder / "out"), *arguments])
     record = json.loads((folder / "out" / "metrics.json").read_text())
     return record, [json.loads(line) for line in (folder / "out" / "predictions.jsonl").read_text().splitlines()]
 
@@ -98,13 +100,76 @@ def test_a_broken_video_stops_the_evaluation_or_is_left_out_and_named(saved):
     assert [row["video"] for row in predictions] == ["a", "a"]
     assert (record["videos"], record["sentences"]) == (1, 2) and whole["sentences"] == 3
     (broken,) = record["broken_videos"]
-    assert broken["video"] == "b.mp4" and "b.webm" in broken["reason"]
+    assert broken["video"] == "b.mp4" and "b.webm" in broken["reason"] and broken["sentences"] == 1
+
+
+def test_videos_that_break_in_different_ways_are_counted(saved, make_clip, capsys):
+    """One that is missing, and a long one that ends too early, which is found out window by window."""
+    processor = ScadaProcessor.from_pretrained(saved / "model")
+    processor.video_processor.window_seconds = 2.0
+    processor.save_pretrained(saved / "model")
+    expected = evaluate(saved)[1]
+    cut = make_clip("cut.mp4", num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+    rows = (saved / "rows.jsonl").read_text().splitlines()
+    for name in ("gone.mp4", "cut.mp4"):
+        rows.insert(0, json.dumps(json.loads(rows[-2]) | {"video": name, "video_id": name}))
+    (saved / "rows.jsonl").write_text("\n".join(rows))
+    for num_workers in ("0", "2"):
+        record, predictions = evaluate(saved, "--skip_broken_videos", "--num_workers", num_workers)
+        assert predictions == expected
+        assert (record["videos"], record["sentences"]) == (2, 3)
+        assert [(video["video"], video["sentences"]) for video in record["broken_videos"]] == [
+            ("cut.mp4", 2),
+            ("gone.mp4", 2),
+        ]
+        assert [re.search(r"reading got to|no video", video["reason"])[0] for video in record["broken_videos"]] == [
+            "reading got to",
+            "no video",
+        ]
+        assert "2 videos with 4 sentences could not be read and were left out." in capsys.readouterr().out
+    with pytest.raises(VideoReadError, match="cut.mp4"):
+        evaluate(saved)
+
+
+def test_no_video_can_be_read(saved):
+    for name in ("a.mp4", "b.webm"):
+        (saved / name).write_bytes(b"")
+    with pytest.raises(VideoReadError, match=r"None of the 2 videos could be read.*a\.mp4: it is empty"):
+        evaluate(saved, "--skip_broken_videos")
+
+
+def test_results_that_cannot_be_written(saved, monkeypatch, capsys):
+    """One line of error, before a model is loaded or a video read."""
+    monkeypatch.setattr(evaluation, "load_pipeline", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    (saved / "afile").write_text("")
+    command = ["evaluate", str(saved / "model"), str(saved / "rows.jsonl"), "--split", "train"]
+    for folder, reason in (("afile/out", "Not a directory"), ("afile", "File exists")):
+        assert command_line.main([*command, "--output_dir", str(saved / folder)]) == 1
+        assert re.fullmatch(rf"scada evaluate: .*{reason}: '.*{folder}'\n", capsys.readouterr().err)
+    options = ["--output_dir", str(saved / "out"), "--qvhighlights", str(saved / "gone.jsonl")]
+    assert command_line.main([*command, *options]) == 1
+    assert re.fullmatch(r"scada evaluate: There is no annotation file .*gone\.jsonl\.\n", capsys.readouterr().err)
 
 
 def test_workers_and_streams_find_the_same(saved):
     expected = evaluate(saved)[1]
     assert evaluate(saved, "--num_workers", "2")[1] == expected
     assert evaluate(saved, "--streaming")[1] == expected
+
+
+def test_a_stream_of_several_files_is_evaluated_as_that_of_one(saved):
+    rows = (saved / "rows.jsonl").read_text().splitlines()
+    rows.append(json.dumps(json.loads(rows[1]) | {"video_id": "c", "sentences": ["it is still there"]}))
+    results = []
+    for name, shards in (("one", [rows]), ("three", [[row] for row in rows])):
+        (saved / name).mkdir()
+        for index, shard in enumerate(shards):
+            (saved / name / f"train-{index}.jsonl").write_text("\n".join(shard))
+        results.append(evaluate(saved, "--streaming", "--num_workers", "2", data=name))
+    (one, predictions), (three, others) = results
+    assert one["sentences"] == three["sentences"] == 4 and one["metrics"] == three["metrics"]
+    assert sorted(predictions, key=lambda row: row["sentence"]) == sorted(others, key=lambda row: row["sentence"])
 
 
 def test_submission_to_qvhighlights(saved):

@@ -17,7 +17,7 @@ import torch
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding
-from processing import grounding, result_page, result_picture
+from processing import grounding, result_folder, result_page, result_picture
 from processing.result_table import format_table, format_time
 from processing.video_io import probe, read_frames
 
@@ -107,14 +107,43 @@ def test_times(seconds, short, long):
 def test_as_a_command(model, clip, tmp_path):
     """Only JSON on stdout; and when something cannot be written afterwards, one line on stderr and the exit code."""
     command = [sys.executable, ROOT / "scripts" / "ground.py", "clip.mp4", "it\u2019s a door", "--model", "model"]
-    command += ["--json", "--cut", "clip.mp4"]
+    command += ["--json", "--cut", "clips"]
+    (tmp_path / "clips" / "01_it_s_a_door_rank1.mp4").mkdir(parents=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     record = json.loads(done.stdout)
     assert (record["video"], record["model"], len(record["results"])) == ("clip.mp4", "model", 1)
     assert record["results"][0]["sentence"] == "it\u2019s a door" and len(record["results"][0]["segments"]) == 5
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.fullmatch(r"ground\.py: .*File exists: 'clip\.mp4'", done.stderr.splitlines()[-1])
+    assert re.fullmatch(r"ground\.py: .*clips/01_it_s_a_door_rank1\.mp4.*", done.stderr.splitlines()[-1])
+
+
+def test_results_that_cannot_be_written(model, clip, ground, tmp_path, monkeypatch):
+    """One line of error, before the model is loaded; other results that were asked for are not there either."""
+    monkeypatch.delattr(grounding, "pipeline")
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "afolder").mkdir()
+
+    def refused(*arguments):
+        code, out, err = ground(clip, "a door", "--model", model, *arguments)
+        assert (code, out) == (1, "") and err.count("\n") == 1
+        return err
+
+    for option, name in (("--plot", "x.png"), ("--html", "x.html"), ("--cut", "clips")):
+        assert re.fullmatch(
+            r"ground\.py: .*(Not a directory|File exists): .*afile.*\n", refused(option, tmp_path / "afile" / name)
+        )
+    assert re.fullmatch(r"ground\.py: .*File exists: .*clip\.mp4'\n", refused("--cut", clip))
+    for option in ("--plot", "--html"):
+        assert "afolder is a folder; expected the name of a file" in refused(option, tmp_path / "afolder")
+
+    def no_room(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(result_folder, "TemporaryFile", no_room)
+    for option, name in (("--plot", "x.png"), ("--html", "x.html"), ("--cut", "")):
+        assert re.search(r"Permission denied: .*afolder'", refused(option, tmp_path / "afolder" / name))
+    assert not list((tmp_path / "afolder").iterdir())
 
 
 # --- the picture ---

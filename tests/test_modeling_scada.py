@@ -746,3 +746,17 @@ def test_matching_is_within_a_video_only(tiny_model, tiny_batch):
     two, one = run(tiny_model, tiny_batch), run(tiny_model, {name: value[1:] for name, value in tiny_batch.items()})
     assert two.loss_dict["loss_matching"] > 0
     assert one.loss_dict["loss_matching"] == 0
+
+
+@pytest.mark.parametrize(
+    "device_map", [{"model": "cpu", "head": "disk"}, {"model": "disk", "head": "cpu"}, {"": "disk"}], ids=str
+)
+def test_parts_of_the_model_on_disk(device_map, tiny_model, tiny_batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    model = ScadaForTemporalGrounding.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert {name for name, weight in model.named_parameters() if weight.device.type == "meta"}
+    with torch.no_grad():
+        expected, found = tiny_model(**tiny_batch), model(**tiny_batch)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.pred_segments, expected.pred_segments)

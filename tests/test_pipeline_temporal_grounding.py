@@ -1,9 +1,11 @@
 import functools
 import http.server
+import io
 import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 import av
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import code_image
@@ -250,7 +253,8 @@ def test_forms_of_a_video(pipe, clip, serve):
     sentence = SENTENCES[0]
     found = pipe(str(clip), sentence)
     frames = read_frames(clip, (np.arange(50) + 0.5) / 10, size=(32, 32))
-    for video in (clip, clip.read_bytes(), serve(clip)):
+    assert pipe(io.BytesIO(clip.read_bytes()), sentence) == found
+    for video in (clip, clip.read_bytes(), serve(clip), open(clip, "rb")):
         assert pipe(video, sentence) == found
         assert pipe({"video": video, "sentence": sentence}) == found
     assert pipe(video=str(clip), sentence=sentence) == found
@@ -276,6 +280,16 @@ def test_array_is_near_its_file(pipe, clip):
     assert from_array["score"] == pytest.approx(from_file["score"], abs=0.02)
 
 
+@pytest.mark.parametrize("column", [np.array, pd.Series, lambda sentences: pd.Series(sentences, index=[7, 5, 3])])
+def test_sentences_as_a_column(column, pipe, clip):
+    found = pipe(clip, column(SENTENCES))
+    assert found == pipe(clip, SENTENCES)
+    assert [type(segments[0]["sentence"]) for segments in found] == [str] * 3
+    assert pipe({"video": clip, "sentence": column(SENTENCES)}) == found
+    batch = pipe.processor(videos=clip, text=column(SENTENCES))
+    assert torch.equal(batch["input_ids"], pipe.processor(videos=clip, text=SENTENCES)["input_ids"])
+
+
 # --- several videos ---
 
 SEVERAL = {
@@ -287,6 +301,8 @@ SEVERAL = {
     "key_data_set": lambda rows: KeyDataset(Rows([{"id": k, "item": row} for k, row in enumerate(rows)]), "item"),
     "urls": None,
     "bytes": lambda rows: [row | {"video": row["video"].read_bytes()} for row in rows],
+    "open_files": lambda rows: [row | {"video": open(row["video"], "rb")} for row in rows],
+    "array_of_dicts": lambda rows: np.array(rows),
 }
 
 
@@ -300,7 +316,7 @@ def test_forms_of_several_videos(form, batch_size, rows, pipe, serve):
     else:
         inputs = SEVERAL[form](rows)
     found = pipe(inputs, batch_size=batch_size)
-    assert isinstance(found, list) == (form in ("list", "tuple", "urls", "bytes"))
+    assert isinstance(found, list) == (form not in ("generator", "data_set", "stream", "key_data_set"))
     check_close(list(found), expected)
 
 
@@ -312,6 +328,30 @@ def test_videos_and_sentences_side_by_side(rows, pipe):
     # As many sentences as videos are one for each video, not all for each.
     check_close(pipe(videos[:2], SENTENCES[:2]), expect(pipe, as_rows(videos[:2], SENTENCES[:2])))
     check_close(pipe(videos[:1], SENTENCES[:1]), expect(pipe, as_rows(videos[:1], SENTENCES[:1])))
+
+
+@pytest.mark.parametrize(
+    "column", [np.array, pd.Series, lambda values: pd.Series(values, index=range(9, 9 - len(values), -1))]
+)
+def test_columns_side_by_side(column, rows, pipe):
+    """Of NumPy and pandas, where an index of its own has no say in the order."""
+    videos = [str(row["video"]) for row in rows]
+    sentences = [f"sentence {k}" for k in range(5)]
+    expected = pipe(as_rows(videos, sentences))
+    for of_videos, of_sentences in (
+        (column(videos), column(sentences)),
+        (videos, column(sentences)),
+        (column(videos), sentences),
+        (column([Path(video) for video in videos]), tuple(sentences)),
+    ):
+        found = pipe(of_videos, of_sentences, batch_size=2)
+        assert isinstance(found, list)
+        check_close(found, expected)
+    check_close(pipe(column(videos), SENTENCES[0]), pipe(videos, SENTENCES[0]))
+    with pytest.raises(ValueError, match="5 videos but sentences for 4"):
+        pipe(column(videos), column(sentences[:4]))
+    lists = pd.Series([[sentence, "it is 7"] for sentence in sentences])
+    check_close(pipe(column(videos), lists), pipe(as_rows(videos, lists.to_list())))
 
 
 def as_rows(videos, sentences):
@@ -880,6 +920,44 @@ def test_bad_videos(pipe, clip, tmp_path):
         pipe(np.zeros((4, 32, 32, 3), np.uint8), SENTENCES[0])
 
 
+class WithoutWayBack(io.RawIOBase):
+    """A file as it comes from a pipe or a socket."""
+
+    def __init__(self, content):
+        self.rest = io.BytesIO(content)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.rest.readinto(buffer)
+
+
+@pytest.mark.parametrize("window_seconds", [None, 2.0])
+def test_addresses_and_files_that_are_none(window_seconds, make_pipe, clip):
+    """One error that says what came and what to do, whether a video is read at once or in windows."""
+    pipe = make_pipe(window_seconds)
+    with pytest.raises(FileNotFoundError, match="^Received '' as a video; expected a path or an http"):
+        pipe("", SENTENCES[0])
+    for address in (clip.as_uri(), Path(clip.as_uri()), "s3://bucket/clip.mp4", "FTP://ann:secret@host/clip.mp4"):
+        with pytest.raises(
+            FileNotFoundError, match=f"^Received the address {str(address)[:4]}.*without file://"
+        ) as caught:
+            pipe(address, SENTENCES[0])
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="type TextIOWrapper.*opened for reading bytes"), open(clip) as file:
+        pipe(file, SENTENCES[0])
+    with pytest.raises(ValueError, match=r"type WithoutWayBack.*file\.read\(\)"):
+        pipe(WithoutWayBack(clip.read_bytes()), SENTENCES[0])
+
+
+def test_names_that_look_like_addresses(pipe, make_clip, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file:").mkdir()
+    clip = make_clip("file:/clip.mp4")
+    assert pipe("file:/clip.mp4", SENTENCES[0]) == pipe(clip, SENTENCES[0])
+
+
 @pytest.mark.parametrize("settings", [{"topk": 3}, {"fps": 3}, {"window_seconds": 3.0}, {"nms_sigma": 0.5}])
 def test_unknown_settings(settings, pipe, clip, tiny_model, tiny_processor):
     (name,) = settings
@@ -889,10 +967,133 @@ def test_unknown_settings(settings, pipe, clip, tiny_model, tiny_processor):
         pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"num_frames": 0}, {"nms": 0}, {"nms": -0.5}, {"nms": math.nan}])
-def test_bad_settings(settings, pipe, clip):
+BAD_SETTINGS = [
+    *({"top_k": top_k} for top_k in (0, "3", 1.5, True, [3], math.nan)),
+    *({"num_frames": num_frames} for num_frames in (0, "16", 16.0, True)),
+    *({"nms": nms} for nms in (0, -0.5, math.nan, "0.5")),
+    *({"threshold": threshold} for threshold in ("0.5", math.nan)),
+    *({"on_error": on_error} for on_error in ("skip", True, "")),
+]
+
+
+@pytest.mark.parametrize("settings", BAD_SETTINGS)
+def test_bad_settings(settings, pipe, clip, tiny_model, tiny_processor, tmp_path):
     ((name, value),) = settings.items()
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
         pipe(clip, SENTENCES[0], **settings)
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
         pipe([clip, clip], SENTENCES[0], batch_size=2, **settings)
+    # Before a video is read, and before there is one.
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
+        pipe(tmp_path / "gone.mp4", SENTENCES[0], **({"on_error": "return"} | settings))
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
+        pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, **settings)
+
+
+def test_numbers_of_numpy_as_settings(pipe, clip):
+    settings = {"top_k": np.int64(2), "num_frames": np.int32(32), "nms": np.float32(0.5), "threshold": np.float64(0.1)}
+    assert pipe(clip, SENTENCES[0], **settings) == pipe(
+        clip, SENTENCES[0], top_k=2, num_frames=32, nms=0.5, threshold=0.1
+    )
+
+
+# --- going on after an error ---
+
+
+@pytest.fixture
+def with_broken(rows, clip, make_clip, tmp_path):
+    """The five videos of `rows` and seven that are broken in different ways; name, error and a part of its reason."""
+    (tmp_path / "text.mp4").write_text("This is no video.")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    cut = make_clip("cut.mp4", num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+    broken = [
+        (tmp_path / "gone.mp4", "a cat", str(tmp_path / "gone.mp4"), "FileNotFoundError", "no video file at"),
+        (str(tmp_path / "text.mp4"), ["a cat"], str(tmp_path / "text.mp4"), "VideoReadError", "Invalid data"),
+        (tmp_path / "empty.mp4", "a cat", str(tmp_path / "empty.mp4"), "VideoReadError", "it is empty"),
+        (tmp_path / "cut.mp4", "a cat", str(tmp_path / "cut.mp4"), "VideoReadError", "reading got to"),
+        (b"This is no video.", "a cat", "<17 bytes>", "VideoReadError", "17 bytes"),
+        (clip, ["a cat", ""], str(clip), "ValueError", "sentence ''"),
+        (
+            "ftp://ann:secret@host/clip.mp4",
+            "a",
+            "ftp://***@host/clip.mp4",
+            "FileNotFoundError",
+            "Received the address",
+        ),
+    ]
+    items = [*rows]
+    reasons = {}
+    for place, (video, sentence, *reason) in zip((0, 2, 3, 6, 8, 9, 11), broken, strict=True):
+        items.insert(place, {"video": video, "sentence": sentence})
+        reasons[place] = reason
+    return items, reasons
+
+
+def check_broken(found, items, reasons, pipe):
+    assert len(found) == len(items) == 12
+    for place, (result, item) in enumerate(zip(found, items, strict=True)):
+        if place not in reasons:
+            check_close([result], [pipe(item)])
+            continue
+        name, error, reason = reasons[place]
+        assert result.keys() == {"video", "error", "reason"}
+        assert (result["video"], result["error"]) == (name, error)
+        assert reason in result["reason"] and "secret" not in result["reason"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("form", ["list", "generator", "data_set", "stream"])
+def test_errors_in_place_of_results(form, batch_size, with_broken, pipe):
+    """As if each good video had come alone; the broken ones say what is wrong with them."""
+    items, reasons = with_broken
+    found = list(pipe(SEVERAL[form](items), batch_size=batch_size, on_error="return"))
+    check_broken(found, items, reasons, pipe)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_errors_in_place_of_results_from_workers(num_workers, with_broken, pipe):
+    items, reasons = with_broken
+    check_broken(list(pipe(Rows(items), num_workers=num_workers, on_error="return")), items, reasons, pipe)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 12])
+def test_errors_of_long_videos(batch_size, with_broken, make_pipe):
+    """They are read in windows, while the model runs: one that ends too early fails there, after its first window."""
+    items, reasons = with_broken
+    pipe = make_pipe(window_seconds=2.0, on_error="return")
+    check_broken(list(pipe(SEVERAL["generator"](items), batch_size=batch_size)), items, reasons, pipe)
+    with pytest.raises(VideoReadError, match="cut.mp4"):
+        pipe(items[6], on_error="raise")
+
+
+def test_one_video_with_its_error(pipe, tmp_path):
+    found = pipe(tmp_path / "gone.mp4", "a cat", on_error="return")
+    reason = f"There is no video file at {tmp_path / 'gone.mp4'}; check the folder and the extension."
+    assert found == {"video": str(tmp_path / "gone.mp4"), "error": "FileNotFoundError", "reason": reason}
+    assert pipe(io.BytesIO(b"no video"), "a", on_error="return")["video"] == "<BytesIO>"
+
+
+def test_no_video_can_be_read(pipe, tmp_path):
+    found = pipe([tmp_path / f"{k}.mp4" for k in range(3)], "a cat", on_error="return", batch_size=2)
+    assert [Path(result["video"]).name for result in found] == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+@pytest.mark.parametrize("on_error", [{}, {"on_error": "raise"}])
+def test_errors_end_a_run_unless_asked(on_error, with_broken, pipe):
+    items, _ = with_broken
+    for place, error in ((0, FileNotFoundError), (2, VideoReadError), (9, ValueError)):
+        with pytest.raises(error):
+            pipe([items[1], items[place]], **on_error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyboardInterrupt, MemoryError])
+def test_faults_of_the_program_are_no_results(error, rows, pipe, monkeypatch):
+    """What says nothing of a video ends the run all the same."""
+
+    def fail(*args, **kwargs):
+        raise error("a fault")
+
+    monkeypatch.setattr(type(pipe.model), "forward", fail)
+    with pytest.raises(error, match="a fault"):
+        pipe(rows, on_error="return")

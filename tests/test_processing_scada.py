@@ -13,6 +13,7 @@ import torch
 from transformers import AutoProcessor
 
 from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
+from processing import processing_scada
 from processing.processing_scada import SegmentOutsideVideoError
 
 
@@ -619,3 +620,15 @@ def test_bad_post_processing(arguments, message, tiny_processor):
     arguments = {"outputs": outputs_like(2, 3, 10), "timelines": [Timeline(0.0, 5.0)] * 2, **arguments}
     with pytest.raises(ValueError, match=message):
         tiny_processor.post_process_temporal_grounding(**arguments)
+
+
+def test_a_sentence_that_is_cut_is_warned_of_once(tiny_processor, monkeypatch):
+    """The tokenizer spells, so 70 letters and the two ends are 72 tokens; 62 letters just fit into 64."""
+    warnings = []
+    monkeypatch.setattr(processing_scada.logger, "warning", warnings.append)
+    for _ in range(3):
+        encoded = tiny_processor.encode_text([["a cat", "b" * 62, "c" * 70], ["c" * 70, "d" * 63]])
+        assert encoded["input_ids"].shape == (2, 3, 64)
+    assert len(warnings) == 2
+    assert f"The sentence '{'c' * 60}'... has 72 tokens, and the sentence encoder takes 64" in warnings[0]
+    assert f"'{'d' * 60}'... has 65 tokens" in warnings[1]
