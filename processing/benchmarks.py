@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
@@ -79,7 +80,7 @@ def benchmark_proposal_features(grid_size: int, dim: int, num_sentences: int, re
 
     def by_points() -> torch.Tensor:
         points = (features[:, steps] * weights[..., None]).sum(-2)  # (Q, P, 16, D)
-        return layer.linear(points.flatten(2))
+        return F.linear(points.flatten(2), layer.linear.weight, layer.linear.bias)
 
     ways: dict[Any, Callable[[], Any]] = {
         "embedding_bag": lambda: layer(features, proposals),
