@@ -30,6 +30,7 @@ from .modeling_scada import (
     ScadaModel,
     ScadaPreTrainedModel,
 )
+from .video_features_scada import ScadaVideoFeatures
 
 
 # Training and data, with `Trainer` and `datasets`.
@@ -99,6 +100,7 @@ __all__ = [
     "ScadaModel",
     "ScadaPreTrainedModel",
     "ScadaProcessor",
+    "ScadaVideoFeatures",
     "ScadaVideoProcessor",
     "TemporalGroundingCollator",
     "TemporalGroundingPipeline",

@@ -5,9 +5,10 @@ This is the one place that knows model types: what an encoder wants as input, ho
 position embeddings follow another image size.
 """
 
+import copy
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -234,6 +235,32 @@ def _record_states(layer: nn.Module, args: tuple, output: Any) -> None:
         recording.states[layer] = (args[0], first_of(output))
 
 
+class KeepingLayer(nn.Module):
+    """A layer in the encoder of one call, whose output is kept."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.states: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
+        output = self.layer(hidden_states, *args, **kwargs)
+        self.states = first_of(output)
+        return output
+
+
+class ResumingLayer(nn.Module):
+    """A layer in the encoder of one call, which gets states from an earlier call in place of those that come."""
+
+    def __init__(self, layer: nn.Module, states: torch.Tensor):
+        super().__init__()
+        self.layer = layer
+        self.states = states
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
+        return self.layer(self.states, *args, **kwargs)
+
+
 class VideoBackbone(nn.Module):
     """
     Runs an encoder of transformers over a whole video: cuts it into clips, encodes the clips as a batch, and lays the
@@ -300,14 +327,13 @@ class VideoBackbone(nn.Module):
         """
         config: Any = self.config
         kind = ENCODER_TYPES[config.model_type]
-        num_channels = getattr(config, "num_channels", None) or config.in_chans
+        clip_length, num_channels, *_ = self._clip_shape((0, 0))
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != num_channels:
             raise ValueError(
                 f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
                 f"frames, {num_channels}, height, width), as ScadaProcessor makes it."
             )
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
-        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
         if num_frames == 0 or num_frames % clip_length:
             raise ValueError(
                 f"Received {num_frames} frames a video; the backbone reads clips of {clip_length}. Set the "
@@ -354,30 +380,111 @@ class VideoBackbone(nn.Module):
             ValueError: As [`~VideoBackbone.grid`].
         """
         grid = self.grid(pixel_values_videos)
-        kind = ENCODER_TYPES[self.config.model_type]
-        clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
-        if kind.clip_length is None:
-            clips = clips[:, 0]
         layers = list(self.layers) if output_hidden_states else []
         for layer in layers:
             # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are
             # there: to add and remove them in each call would reach into the calls of other threads, and into copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
-        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
-        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
-        dtype = next(weight.dtype for weight in weights if weight is not None)
         enclosing, recording.states = recording.states, dict.fromkeys(layers)
         try:
-            outputs = self.encoder(clips.to(dtype), **kind.arguments)
+            last = self._encode(self.encoder, pixel_values_videos, grid)
         finally:
             recorded, recording.states = recording.states, enclosing
-        last = outputs.last_hidden_state
-        features, _ = grid.to_features(last.movedim(-1, 1) if kind.is_convolutional else last)
+        features = self._last_features(last, grid)
         if not output_hidden_states:
             return features, None
         states = [recorded[layers[0]][0], *(output for _, output in recorded.values())]
         return features, tuple(grid.to_features(state)[0] for state in states)
+
+    def states_before(self, index: int, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """
+        Runs the layers before one of them only.
+
+        Args:
+            index (`int`): The layer, from 1 on.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
+
+        Returns:
+            `torch.Tensor` of shape `(B, clips, tokens, C)`, or `(B, clips, C, t, h, w)` of a convolutional stage: what
+            `forward_from` goes on with.
+        """
+        grid = self.grid(pixel_values_videos)
+        kept = KeepingLayer(self.layers[index - 1])
+        self._encode(self._encoder_of_layers([*self.layers[: index - 1], kept]), pixel_values_videos, grid)
+        states: Any = kept.states
+        return states.unflatten(0, (grid.num_videos, grid.num_clips))
+
+    def grid_of(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
+        """
+        Args:
+            states (`torch.Tensor`): As `states_before` gives them.
+            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+
+        Returns:
+            [`TokenGrid`] or [`StageGrid`]: As `grid` of those frames.
+        """
+        grid = self.grid(torch.empty(1, *self._clip_shape(frame_size), device="meta"))
+        return replace(grid, num_videos=len(states), num_clips=states.shape[1])
+
+    def forward_from(self, index: int, states: torch.Tensor, frame_size: tuple[int, int]) -> torch.Tensor:
+        """
+        Goes on from where `states_before` stopped.
+
+        Args:
+            index (`int`): The layer that comes next, from 1 on.
+            states (`torch.Tensor`): As `states_before` gives them.
+            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, N, h, w, C)`: As `forward` returns them.
+        """
+        resuming = ResumingLayer(self.layers[index], states.flatten(0, 1))
+        encoder = self._encoder_of_layers([resuming, *self.layers[index + 1 :]])
+        # What encoders hand to their layers beside the states does not depend on the pixels, only on their size.
+        clip = states.new_zeros(1, *self._clip_shape(frame_size))
+        last = self._encode(encoder, clip, self.grid(clip))
+        return self._last_features(last, self.grid_of(states, frame_size))
+
+    def _clip_shape(self, frame_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Frames, channels, height and width of a clip."""
+        config: Any = self.config
+        kind = ENCODER_TYPES[config.model_type]
+        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
+        return clip_length, getattr(config, "num_channels", None) or config.in_chans, *frame_size
+
+    def _encoder_of_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
+        """The encoder with the same weights, but these layers; itself, which others may be calling, it stays as is."""
+        all_layers = self.layers
+        path = next(name for name, module in self.encoder.named_modules() if module is all_layers).split(".")
+        encoder = module = _with_own_children(self.encoder)
+        for name in path[:-1]:
+            module._modules[name] = module = _with_own_children(module._modules[name])  # type: ignore[arg-type]
+        module._modules[path[-1]] = nn.ModuleList(layers)
+        return encoder
+
+    def _encode(self, encoder: nn.Module, pixel_values_videos: torch.Tensor, grid: TokenGrid | StageGrid):
+        """The encoder's last state of all clips."""
+        kind = ENCODER_TYPES[self.config.model_type]
+        clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
+        if kind.clip_length is None:
+            clips = clips[:, 0]
+        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
+        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
+        dtype = next(weight.dtype for weight in weights if weight is not None)
+        return encoder(clips.to(dtype), **kind.arguments).last_hidden_state
+
+    def _last_features(self, last: torch.Tensor, grid: TokenGrid | StageGrid) -> torch.Tensor:
+        """The encoder's last state as features `(B, N, h, w, C)`."""
+        is_convolutional = ENCODER_TYPES[self.config.model_type].is_convolutional
+        return grid.to_features(last.movedim(-1, 1) if is_convolutional else last)[0]
+
+
+def _with_own_children(module: nn.Module) -> nn.Module:
+    """The same module with the same weights, whose children can be replaced without replacing the module's."""
+    module = copy.copy(module)
+    module._modules = dict(module._modules)
+    return module
 
 
 def encoder_of(model: Any) -> Any:
