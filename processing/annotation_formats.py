@@ -102,11 +102,11 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
 
 def read_csv(path: Path) -> Iterator[Sentence]:
     """Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`."""
-    header, rows = _csv_rows(path, is_strict=True)
-    video_column = _column(path, header, "video")
-    sentence_column = _column(path, header, "sentence", "sentences")
+    header, rows = csv_rows(path, is_strict=True)
+    video_column = csv_column(path, header, "video")
+    sentence_column = csv_column(path, header, "sentence", "sentences")
     has_times = {"start", "end"} <= set(header) and not {"segment", "segments"} & set(header)
-    segment_column = "" if has_times else _column(path, header, "segment", "segments", "start` and `end")
+    segment_column = "" if has_times else csv_column(path, header, "segment", "segments", "start` and `end")
     for where, row in rows:
         video = _text(row[video_column], where)
         if has_times:
@@ -146,9 +146,9 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
     durations: dict[str, float] = {}
     for path in paths:
         # Not strict: the free text in Charades' file is not ours to correct, and nothing of it is used.
-        header, rows = _csv_rows(path, is_strict=False)
-        name_column = _column(path, header, "id", "video_id", "video")
-        length_column = _column(path, header, "length", "duration")
+        header, rows = csv_rows(path, is_strict=False)
+        name_column = csv_column(path, header, "id", "video_id", "video")
+        length_column = csv_column(path, header, "length", "duration")
         for where, row in rows:
             seconds = _duration_seconds(row[length_column], where)
             if seconds is None:
@@ -208,7 +208,7 @@ def _json_entries(path: Path) -> Iterator[tuple[str, str, dict]]:
         yield where, name, entry
 
 
-def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """Header in small letters, and the rows by it, each with `file:line` of where it begins."""
     rows = []
     header: list[str] = []
@@ -235,7 +235,7 @@ def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, d
     return header, rows
 
 
-def _column(path: Path, header: list[str], *names: str) -> str:
+def csv_column(path: Path, header: list[str], *names: str) -> str:
     for name in names:
         if name in header:
             return name
@@ -292,7 +292,7 @@ def _segments(value: Any, where: str) -> list[list[float]]:
 def malformed(where: str, received: Any, expected: str) -> ValueError:
     shown = received if isinstance(received, str) else repr(received)
     return ValueError(
-        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check --format."
+        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check the format."
     )
 
 
