@@ -306,7 +306,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        video_dim = self.model.video_backbone.config.hidden_size
+        video_dim = self.model.video_backbone.layer_dims[-1]
         self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
