@@ -42,13 +42,14 @@ class EfficientNetLiteUnit(nn.Module):
         super().__init__()
         # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
         padding = kernel_size // 2 if stride == 1 else 0
+        self.kernel_size, self.stride = kernel_size, stride
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU6() if has_activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.conv.stride != (1, 1):
-            hidden_states = pad_same(hidden_states, self.conv.kernel_size, self.conv.stride, value=0.0)
+        if self.stride != 1:
+            hidden_states = pad_same(hidden_states, (self.kernel_size,) * 2, (self.stride,) * 2, value=0.0)
         return self.activation(self.norm(self.conv(hidden_states)))
 
 

@@ -181,6 +181,12 @@ class ScadaPreTrainedModel(PreTrainedModel):
         """
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        backbone: Any = self.base_model.video_backbone  # type: ignore[union-attr]
+        if enable and not any(hasattr(module, "gradient_checkpointing") for module in backbone.modules()):
+            raise ValueError(
+                f"Received a {backbone.config.model_type} to train with gradient checkpointing, which "
+                "transformers does not have for it. Train without, or with fewer frames a step."
+            )
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         modules: Iterable[Any] = self.modules()
         for module in modules:
