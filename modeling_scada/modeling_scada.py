@@ -196,6 +196,13 @@ class ScadaPreTrainedModel(PreTrainedModel):
                 )
 
 
+def without_pooler(text_encoder: Any) -> Any:
+    """Drops BERT's layer over its first token, which no sentence vector depends on, so that no weight is idle."""
+    if getattr(text_encoder, "pooler", None) is not None:
+        text_encoder.pooler = None
+    return text_encoder
+
+
 class ScadaModel(ScadaPreTrainedModel):
     """
     Video backbone and sentence encoder: pixels and tokens to snippet features and sentence vectors.
@@ -207,7 +214,7 @@ class ScadaModel(ScadaPreTrainedModel):
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
         self.video_backbone = VideoBackbone(build_encoder(config.video_config))  # type: ignore[arg-type]
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = without_pooler(AutoModel.from_config(config.text_config))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -351,7 +358,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         )
-        video_encoder, text_encoder = encoder_of(video), getattr(text, text.base_model_prefix, text)
+        video_encoder, text_encoder = encoder_of(video), without_pooler(getattr(text, text.base_model_prefix, text))
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder
