@@ -196,7 +196,7 @@ def plan_parts(
     return parts
 
 
-def count_frames(path: str | bytes, fps: int) -> int:
+def count_frames(path: str, fps: int) -> int:
     """
     Frames of a clip at a rate; what is left of less than a frame at its end is left out.
 
@@ -297,7 +297,7 @@ def compose(
         raise ValueError(f"Received the validation groups {list(validation_groups)}, but num_validation=0.")
     clips = read_clip_table(Path(table))
     files = VideoFiles(videos)
-    paths = {clip: files.find(clip.video) for clip in clips}
+    paths = {clip: str(files.find(clip.video)) for clip in clips}
     if size is None:
         height, width = read_frames(paths[clips[0]], [0.0]).shape[1:3]
         size = (height - height % 2, width - width % 2)

@@ -346,7 +346,7 @@ def convert_efficientnet_lite(state_dict: dict[str, torch.Tensor]) -> EfficientN
     )
     with torch.device("meta"):
         model = EfficientNetLiteModel(config)
-    units = {"stem": ("_conv_stem", "_bn0"), "stages.7.0": ("_conv_head", "_bn1")}
+    units: dict[str, tuple[str, ...]] = {"stem": ("_conv_stem", "_bn0"), "stages.7.0": ("_conv_head", "_bn1")}
     places = [f"stages.{stage}.{index}" for stage, depth in enumerate(config.depths) for index in range(depth)]
     for number, place in enumerate(places):
         for part, originals in EFFICIENTNET_LITE_BLOCK.items():

@@ -5,6 +5,7 @@ it, is shown.
 
 import csv
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from conftest import write_clip
 from datasets import load_from_disk
 
-from processing.composing import compose
+from processing.composing import compose, read_clip_table
 from processing.video_io import probe, read_frames
 
 
@@ -220,3 +221,35 @@ def test_a_folder_that_is_in_use_is_left_as_it_is(composed, tmp_path):
     with pytest.raises(ValueError, match="new or an empty folder"):
         composed()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_pages_tables_are_those_of_the_folders_as_users_have_them(tmp_path, monkeypatch):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for name in (
+        "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi",
+        "UCF-101/HandstandPushups/v_HandStandPushups_g01_c02.avi",
+        "kinetics/train/air drumming/-0q0nBZ3Jxg_000010_000020.mp4",
+        "kinetics/val/zumba/zzzzzzzzzzz_000001_000011.mp4",
+        "splits/brush_hair_test_split1.txt",
+        "splits/brush_hair_test_split2.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a.avi 1 \nb.avi 2 \nc.avi 0 \n" if "split1" in name else "a.avi 2 \n")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "data.md", "exec"), {})
+    found = {
+        name: [(clip.video, clip.sentence, clip.group) for clip in read_clip_table(tmp_path / f"{name}.csv")]
+        for name in ("ucf101", "hmdb51", "kinetics")
+    }
+    assert found == {
+        "ucf101": [
+            ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", "apply eye makeup", "g08"),
+            ("HandstandPushups/v_HandStandPushups_g01_c02.avi", "handstand pushups", "g01"),
+        ],
+        "hmdb51": [("brush_hair/a.avi", "brush hair", "train"), ("brush_hair/b.avi", "brush hair", "test")],
+        "kinetics": [
+            ("train/air drumming/-0q0nBZ3Jxg_000010_000020.mp4", "air drumming", "train"),
+            ("val/zumba/zzzzzzzzzzz_000001_000011.mp4", "zumba", "val"),
+        ],
+    }
