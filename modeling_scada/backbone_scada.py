@@ -16,8 +16,10 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_c3d import C3DConfig
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_i3d import I3DConfig
 from .modeling_c3d import C3DModel
+from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_i3d import I3DModel
 
 
@@ -81,7 +83,8 @@ class EncoderType:
             which takes frames one by one.
         image_size (`str`, *optional*): Configuration's name for the only image size that positions exist for; none if
             they follow the image.
-        is_convolutional (`bool`): Whether its layers are stages over `(rows, C, t, h, w)` of a width and a size each.
+        is_convolutional (`bool`): Whether its layers are stages of a width and a size each, over `(rows, C, t, h, w)`
+            or, of an image encoder, `(rows, C, h, w)`.
         num_class_tokens (`int`): Tokens before those of patches; a configuration's registers come on top.
         is_patch_major (`bool`): Whether a clip's tokens are ordered (h, w, t) rather than (t, h, w).
         arguments (`dict`): What the encoder is called with beside the pixels.
@@ -103,7 +106,7 @@ def _nothing() -> None:
 
 
 INTERPOLATED = {"interpolate_pos_encoding": True}
-# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C).
+# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C), or are `stages`.
 ENCODER_TYPES = {
     "videomae": EncoderType(clip_length="num_frames"),
     "vjepa2": EncoderType(
@@ -127,10 +130,17 @@ ENCODER_TYPES = {
     "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
     "c3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
     "i3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
+    "resnet": EncoderType(is_convolutional=True),
+    "regnet": EncoderType(is_convolutional=True),
+    # Their last norm comes after the mean over the picture.
+    "convnext": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
+    "convnextv2": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
+    "efficientnet_lite": EncoderType(is_convolutional=True),
 }
 
-OWN_ENCODERS = {"c3d": C3DModel, "i3d": I3DModel}
+OWN_ENCODERS = {"c3d": C3DModel, "i3d": I3DModel, "efficientnet_lite": EfficientNetLiteModel}
 AutoModel.register(C3DConfig, C3DModel, exist_ok=True)
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 AutoModel.register(I3DConfig, I3DModel, exist_ok=True)
 
 
@@ -201,23 +211,26 @@ class StageGrid:
     Args:
         num_videos (`int`): Videos `B`.
         num_clips (`int`): Clips of a video.
+        has_time (`bool`): Whether a clip is more than a frame; if not, states are `(rows * frames, C, h, w)`.
     """
 
     num_videos: int
     num_clips: int
+    has_time: bool
 
     def holds(self, states: torch.Tensor, num_rows: int) -> bool:
         """Whether the states can be those of so many videos or sentences."""
-        return states.dim() == 5 and len(states) == num_rows * self.num_clips
+        return states.dim() == 4 + self.has_time and len(states) == num_rows * self.num_clips
 
     def to_features(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
         """States to features `(rows, N, h, w, C)`, of which the clips join in time; there are no class tokens."""
-        features = states.unflatten(0, (-1, self.num_clips)).permute(0, 1, 3, 4, 5, 2)
-        return features.flatten(1, 2), None
+        features = states.unflatten(0, (-1, self.num_clips)).movedim(2, -1)
+        return features.flatten(1, 2) if self.has_time else features, None
 
     def to_tokens(self, features: torch.Tensor, class_tokens: None) -> torch.Tensor:
         """The inverse of `to_features`."""
-        return features.unflatten(1, (self.num_clips, -1)).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        clips = features.unflatten(1, (self.num_clips, -1)) if self.has_time else features
+        return clips.flatten(0, 1).movedim(-1, 1)
 
 
 class Recording(threading.local):
@@ -287,7 +300,9 @@ class VideoBackbone(nn.Module):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
         if model_type == "siglip_vision_model":
             encoder.use_head = False  # type: ignore[assignment]
-        for module in list(encoder.modules()):
+        # Stages have parts of the same names, which they do need.
+        is_convolutional = ENCODER_TYPES[model_type].is_convolutional
+        for module in [encoder] if is_convolutional else list(encoder.modules()):
             for name, replacement in ENCODER_TYPES[model_type].unused.items():
                 if getattr(module, name, None) is not None:
                     setattr(module, name, replacement())
@@ -301,6 +316,8 @@ class VideoBackbone(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder's layers, those that an adapter wraps."""
+        if ENCODER_TYPES[self.config.model_type].is_convolutional:
+            return getattr(self.encoder, "encoder", self.encoder).stages
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         return next(modules for modules in lists if len(modules) == self.config.num_hidden_layers)
 
@@ -311,6 +328,18 @@ class VideoBackbone(nn.Module):
         if ENCODER_TYPES[config.model_type].is_convolutional:
             return list(config.hidden_sizes)
         return [config.hidden_size] * config.num_hidden_layers
+
+    def train(self, mode: bool = True) -> "VideoBackbone":
+        """
+        As `nn.Module.train`, but batch norms stay in evaluation mode unless the encoder's configuration has
+        `freeze_batch_norm=False`: the frames of a few videos look alike, so that their own statistics say little.
+        """
+        super().train(mode)
+        if getattr(self.config, "freeze_batch_norm", True):
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid | StageGrid:
         """
@@ -340,7 +369,7 @@ class VideoBackbone(nn.Module):
                 f"processor's `num_frames` to a multiple of {clip_length}."
             )
         if kind.is_convolutional:
-            return StageGrid(batch_size, num_frames // clip_length)
+            return StageGrid(batch_size, num_frames // clip_length, has_time=kind.clip_length is not None)
         tubelet = getattr(config, "tubelet_size", 1) if kind.clip_length else 1
         if isinstance(tubelet, (list, tuple)):  # ViViT's has the patch in it
             tubelet, *patch_size = tubelet
@@ -469,6 +498,8 @@ class VideoBackbone(nn.Module):
         clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
         if kind.clip_length is None:
             clips = clips[:, 0]
+            if kind.is_convolutional:  # depthwise convolutions take a third of the time so, on a CPU
+                clips = clips.contiguous(memory_format=torch.channels_last)
         # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
         weights = (getattr(module, "weight", None) for module in self.encoder.modules())
         dtype = next(weight.dtype for weight in weights if weight is not None)
@@ -476,8 +507,9 @@ class VideoBackbone(nn.Module):
 
     def _last_features(self, last: torch.Tensor, grid: TokenGrid | StageGrid) -> torch.Tensor:
         """The encoder's last state as features `(B, N, h, w, C)`."""
-        is_convolutional = ENCODER_TYPES[self.config.model_type].is_convolutional
-        return grid.to_features(last.movedim(-1, 1) if is_convolutional else last)[0]
+        if isinstance(grid, StageGrid) and grid.has_time:  # C3D's and I3D's output has channels last
+            last = last.movedim(-1, 1)
+        return grid.to_features(last)[0]
 
 
 def _with_own_children(module: nn.Module) -> nn.Module:

@@ -183,6 +183,12 @@ class ScadaPreTrainedModel(PreTrainedModel):
         """
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        backbone: Any = self.base_model.video_backbone  # type: ignore[union-attr]
+        if enable and not any(hasattr(module, "gradient_checkpointing") for module in backbone.modules()):
+            raise ValueError(
+                f"Received a {backbone.config.model_type} to train with gradient checkpointing, which "
+                "transformers does not have for it. Train without, or with fewer frames a step."
+            )
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         modules: Iterable[Any] = self.modules()
         for module in modules:
@@ -190,6 +196,13 @@ class ScadaPreTrainedModel(PreTrainedModel):
                 module._gradient_checkpointing_func = partial(
                     _checkpoint_layer, module, module._gradient_checkpointing_func
                 )
+
+
+def without_pooler(text_encoder: Any) -> Any:
+    """Drops BERT's layer over its first token, which no sentence vector depends on, so that no weight is idle."""
+    if getattr(text_encoder, "pooler", None) is not None:
+        text_encoder.pooler = None
+    return text_encoder
 
 
 class ScadaModel(ScadaPreTrainedModel):
@@ -203,7 +216,7 @@ class ScadaModel(ScadaPreTrainedModel):
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
         self.video_backbone = VideoBackbone(build_encoder(config.video_config))  # type: ignore[arg-type]
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = without_pooler(AutoModel.from_config(config.text_config))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -411,7 +424,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        video_dim = self.model.video_backbone.config.hidden_size
+        video_dim = self.model.video_backbone.layer_dims[-1]
         self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
@@ -450,7 +463,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         )
-        video_encoder, text_encoder = encoder_of(video), getattr(text, text.base_model_prefix, text)
+        video_encoder, text_encoder = encoder_of(video), without_pooler(getattr(text, text.base_model_prefix, text))
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder
