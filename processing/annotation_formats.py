@@ -210,7 +210,7 @@ def read_csv(path: Path) -> Iterator[Sentence]:
     video_column = csv_column(path, header, "video")
     sentence_column = csv_column(path, header, "sentence", "sentences")
     has_times = {"start", "end"} <= set(header) and not {"segment", "segments"} & set(header)
-    segment_column = "" if has_times else csvcsv_column(path, header, "segment", "segments", "start` and `end")
+    segment_column = "" if has_times else csv_column(path, header, "segment", "segments", "start` and `end")
     for where, row in rows:
         video = _text(row[video_column], where)
         if has_times:
