@@ -20,9 +20,11 @@ from processing.video_processing_scada import ScadaVideoProcessor
 
 from .adapter_scada import ScadaAdapterConfig, register_peft_method
 from .configuration_c3d import C3DConfig
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_i3d import I3DConfig
 from .configuration_scada import ScadaConfig
 from .modeling_c3d import C3DModel
+from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_i3d import I3DModel
 from .modeling_scada import (
     AutoModelForTemporalGrounding,
@@ -30,6 +32,7 @@ from .modeling_scada import (
     ScadaModel,
     ScadaPreTrainedModel,
 )
+from .video_features_scada import ScadaVideoFeatures
 
 
 # Training and data, with `Trainer` and `datasets`.
@@ -90,6 +93,8 @@ __all__ = [
     "AutoModelForTemporalGrounding",
     "C3DConfig",
     "C3DModel",
+    "EfficientNetLiteConfig",
+    "EfficientNetLiteModel",
     "I3DConfig",
     "I3DModel",
     "ReadLimits",
@@ -99,6 +104,7 @@ __all__ = [
     "ScadaModel",
     "ScadaPreTrainedModel",
     "ScadaProcessor",
+    "ScadaVideoFeatures",
     "ScadaVideoProcessor",
     "TemporalGroundingCollator",
     "TemporalGroundingPipeline",

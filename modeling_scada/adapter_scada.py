@@ -194,15 +194,16 @@ class Condition:
     What a wrapped layer has to know about a batch of `B` videos and `Q` sentences.
 
     Args:
-        sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
-        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`, *optional*): Sentence vectors; `None` while videos are
+            encoded for sentences to come.
+        video_index (`torch.LongTensor` of shape `(Q,)`, *optional*): The video of each sentence.
         grid ([`TokenGrid`]): How the tokens of the videos lie.
         per_sentence (`bool`): Whether the features that reach the layer are those of `Q` sentences or of `B` videos.
             Shapes cannot tell where `B = Q`.
     """
 
-    sentence_embeds: torch.Tensor
-    video_index: torch.Tensor
+    sentence_embeds: Any
+    video_index: Any
     grid: Any
     per_sentence: bool
 
@@ -312,18 +313,28 @@ class OuterBranch(nn.Module):
         Returns:
             `torch.Tensor` of shape `(Q, N, out_dim)`: What is added to the backbone's features, averaged over space.
         """
+        return self.ask(self.encode(features), condition).to(features.dtype)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """What `forward` does before the sentence: features `(B or Q, N, h, w, C)` to a sequence `(B or Q, N, r)`."""
         frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
-        u = F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)  # (B, N, r)
+        return F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)
+
+    def ask(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """What `forward` does from the sentence on: a sequence `(B or Q, N, r)` to features `(Q, N, out_dim)`."""
         if not condition.per_sentence:
-            u = u.index_select(0, condition.video_index)
+            sequence = sequence.index_select(0, condition.video_index)
         if self.gate is not None:
-            u = self.gate(u, condition.sentence_embeds)
-        return self.up(u.transpose(1, 2)).transpose(1, 2).to(features.dtype)
+            sequence = self.gate(sequence, condition.sentence_embeds)
+        return self.up(sequence.transpose(1, 2)).transpose(1, 2)
 
 
 @dataclass
 class Call:
-    """What a wrapped layer holds while the model is called: the sentences, and what its outer branches gave."""
+    """
+    What a wrapped layer holds while the model is called: the sentences, and what its outer branches gave, which is
+    their sequences where there are no sentences yet.
+    """
 
     condition: Condition
     outer_features: torch.Tensor | None = None
@@ -381,15 +392,25 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _active(self, branches: nn.ModuleDict) -> list[nn.Module]:
+    def _active(self, branches: nn.ModuleDict) -> list[Any]:
         if self.disable_adapters:
             return []
         return [branches[name] for name in self.active_adapters if name in branches]
 
+    @property
+    def depends_on_sentence(self) -> bool:
+        """Whether the sentence changes the states that leave this layer."""
+        return any(branch.gate is not None for branch in self._active(self.scada_inner))
+
+    @property
+    def has_outer_branch(self) -> bool:
+        """Whether anything leads from this layer to the fused features."""
+        return bool(self._active(self.scada_outer))
+
     def set_condition(
         self,
-        sentence_embeds: torch.Tensor,
-        video_index: torch.Tensor,
+        sentence_embeds: torch.Tensor | None,
+        video_index: torch.Tensor | None,
         grid: Any,
         per_sentence: bool,
     ) -> bool:
@@ -403,11 +424,34 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             `bool`: Whether the features that leave this layer are those of sentences rather than of videos.
         """
         self._calls.stack.append(Call(Condition(sentence_embeds, video_index, grid, per_sentence)))
-        return per_sentence or any(branch.gate is not None for branch in self._active(self.scada_inner))
+        return per_sentence or self.depends_on_sentence
 
     def take_outer_features(self) -> torch.Tensor | None:
-        """Ends the call that `set_condition` began; the outer branches' features `(Q, N, C)`, `None` without one."""
+        """
+        Ends the call that `set_condition` began.
+
+        Returns:
+            `torch.Tensor`, *optional*: The outer branches' features `(Q, N, C)`; in a call without sentences their
+            sequences `(B, N, r)`, side by side, which `outer_features` takes. `None` if no outer branch was reached.
+        """
         return self._calls.stack.pop().outer_features
+
+    def outer_features(
+        self, sequences: torch.Tensor, sentence_embeds: torch.Tensor, video_index: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            sequences (`torch.Tensor` of shape `(B, N, r)`): What an earlier call without sentences gave.
+            sentence_embeds, video_index: See [`Condition`].
+
+        Returns:
+            `torch.Tensor` of shape `(Q, N, C)`: The outer branches' features.
+        """
+        condition = Condition(sentence_embeds, video_index, None, per_sentence=False)
+        branches = self._active(self.scada_outer)
+        parts = sequences.split([branch.up.in_channels for branch in branches], dim=-1)
+        pairs = zip(branches, parts, strict=True)
+        return torch.stack([branch.ask(part, condition) for branch, part in pairs]).sum(0)
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
         """
@@ -441,7 +485,9 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
                 "as in the batch that ScadaModel announced. Call the model rather than its backbone."
             )
         features, class_tokens = grid.to_features(tokens)  # (B or Q, N, h, w, C)
-        if outer:
+        if outer and condition.sentence_embeds is None:
+            call.outer_features = torch.cat([branch.encode(features) for branch in outer], dim=-1)
+        elif outer:
             call.outer_features = torch.stack([branch(features, condition) for branch in outer]).sum(0)
         for branch in inner:
             features = branch(features, condition)

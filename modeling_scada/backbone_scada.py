@@ -5,9 +5,10 @@ This is the one place that knows model types: what an encoder wants as input, ho
 position embeddings follow another image size.
 """
 
+import copy
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_c3d import C3DConfig
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_i3d import I3DConfig
 from .modeling_c3d import C3DModel
+from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_i3d import I3DModel
 
 
@@ -80,7 +83,8 @@ class EncoderType:
             which takes frames one by one.
         image_size (`str`, *optional*): Configuration's name for the only image size that positions exist for; none if
             they follow the image.
-        is_convolutional (`bool`): Whether its layers are stages over `(rows, C, t, h, w)` of a width and a size each.
+        is_convolutional (`bool`): Whether its layers are stages of a width and a size each, over `(rows, C, t, h, w)`
+            or, of an image encoder, `(rows, C, h, w)`.
         num_class_tokens (`int`): Tokens before those of patches; a configuration's registers come on top.
         is_patch_major (`bool`): Whether a clip's tokens are ordered (h, w, t) rather than (t, h, w).
         arguments (`dict`): What the encoder is called with beside the pixels.
@@ -102,7 +106,7 @@ def _nothing() -> None:
 
 
 INTERPOLATED = {"interpolate_pos_encoding": True}
-# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C).
+# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C), or are `stages`.
 ENCODER_TYPES = {
     "videomae": EncoderType(clip_length="num_frames"),
     "vjepa2": EncoderType(
@@ -126,10 +130,17 @@ ENCODER_TYPES = {
     "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
     "c3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
     "i3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
+    "resnet": EncoderType(is_convolutional=True),
+    "regnet": EncoderType(is_convolutional=True),
+    # Their last norm comes after the mean over the picture.
+    "convnext": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
+    "convnextv2": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
+    "efficientnet_lite": EncoderType(is_convolutional=True),
 }
 
-OWN_ENCODERS = {"c3d": C3DModel, "i3d": I3DModel}
+OWN_ENCODERS = {"c3d": C3DModel, "i3d": I3DModel, "efficientnet_lite": EfficientNetLiteModel}
 AutoModel.register(C3DConfig, C3DModel, exist_ok=True)
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 AutoModel.register(I3DConfig, I3DModel, exist_ok=True)
 
 
@@ -200,23 +211,26 @@ class StageGrid:
     Args:
         num_videos (`int`): Videos `B`.
         num_clips (`int`): Clips of a video.
+        has_time (`bool`): Whether a clip is more than a frame; if not, states are `(rows * frames, C, h, w)`.
     """
 
     num_videos: int
     num_clips: int
+    has_time: bool
 
     def holds(self, states: torch.Tensor, num_rows: int) -> bool:
         """Whether the states can be those of so many videos or sentences."""
-        return states.dim() == 5 and len(states) == num_rows * self.num_clips
+        return states.dim() == 4 + self.has_time and len(states) == num_rows * self.num_clips
 
     def to_features(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
         """States to features `(rows, N, h, w, C)`, of which the clips join in time; there are no class tokens."""
-        features = states.unflatten(0, (-1, self.num_clips)).permute(0, 1, 3, 4, 5, 2)
-        return features.flatten(1, 2), None
+        features = states.unflatten(0, (-1, self.num_clips)).movedim(2, -1)
+        return features.flatten(1, 2) if self.has_time else features, None
 
     def to_tokens(self, features: torch.Tensor, class_tokens: None) -> torch.Tensor:
         """The inverse of `to_features`."""
-        return features.unflatten(1, (self.num_clips, -1)).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        clips = features.unflatten(1, (self.num_clips, -1)) if self.has_time else features
+        return clips.flatten(0, 1).movedim(-1, 1)
 
 
 class Recording(threading.local):
@@ -232,6 +246,32 @@ recording = Recording()
 def _record_states(layer: nn.Module, args: tuple, output: Any) -> None:
     if layer in recording.states:
         recording.states[layer] = (args[0], first_of(output))
+
+
+class KeepingLayer(nn.Module):
+    """A layer in the encoder of one call, whose output is kept."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.states: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
+        output = self.layer(hidden_states, *args, **kwargs)
+        self.states = first_of(output)
+        return output
+
+
+class ResumingLayer(nn.Module):
+    """A layer in the encoder of one call, which gets states from an earlier call in place of those that come."""
+
+    def __init__(self, layer: nn.Module, states: torch.Tensor):
+        super().__init__()
+        self.layer = layer
+        self.states = states
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
+        return self.layer(self.states, *args, **kwargs)
 
 
 class VideoBackbone(nn.Module):
@@ -260,7 +300,9 @@ class VideoBackbone(nn.Module):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
         if model_type == "siglip_vision_model":
             encoder.use_head = False  # type: ignore[assignment]
-        for module in list(encoder.modules()):
+        # Stages have parts of the same names, which they do need.
+        is_convolutional = ENCODER_TYPES[model_type].is_convolutional
+        for module in [encoder] if is_convolutional else list(encoder.modules()):
             for name, replacement in ENCODER_TYPES[model_type].unused.items():
                 if getattr(module, name, None) is not None:
                     setattr(module, name, replacement())
@@ -274,6 +316,8 @@ class VideoBackbone(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder's layers, those that an adapter wraps."""
+        if ENCODER_TYPES[self.config.model_type].is_convolutional:
+            return getattr(self.encoder, "encoder", self.encoder).stages
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         return next(modules for modules in lists if len(modules) == self.config.num_hidden_layers)
 
@@ -284,6 +328,18 @@ class VideoBackbone(nn.Module):
         if ENCODER_TYPES[config.model_type].is_convolutional:
             return list(config.hidden_sizes)
         return [config.hidden_size] * config.num_hidden_layers
+
+    def train(self, mode: bool = True) -> "VideoBackbone":
+        """
+        As `nn.Module.train`, but batch norms stay in evaluation mode unless the encoder's configuration has
+        `freeze_batch_norm=False`: the frames of a few videos look alike, so that their own statistics say little.
+        """
+        super().train(mode)
+        if getattr(self.config, "freeze_batch_norm", True):
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid | StageGrid:
         """
@@ -300,21 +356,20 @@ class VideoBackbone(nn.Module):
         """
         config: Any = self.config
         kind = ENCODER_TYPES[config.model_type]
-        num_channels = getattr(config, "num_channels", None) or config.in_chans
+        clip_length, num_channels, *_ = self._clip_shape((0, 0))
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != num_channels:
             raise ValueError(
                 f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
                 f"frames, {num_channels}, height, width), as ScadaProcessor makes it."
             )
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
-        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
         if num_frames == 0 or num_frames % clip_length:
             raise ValueError(
                 f"Received {num_frames} frames a video; the backbone reads clips of {clip_length}. Set the "
                 f"processor's `num_frames` to a multiple of {clip_length}."
             )
         if kind.is_convolutional:
-            return StageGrid(batch_size, num_frames // clip_length)
+            return StageGrid(batch_size, num_frames // clip_length, has_time=kind.clip_length is not None)
         tubelet = getattr(config, "tubelet_size", 1) if kind.clip_length else 1
         if isinstance(tubelet, (list, tuple)):  # ViViT's has the patch in it
             tubelet, *patch_size = tubelet
@@ -354,30 +409,114 @@ class VideoBackbone(nn.Module):
             ValueError: As [`~VideoBackbone.grid`].
         """
         grid = self.grid(pixel_values_videos)
-        kind = ENCODER_TYPES[self.config.model_type]
-        clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
-        if kind.clip_length is None:
-            clips = clips[:, 0]
         layers = list(self.layers) if output_hidden_states else []
         for layer in layers:
             # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are
             # there: to add and remove them in each call would reach into the calls of other threads, and into copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
-        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
-        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
-        dtype = next(weight.dtype for weight in weights if weight is not None)
         enclosing, recording.states = recording.states, dict.fromkeys(layers)
         try:
-            outputs = self.encoder(clips.to(dtype), **kind.arguments)
+            last = self._encode(self.encoder, pixel_values_videos, grid)
         finally:
             recorded, recording.states = recording.states, enclosing
-        last = outputs.last_hidden_state
-        features, _ = grid.to_features(last.movedim(-1, 1) if kind.is_convolutional else last)
+        features = self._last_features(last, grid)
         if not output_hidden_states:
             return features, None
         states = [recorded[layers[0]][0], *(output for _, output in recorded.values())]
         return features, tuple(grid.to_features(state)[0] for state in states)
+
+    def states_before(self, index: int, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """
+        Runs the layers before one of them only.
+
+        Args:
+            index (`int`): The layer, from 1 on.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
+
+        Returns:
+            `torch.Tensor` of shape `(B, clips, tokens, C)`, or `(B, clips, C, t, h, w)` of a convolutional stage: what
+            `forward_from` goes on with.
+        """
+        grid = self.grid(pixel_values_videos)
+        kept = KeepingLayer(self.layers[index - 1])
+        self._encode(self._encoder_of_layers([*self.layers[: index - 1], kept]), pixel_values_videos, grid)
+        states: Any = kept.states
+        return states.unflatten(0, (grid.num_videos, grid.num_clips))
+
+    def grid_of(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
+        """
+        Args:
+            states (`torch.Tensor`): As `states_before` gives them.
+            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+
+        Returns:
+            [`TokenGrid`] or [`StageGrid`]: As `grid` of those frames.
+        """
+        grid = self.grid(torch.empty(1, *self._clip_shape(frame_size), device="meta"))
+        return replace(grid, num_videos=len(states), num_clips=states.shape[1])
+
+    def forward_from(self, index: int, states: torch.Tensor, frame_size: tuple[int, int]) -> torch.Tensor:
+        """
+        Goes on from where `states_before` stopped.
+
+        Args:
+            index (`int`): The layer that comes next, from 1 on.
+            states (`torch.Tensor`): As `states_before` gives them.
+            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, N, h, w, C)`: As `forward` returns them.
+        """
+        resuming = ResumingLayer(self.layers[index], states.flatten(0, 1))
+        encoder = self._encoder_of_layers([resuming, *self.layers[index + 1 :]])
+        # What encoders hand to their layers beside the states does not depend on the pixels, only on their size.
+        clip = states.new_zeros(1, *self._clip_shape(frame_size))
+        last = self._encode(encoder, clip, self.grid(clip))
+        return self._last_features(last, self.grid_of(states, frame_size))
+
+    def _clip_shape(self, frame_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Frames, channels, height and width of a clip."""
+        config: Any = self.config
+        kind = ENCODER_TYPES[config.model_type]
+        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
+        return clip_length, getattr(config, "num_channels", None) or config.in_chans, *frame_size
+
+    def _encoder_of_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
+        """The encoder with the same weights, but these layers; itself, which others may be calling, it stays as is."""
+        all_layers = self.layers
+        path = next(name for name, module in self.encoder.named_modules() if module is all_layers).split(".")
+        encoder = module = _with_own_children(self.encoder)
+        for name in path[:-1]:
+            module._modules[name] = module = _with_own_children(module._modules[name])  # type: ignore[arg-type]
+        module._modules[path[-1]] = nn.ModuleList(layers)
+        return encoder
+
+    def _encode(self, encoder: nn.Module, pixel_values_videos: torch.Tensor, grid: TokenGrid | StageGrid):
+        """The encoder's last state of all clips."""
+        kind = ENCODER_TYPES[self.config.model_type]
+        clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
+        if kind.clip_length is None:
+            clips = clips[:, 0]
+            if kind.is_convolutional:  # depthwise convolutions take a third of the time so, on a CPU
+                clips = clips.contiguous(memory_format=torch.channels_last)
+        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
+        weights = (getattr(module, "weight", None) for module in self.encoder.modules())
+        dtype = next(weight.dtype for weight in weights if weight is not None)
+        return encoder(clips.to(dtype), **kind.arguments).last_hidden_state
+
+    def _last_features(self, last: torch.Tensor, grid: TokenGrid | StageGrid) -> torch.Tensor:
+        """The encoder's last state as features `(B, N, h, w, C)`."""
+        if isinstance(grid, StageGrid) and grid.has_time:  # C3D's and I3D's output has channels last
+            last = last.movedim(-1, 1)
+        return grid.to_features(last)[0]
+
+
+def _with_own_children(module: nn.Module) -> nn.Module:
+    """The same module with the same weights, whose children can be replaced without replacing the module's."""
+    module = copy.copy(module)
+    module._modules = dict(module._modules)
+    return module
 
 
 def encoder_of(model: Any) -> Any:

@@ -7,10 +7,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, DistilBertConfig, PreTrainedConfig, VideoMAEConfig
 
 from .configuration_c3d import C3DConfig
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_i3d import I3DConfig
 
 
 AutoConfig.register("c3d", C3DConfig, exist_ok=True)
+AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
 AutoConfig.register("i3d", I3DConfig, exist_ok=True)
 
 # For whoever loads a repository without this package: the pipeline that its copy of the code has.

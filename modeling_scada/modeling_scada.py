@@ -7,7 +7,8 @@ video goes through the backbone once however many sentences ask about it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -27,6 +28,7 @@ from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
 from .head_scada import LocalizationHead, decode_offsets, score_logits
 from .loss_scada import ranking_loss, temporal_grounding_loss
+from .video_features_scada import ScadaVideoFeatures
 
 
 try:  # code from the Hub brings the adapter along, and makes peft know it
@@ -181,6 +183,12 @@ class ScadaPreTrainedModel(PreTrainedModel):
         """
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        backbone: Any = self.base_model.video_backbone  # type: ignore[union-attr]
+        if enable and not any(hasattr(module, "gradient_checkpointing") for module in backbone.modules()):
+            raise ValueError(
+                f"Received a {backbone.config.model_type} to train with gradient checkpointing, which "
+                "transformers does not have for it. Train without, or with fewer frames a step."
+            )
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         modules: Iterable[Any] = self.modules()
         for module in modules:
@@ -188,6 +196,13 @@ class ScadaPreTrainedModel(PreTrainedModel):
                 module._gradient_checkpointing_func = partial(
                     _checkpoint_layer, module, module._gradient_checkpointing_func
                 )
+
+
+def without_pooler(text_encoder: Any) -> Any:
+    """Drops BERT's layer over its first token, which no sentence vector depends on, so that no weight is idle."""
+    if getattr(text_encoder, "pooler", None) is not None:
+        text_encoder.pooler = None
+    return text_encoder
 
 
 class ScadaModel(ScadaPreTrainedModel):
@@ -201,7 +216,7 @@ class ScadaModel(ScadaPreTrainedModel):
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
         self.video_backbone = VideoBackbone(build_encoder(config.video_config))  # type: ignore[arg-type]
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = without_pooler(AutoModel.from_config(config.text_config))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -232,19 +247,54 @@ class ScadaModel(ScadaPreTrainedModel):
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         return F.layer_norm(mean, mean.shape[-1:])
 
+    def encode_video(self, pixel_values_videos: torch.Tensor) -> ScadaVideoFeatures:
+        """
+        All that the model needs of videos and that no sentence changes, for `forward` with any sentences.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+                Normalised frames; `T` a multiple of the backbone's clip length.
+
+        Returns:
+            [`ScadaVideoFeatures`]: With inner branches that are multiplied by the sentence the states before the first
+            of them, else the features themselves.
+
+        Raises:
+            ValueError: If such an inner branch is on the very first layer, or the shapes do not fit the backbone.
+        """
+        first = self._first_layer_that_depends_on_the_sentence()
+        if first == 0:
+            raise ValueError(
+                "Received a video to encode with a model whose first layer depends on the sentence: there is nothing "
+                "to keep but the pixels. Call the model with the pixels, or train it with inner branches on later "
+                'layers, such as `inner_layers="last 3"`.'
+            )
+        grid = self.video_backbone.grid(pixel_values_videos)
+        with self._condition(None, None, grid) as (_, from_outer_branches):
+            if first is None:
+                features, _ = self.video_backbone(pixel_values_videos)
+            else:
+                states = self.video_backbone.states_before(first, pixel_values_videos)
+        sequences = tuple(sequence for sequence in from_outer_branches if sequence is not None) or None
+        if first is None:
+            return ScadaVideoFeatures(snippet_features=features.mean(dim=(2, 3)), outer_sequences=sequences)
+        frame_size = torch.tensor(pixel_values_videos.shape[-2:], device=states.device).expand(len(states), 2)
+        return ScadaVideoFeatures(states=states, outer_sequences=sequences, frame_size=frame_size)
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         sentence_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        video_features: ScadaVideoFeatures | None = None,
         **kwargs,
     ) -> ScadaModelOutput:
         """
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`, *optional*):
                 Normalised frames; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
                 Tokens of up to `M` sentences a video.
@@ -254,38 +304,44 @@ class ScadaModel(ScadaPreTrainedModel):
                 1 for sentences, 0 for padding. All sentences, if not given.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the video backbone's states too.
+            video_features ([`ScadaVideoFeatures`], *optional*):
+                What `encode_video` gave of `B` videos, in place of the pixels.
 
         Raises:
-            ValueError: If the shapes do not fit each other or the backbone.
+            ValueError: If there are both pixels and features or neither, if the features are those of another model,
+                if hidden states are asked for with features, or if the shapes do not fit each other or the backbone.
         """
-        attention_mask, sentence_mask = _check_sentences(pixel_values_videos, input_ids, attention_mask, sentence_mask)
+        input_ids, attention_mask, sentence_mask = _check_sentences(
+            pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
+        )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         keep = sentence_mask.bool()
         video_index = keep.nonzero()[:, 0]  # (Q,)
         sentence_embeds = self.encode_sentences(input_ids[keep], attention_mask[keep])
 
-        # Here, and nowhere else, the model meets an adapter: layers that one has wrapped take the sentences before the
-        # backbone runs and give their outer branches' features after it. They are known by what they carry.
-        grid = self.video_backbone.grid(pixel_values_videos)
-        wrapped: list[Any] = [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
-        per_sentence = False
-        for layer in wrapped:
-            per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
-        try:
-            features, hidden_states = self.video_backbone(
-                pixel_values_videos, output_hidden_states=output_hidden_states
-            )
-        finally:
-            from_outer_branches = [layer.take_outer_features() for layer in wrapped]
-        fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
+        hidden_states = None
+        if video_features is None:
+            grid = self.video_backbone.grid(pixel_values_videos)  # type: ignore[arg-type]
+            with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_outer_branches):
+                features, hidden_states = self.video_backbone(
+                    pixel_values_videos, output_hidden_states=output_hidden_states
+                )
+            fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
+        else:
+            if output_hidden_states:
+                raise ValueError(
+                    "Received output_hidden_states=True with `video_features`, which do not hold them; pass "
+                    "`pixel_values_videos`."
+                )
+            fused, per_sentence, from_outer_branches = self._answer(video_features, sentence_embeds, video_index)
         if not per_sentence:
             fused = fused.index_select(0, video_index)
         for outer_features in from_outer_branches:
             if outer_features is not None:
                 if outer_features.shape[1] != fused.shape[1]:  # of a convolutional stage with finer steps of time
                     outer_features = F.adaptive_avg_pool1d(outer_features.mT, fused.shape[1]).mT
-                fused = fused + outer_features
+                fused = fused + outer_features.to(fused.dtype)
 
         return ScadaModelOutput(
             last_hidden_state=fused,
@@ -293,6 +349,67 @@ class ScadaModel(ScadaPreTrainedModel):
             video_index=video_index,
             hidden_states=hidden_states,
         )
+
+    # Here, and nowhere else, the model meets an adapter: layers that one has wrapped take the sentences before the
+    # backbone runs and give their outer branches' features after it. They are known by what they carry.
+
+    def _wrapped_layers(self) -> list[Any]:
+        return [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
+
+    def _first_layer_that_depends_on_the_sentence(self) -> int | None:
+        dependent = {layer for layer in self._wrapped_layers() if layer.depends_on_sentence}
+        layers = enumerate(self.video_backbone.layers)
+        return next((index for index, layer in layers if not dependent.isdisjoint(layer.modules())), None)
+
+    @contextmanager
+    def _condition(
+        self, sentence_embeds: torch.Tensor | None, video_index: torch.Tensor | None, grid: Any
+    ) -> Iterator[tuple[bool, list[torch.Tensor | None]]]:
+        """
+        A call of the backbone with these sentences, or without any.
+
+        Yields:
+            `tuple`: whether what leaves the backbone will be that of sentences rather than of videos, and a list that
+            holds, after the call, what `take_outer_features` of each wrapped layer gives.
+        """
+        wrapped = self._wrapped_layers()
+        from_outer_branches: list[torch.Tensor | None] = []
+        per_sentence = False
+        for layer in wrapped:
+            per_sentence = layer.set_condition(sentence_embeds, video_index, grid, per_sentence)
+        try:
+            yield per_sentence, from_outer_branches
+        finally:
+            from_outer_branches += [layer.take_outer_features() for layer in wrapped]
+
+    def _answer(
+        self, video_features: ScadaVideoFeatures, sentence_embeds: torch.Tensor, video_index: torch.Tensor
+    ) -> tuple[torch.Tensor, bool, list[torch.Tensor | None]]:
+        """What the backbone gives: features `(B or Q, N, C)`, which of the two, and those of the outer branches."""
+        first = self._first_layer_that_depends_on_the_sentence()
+        sequences = video_features.outer_sequences or ()
+        layers = list(self.video_backbone.layers)
+        before = [layer for layer in self._wrapped_layers() if layer.has_outer_branch]
+        if first is not None:
+            dependent = {module for layer in layers[first:] for module in layer.modules()}
+            before = [layer for layer in before if layer not in dependent]
+        if (video_features.states is None) != (first is None) or len(sequences) != len(before):
+            raise ValueError(
+                f"Received `video_features` with {sorted(video_features.tensors())}, which are not those of this "
+                "model with the adapter that is active; encode the video with the model that is asked."
+            )
+        from_outer_branches: list[torch.Tensor | None] = [
+            layer.outer_features(sequence, sentence_embeds, video_index)
+            for layer, sequence in zip(before, sequences, strict=True)
+        ]
+        if first is None:
+            return video_features.snippet_features, False, from_outer_branches  # type: ignore[return-value]
+        states: Any = video_features.states
+        height, width = video_features.frame_size[0].tolist()  # type: ignore[index]
+        grid = self.video_backbone.grid_of(states, (height, width))
+        with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_later_branches):
+            features = self.video_backbone.forward_from(first, states, (height, width))
+        return features.mean(dim=(2, 3)), per_sentence, from_outer_branches + from_later_branches
 
 
 class ScadaForTemporalGrounding(ScadaPreTrainedModel):
@@ -307,7 +424,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        video_dim = self.model.video_backbone.config.hidden_size
+        video_dim = self.model.video_backbone.layer_dims[-1]
         self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
@@ -346,7 +463,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         )
-        video_encoder, text_encoder = encoder_of(video), getattr(text, text.base_model_prefix, text)
+        video_encoder, text_encoder = encoder_of(video), without_pooler(getattr(text, text.base_model_prefix, text))
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder
@@ -372,21 +489,49 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         base.load_state_dict(weights, assign=True)
         base.save_pretrained(save_directory)
 
+    def encode_video(self, pixel_values_videos: torch.Tensor) -> ScadaVideoFeatures:
+        """
+        All that the model needs of videos and that no sentence changes: pass it as `video_features`, as often as there
+        are sentences, in place of the pixels.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+                Normalised frames; `T` a multiple of the backbone's clip length.
+
+        Returns:
+            [`ScadaVideoFeatures`]: See [`~ScadaModel.encode_video`].
+
+        Raises:
+            ValueError: If the very first layer depends on the sentence, or the shapes do not fit the backbone.
+
+        Example:
+
+        ```python
+        >>> features = model.encode_video(inputs["pixel_values_videos"])  # doctest: +SKIP
+        >>> features.save("kitchen.safetensors")  # doctest: +SKIP
+        >>> model(video_features=features, input_ids=inputs["input_ids"]).logits.shape  # doctest: +SKIP
+        torch.Size([1, 2, 8256])
+
+        ```
+        """
+        return self.model.encode_video(pixel_values_videos)
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         sentence_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        video_features: ScadaVideoFeatures | None = None,
         **kwargs,
     ) -> ScadaTemporalGroundingOutput:
         """
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`, *optional*):
                 Normalised frames; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
                 Tokens of up to `M` sentences a video.
@@ -402,17 +547,22 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                 How many values of all `labels` that the gradient is accumulated over are not -100, as `Trainer`
                 counts them. The loss is then this batch's share of the mean over all of their sentences (exactly so
                 if all sentences have the same number of segments).
+            video_features ([`ScadaVideoFeatures`], *optional*):
+                What `encode_video` gave of `B` videos, in place of the pixels.
 
         Raises:
-            ValueError: If the shapes do not fit each other or the backbone.
+            ValueError: See [`ScadaModel`].
         """
-        attention_mask, sentence_mask = _check_sentences(pixel_values_videos, input_ids, attention_mask, sentence_mask)
+        input_ids, attention_mask, sentence_mask = _check_sentences(
+            pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
+        )
         outputs: ScadaModelOutput = self.model(
             pixel_values_videos,
             input_ids,
             attention_mask=attention_mask,
             sentence_mask=sentence_mask,
             output_hidden_states=output_hidden_states,
+            video_features=video_features,
             return_dict=True,
         )
         batch_shape = input_ids.shape[:2]
@@ -486,16 +636,25 @@ def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *ar
 
 
 def _check_sentences(
-    pixel_values_videos: torch.Tensor,
-    input_ids: torch.Tensor,
+    pixel_values_videos: torch.Tensor | None,
+    video_features: ScadaVideoFeatures | None,
+    input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     sentence_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fills in the masks that were not given and checks that the shapes fit each other."""
-    if input_ids.dim() != 3 or len(input_ids) != len(pixel_values_videos):
+    if (pixel_values_videos is None) == (video_features is None):
         raise ValueError(
-            f"Received `input_ids` of shape {tuple(input_ids.shape)} for {len(pixel_values_videos)} videos; expected "
-            "(videos, sentences, tokens), as ScadaProcessor makes it."
+            f"Received {'neither' if video_features is None else 'both'} of `pixel_values_videos` and "
+            "`video_features`; pass frames, or what `encode_video` made of them."
+        )
+    num_videos = len(pixel_values_videos) if video_features is None else video_features.num_videos  # type: ignore
+    if input_ids is None:
+        raise ValueError("Received no `input_ids`; pass the tokens of the sentences, as ScadaProcessor makes them.")
+    if input_ids.dim() != 3 or len(input_ids) != num_videos:
+        raise ValueError(
+            f"Received `input_ids` of shape {tuple(input_ids.shape)} for {num_videos} videos; expected (videos, "
+            "sentences, tokens), as ScadaProcessor makes it."
         )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -506,7 +665,7 @@ def _check_sentences(
             f"Received `attention_mask` of shape {tuple(attention_mask.shape)} and `sentence_mask` of shape "
             f"{tuple(sentence_mask.shape)}; expected {tuple(input_ids.shape)} and {tuple(input_ids.shape[:2])}."
         )
-    return attention_mask, sentence_mask
+    return input_ids, attention_mask, sentence_mask
 
 
 __all__ = ["AutoModelForTemporalGrounding", "ScadaForTemporalGrounding", "ScadaModel", "ScadaPreTrainedModel"]

@@ -149,12 +149,18 @@ def run(
         keep_in_memory=data_args.keep_in_memory,
         seed=training_args.seed,
     )
+    eval_datasets = {
+        name: load_annotations(data_args.dataset, split, data_args.streaming)
+        for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
+        if split is not None
+    }
+    test_dataset = eval_datasets["test"]
     train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)
     trainer = TemporalGroundingTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
-        eval_dataset=load_annotations(data_args.dataset, data_args.eval_split, data_args.streaming),
+        eval_dataset=eval_datasets if data_args.validation_split else test_dataset,
         data_collator=train_collator,
         eval_collator=make_collator(),
         processing_class=processor,
@@ -174,7 +180,7 @@ def run(
         "commit": current_commit(),
     }
     trainer.save_model()
-    metrics = trainer.evaluate()
+    metrics = trainer.evaluate(test_dataset)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     if broken_videos_log is not None:

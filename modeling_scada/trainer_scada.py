@@ -215,9 +215,10 @@ class TemporalGroundingTrainer(Trainer):
             self.data_collator = train_collator
 
     def evaluate(self, *args, **kwargs):
-        started_seconds = time.process_time()
+        # Of several splits this one is called again for each, within.
+        before_seconds, started_seconds = self.evaluation_processor_seconds, time.process_time()
         metrics = super().evaluate(*args, **kwargs)
-        self.evaluation_processor_seconds += time.process_time() - started_seconds
+        self.evaluation_processor_seconds = before_seconds + time.process_time() - started_seconds
         return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -10,8 +10,13 @@ from .adapter_scada import ScadaAdapterConfig, resolve_layers
 from .modeling_scada import ScadaForTemporalGrounding
 
 
-# Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three); convolutions.
-LORA_TARGETS = r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d)"
+# Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three). Convolutions:
+# C3D's and I3D's; ConvNeXt's, EfficientNet-Lite's and the outer ones of a block of ResNet and RegNet, none of which is
+# in groups: those have few weights, and LoRA's rank would have to be a multiple of their number.
+LORA_TARGETS = (
+    r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d|pwconv\d"
+    r"|(expand|project)\.conv|layer\.[023]\.convolution)"
+)
 
 
 def peft_config(args: TuningArguments) -> PeftConfig | None:

@@ -206,11 +206,11 @@ def read_csv(path: Path) -> Iterator[Sentence]:
     Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`. Times are
     numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the decimal mark.
     """
-    header, rows, separator = _csv_rows(path, is_strict=True)
-    video_column = _column(path, header, "video")
-    sentence_column = _column(path, header, "sentence", "sentences")
+    header, rows, separator = csv_rows(path, is_strict=True)
+    video_column = csv_column(path, header, "video")
+    sentence_column = csv_column(path, header, "sentence", "sentences")
     has_times = {"start", "end"} <= set(header) and not {"segment", "segments"} & set(header)
-    segment_column = "" if has_times else _column(path, header, "segment", "segments", "start` and `end")
+    segment_column = "" if has_times else csv_column(path, header, "segment", "segments", "start` and `end")
     for where, row in rows:
         video = _text(row[video_column], where)
         if has_times:
@@ -257,9 +257,9 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
     durations: dict[str, float] = {}
     for path in paths:
         # Not strict: the free text in Charades' file is not ours to correct, and nothing of it is used.
-        header, rows, separator = _csv_rows(path, is_strict=False)
-        name_column = _column(path, header, "id", "video_id", "video")
-        length_column = _column(path, header, "length", "duration")
+        header, rows, separator = csv_rows(path, is_strict=False)
+        name_column = csv_column(path, header, "id", "video_id", "video")
+        length_column = csv_column(path, header, "length", "duration")
         for where, row in rows:
             seconds = _duration_seconds(_decimal_point(row[length_column], separator), where)
             if seconds is None:
@@ -332,7 +332,7 @@ def _children(parent: dict, name: str, where: str) -> Iterator[tuple[str, dict]]
     return _objects(_required(parent, name, where), f"{where}: {name}")
 
 
-def _csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
+def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
     """
     Header in small letters, the rows by it, each with `file:line` of where it begins, and what separates the cells.
     """
@@ -379,7 +379,7 @@ def _decimal_point(cell: str, separator: str) -> str:
     return cell if separator == "," or "." in cell else cell.replace(",", ".")
 
 
-def _column(path: Path, header: list[str], *names: str) -> str:
+def csv_column(path: Path, header: list[str], *names: str) -> str:
     for name in names:
         if name in header:
             return name
@@ -472,7 +472,7 @@ def _sentences(
 def malformed(where: str, received: Any, expected: str) -> ValueError:
     shown = received if isinstance(received, str) else repr(received)
     return ValueError(
-        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check --format."
+        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check the format."
     )
 
 

@@ -176,6 +176,37 @@ def prepare(args: argparse.Namespace) -> None:
     prepare_dataset(**vars(args))
 
 
+def add_compose_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--table", type=Path, required=True, help="Csv: video, label or sentence, group, scene.")
+    parser.add_argument("--videos", type=Path, required=True, help="Folder of the clips.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write to; new or empty.")
+    parser.add_argument("--num_train", type=int, default=200, help="Videos to train on.")
+    parser.add_argument("--num_validation", type=int, default=0, help="Videos to choose by.")
+    parser.add_argument("--num_test", type=int, default=50, help="Videos to evaluate on.")
+    parser.add_argument("--validation_groups", nargs="+", default=[], help="Groups to choose by; a tenth, drawn.")
+    parser.add_argument(
+        "--test_groups", nargs="+", default=[], help="Groups to evaluate on; by default a fifth, drawn."
+    )
+    parser.add_argument("--min_clips", type=int, default=3, help="Clips of a video with a sentence, at least.")
+    parser.add_argument("--max_clips", type=int, default=6, help="Clips of a video with a sentence, at most.")
+    parser.add_argument("--max_distractors", type=int, default=2, help="Clips without a sentence, at most.")
+    parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Longest gap; pieces of other clips.")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="In pixels; by default the first clip's."
+    )
+    parser.add_argument("--fps", type=int, default=10, help="Frames per second.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
+    parser.add_argument("--num_workers", type=int, help="Processes; by default one for each CPU.")
+
+
+def compose(args: argparse.Namespace) -> None:
+    """Composes the data set."""
+    from .composing import compose as compose_data_set
+
+    size = args.size and tuple(args.size)
+    compose_data_set(**vars(args) | {"size": size})
+
+
 # Training.
 
 
@@ -260,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("ground", "find the segments of a video that sentences describe", add_ground_arguments, ground),
         ("cut", "cut out what was found", add_cut_arguments, cut),
         ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
+        ("compose", "compose untrimmed videos from short clips", add_compose_arguments, compose),
         ("train", "train a model from a recipe", add_train_help, train),
         ("evaluate", "evaluate a model on a split of a data set", add_evaluate_arguments, evaluate),
         ("push", "upload what a training left to the Hub", add_push_arguments, push),

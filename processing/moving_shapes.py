@@ -19,27 +19,19 @@ The crowded variant asks who does what among many, so that an average over the p
 Every video has its own random generator, seeded from (seed, split, index): the number of workers changes nothing.
 """
 
-import json
 import math
-import multiprocessing
-import os
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from .synthetic_videos import write_video
+from .synthetic_videos import H264_OPTIONS, make_data_set, write_video
 
 
 SPLITS = ("train", "test")
-# One thread: the videos already go over the processes. Without "cpu-independent" equal frames give files that differ
-# by a few levels here and there.
-H264_OPTIONS = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 COLOURS = {
     "red": (225, 40, 40),
@@ -489,11 +481,7 @@ def make_moving_shapes(
     Raises:
         `ValueError`: If a number is out of range or `output_dir` is not empty.
     """
-    # Here and not at the top: the worker processes import this file and have no use for it.
-    import datasets
-
-    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
-    at_least = {"num_train": 1, "num_test": 1, "seed": 0, "image_size": 32, "fps": 1, "num_workers": 1}
+    at_least = {"num_train": 1, "num_test": 1, "seed": 0, "image_size": 32, "fps": 1}
     arguments = {
         "num_train": num_train,
         "num_test": num_test,
@@ -501,7 +489,6 @@ def make_moving_shapes(
         "image_size": image_size,
         "fps": fps,
         "crowded": crowded,
-        "num_workers": num_workers,
     }
     for name, minimum in at_least.items():
         if arguments[name] < minimum:
@@ -509,34 +496,10 @@ def make_moving_shapes(
     if image_size % 2:
         raise ValueError(f"`image_size` must be even, since h264 stores colour at half the size, got {image_size}.")
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"`output_dir` must be a new or an empty folder, got {output_dir}.")
-
-    (output_dir / "videos").mkdir(parents=True)
-    tasks = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
-    worker = partial(make_example, output_dir=output_dir, seed=seed, image_size=image_size, fps=fps, crowded=crowded)
-    if num_workers == 1:
-        rows = [worker(task) for task in tqdm(tasks, desc="videos")]
-    else:
-        # "spawn": a forked child of a process with threads (torch, pyarrow) may hang.
-        with multiprocessing.get_context("spawn").Pool(min(num_workers, len(tasks))) as pool:
-            rows = list(tqdm(pool.imap(worker, tasks, chunksize=4), total=len(tasks), desc="videos"))
-
-    features = datasets.Features(
-        {
-            "video": datasets.Value("string"),
-            "video_id": datasets.Value("string"),
-            "duration": datasets.Value("float64"),
-            "sentences": [datasets.Value("string")],
-            "segments": [[[datasets.Value("float64")]]],
-        }
+    make_data_set(
+        output_dir,
+        partial(make_example, output_dir=output_dir, seed=seed, image_size=image_size, fps=fps, crowded=crowded),
+        {"train": [("train", i) for i in range(num_train)], "test": [("test", i) for i in range(num_test)]},
+        arguments,
+        num_workers,
     )
-    splits = {"train": rows[:num_train], "test": rows[num_train:]}
-    datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(part, features=features) for split, part in splits.items()}
-    ).save_to_disk(output_dir)
-
-    versions = {"av": version("av"), "numpy": np.__version__, "datasets": datasets.__version__}
-    # Without the number of workers and the folder, which change nothing: equal arguments give an equal file.
-    record = {"arguments": {k: v for k, v in arguments.items() if k != "num_workers"}, "versions": versions}
-    (output_dir / "generation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

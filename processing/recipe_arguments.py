@@ -98,6 +98,13 @@ class DataArguments:
     dataset: str = field(metadata={"help": "Annotations: a Hub id, a folder, or a json or parquet file."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split that evaluations in the course of training also run on, as `validation`; with "
+            "--load_best_model_at_end and --metric_for_best_model validation_R1@0.5 it chooses the model."
+        },
+    )
     video_root: str | None = field(
         default=None, metadata={"help": "Folder of the videos; the data set's own folder if not given."}
     )

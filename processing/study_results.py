@@ -25,10 +25,16 @@ def backbones_of(rows: list[dict]) -> list[str]:
 
 
 def over_frozen(group: list[dict], frozen: list[dict]) -> float | None:
-    """Mean difference in R@1, IoU=0.5 over the seeds that both have; `None` if there are none."""
-    of_seed = {row["seed"]: row["R1@0.5"] for row in frozen}
-    differences = [row["R1@0.5"] - of_seed[row["seed"]] for row in group if row["seed"] in of_seed]
+    """Mean difference in R@1, IoU=0.5 over the seeds, and folds, that both have; `None` if there are none."""
+    differences = paired_differences(group, frozen)
     return statistics.mean(differences) if differences else None
+
+
+def paired_differences(group: list[dict], others: list[dict]) -> list[float]:
+    """Differences in R@1, IoU=0.5 of runs with the same seed, on the same fold where there are folds."""
+    of_pair = {(row.get("fold"), row["seed"]): row["R1@0.5"] for row in others}
+    keys = [(row.get("fold"), row["seed"]) for row in group]
+    return [row["R1@0.5"] - of_pair[key] for row, key in zip(group, keys, strict=True) if key in of_pair]
 
 
 def summarise(rows: list[dict]) -> list[dict]:

@@ -1,6 +1,13 @@
-"""Videos that are made here: pictures that a codec has some work with, and writing them into a file."""
+"""
+Videos that are made here: pictures that a codec has some work with, writing them into a file, and data sets of such.
+"""
 
-from collections.abc import Iterable, Iterator
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +15,14 @@ import av
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 
 # At this rate they took about as long to decode, for their size, as real h264 videos did.
 BITS_PER_PIXEL = 0.1
+# Of data sets. One thread: the videos already go over the processes. Without "cpu-independent" equal frames give files
+# that differ by a few levels here and there.
+H264_OPTIONS = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
 def available_encoder() -> str:
@@ -79,3 +90,52 @@ def draw_frames(rng: np.random.Generator, num_frames: int, height: int, width: i
         middle = np.s_[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]
         frame[middle] = patch[middle]
         yield frame + rng.integers(0, 12, frame.shape, dtype=np.uint8)
+
+
+def make_data_set(
+    output_dir: Path,
+    make_example: Callable[[Any], dict],
+    tasks: dict[str, list],
+    arguments: dict[str, Any],
+    num_workers: int | None,
+) -> None:
+    """
+    Makes a data set of videos: the folder `videos`, a `datasets.DatasetDict`, and `generation.json`.
+
+    Args:
+        output_dir (`Path`): Folder to write to; new or empty.
+        make_example (`Callable`): Makes and writes the video of a task, and returns its row of annotations; for
+            processes of their own, so a function of a module.
+        tasks (`dict[str, list]`): What `make_example` takes, for each split.
+        arguments (`dict[str, Any]`): What all of this follows from. Equal arguments give an equal `generation.json`.
+        num_workers (`int` or `None`): Processes; one for each CPU if `None`.
+
+    Raises:
+        ValueError: If `output_dir` is not empty, or `num_workers` is not positive.
+    """
+    # Here and not at the top: the worker processes import this file and have no use for it.
+    import datasets
+
+    from .dataset_preparation import FEATURES
+
+    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    if num_workers < 1:
+        raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"`output_dir` must be a new or an empty folder, got {output_dir}.")
+    (output_dir / "videos").mkdir(parents=True)
+    of_all = [task for of_split in tasks.values() for task in of_split]
+    if num_workers == 1:
+        rows = [make_example(task) for task in tqdm(of_all, desc="videos")]
+    else:
+        # "spawn": a forked child of a process with threads (torch, pyarrow) may hang.
+        with multiprocessing.get_context("spawn").Pool(min(num_workers, len(of_all))) as pool:
+            rows = list(tqdm(pool.imap(make_example, of_all, chunksize=4), total=len(of_all), desc="videos"))
+    left = iter(rows)
+    splits = {split: list(islice(left, len(of_split))) for split, of_split in tasks.items()}
+    datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(part, features=FEATURES) for split, part in splits.items()}
+    ).save_to_disk(output_dir)
+    versions = {"av": version("av"), "numpy": np.__version__, "datasets": datasets.__version__}
+    record = {"arguments": arguments, "versions": versions}
+    (output_dir / "generation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

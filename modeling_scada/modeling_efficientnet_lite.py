@@ -1,0 +1,155 @@
+"""EfficientNet-Lite: inverted bottlenecks with ReLU6 and without squeeze-and-excitation (Tan and Le, 2019)."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithNoAttention
+from transformers.utils import can_return_tuple
+
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .modeling_i3d import pad_same
+
+
+# Of the seven stages of blocks: kernel, stride of the first block, and width of a block inside over that of its input.
+BLOCKS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
+
+
+class EfficientNetLiteUnit(nn.Module):
+    """
+    Convolution without bias, batch norm, and ReLU6 if asked for: `(B, C, H, W)` -> `(B, C', H', W')`.
+
+    Args:
+        config ([`EfficientNetLiteConfig`]): The model's configuration.
+        in_channels (`int`): `C`.
+        out_channels (`int`): `C'`.
+        kernel_size (`int`): In height and width; odd.
+        stride (`int`): In height and width.
+        groups (`int`): Of the convolution.
+        has_activation (`bool`): Whether a ReLU6 follows.
+    """
+
+    def __init__(
+        self,
+        config: EfficientNetLiteConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        has_activation: bool = True,
+    ):
+        super().__init__()
+        # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
+        padding = kernel_size // 2 if stride == 1 else 0
+        self.kernel_size, self.stride = kernel_size, stride
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
+        self.activation = nn.ReLU6() if has_activation else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.stride != 1:
+            hidden_states = pad_same(hidden_states, (self.kernel_size,) * 2, (self.stride,) * 2, value=0.0)
+        return self.activation(self.norm(self.conv(hidden_states)))
+
+
+class EfficientNetLiteBlock(nn.Module):
+    """
+    Inverted bottleneck: wider, depthwise, narrow again, and the input added where that is of the same shape.
+
+    Args:
+        config ([`EfficientNetLiteConfig`]): The model's configuration.
+        in_channels (`int`): `C`.
+        out_channels (`int`): `C'`.
+        kernel_size (`int`), stride (`int`): Of the depthwise convolution.
+        expansion (`int`): Width inside over `C`; with 1 there is no convolution that widens.
+    """
+
+    def __init__(
+        self,
+        config: EfficientNetLiteConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        expansion: int,
+    ):
+        super().__init__()
+        width = in_channels * expansion
+        self.has_residual = stride == 1 and in_channels == out_channels
+        self.expand = EfficientNetLiteUnit(config, in_channels, width) if expansion > 1 else nn.Identity()
+        self.depthwise = EfficientNetLiteUnit(config, width, width, kernel_size, stride, groups=width)
+        self.project = EfficientNetLiteUnit(config, width, out_channels, has_activation=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        update = self.project(self.depthwise(self.expand(hidden_states)))
+        return hidden_states + update if self.has_residual else update
+
+
+class EfficientNetLiteStage(GradientCheckpointingLayer, nn.Sequential):
+    """Blocks, one after the other: `(B, C, H, W)` -> `(B, C', H', W')`."""
+
+
+class EfficientNetLiteModel(PreTrainedModel):
+    r"""
+    EfficientNet-Lite without its average pooling and classifier. Each of its `stages` takes one tensor and returns
+    one, `(B, C, H, W)`.
+
+    Args:
+        config ([`EfficientNetLiteConfig`]): The configuration.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_scada.configuration_efficientnet_lite import EfficientNetLiteConfig
+    >>> from modeling_scada.modeling_efficientnet_lite import EfficientNetLiteModel
+
+    >>> config = EfficientNetLiteConfig(hidden_sizes=[4, 4, 8, 8, 8, 16, 16, 32], depths=[1] * 7)
+    >>> model = EfficientNetLiteModel(config).eval()
+    >>> model(torch.zeros(1, 3, 64, 96)).last_hidden_state.shape
+    torch.Size([1, 32, 2, 3])
+
+    ```"""
+
+    config: EfficientNetLiteConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EfficientNetLiteStage"]
+
+    def __init__(self, config: EfficientNetLiteConfig):
+        super().__init__(config)
+        self.stem = EfficientNetLiteUnit(config, config.num_channels, config.embedding_size, kernel_size=3, stride=2)
+        *widths, head_width = config.hidden_sizes
+        self.stages = nn.ModuleList()
+        in_channels = config.embedding_size
+        for width, depth, (kernel_size, stride, expansion) in zip(widths, config.depths, BLOCKS, strict=True):
+            blocks = []
+            for index in range(depth):
+                blocks.append(
+                    EfficientNetLiteBlock(config, in_channels, width, kernel_size, 1 if index else stride, expansion)
+                )
+                in_channels = width
+            self.stages.append(EfficientNetLiteStage(*blocks))
+        self.stages.append(EfficientNetLiteStage(EfficientNetLiteUnit(config, in_channels, head_width)))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithNoAttention:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised RGB frames; any size.
+
+        Returns:
+            `BaseModelOutputWithNoAttention`: `last_hidden_state` of shape `(B, hidden_sizes[-1], H / 32, W / 32)`,
+            the size rounded up.
+        """
+        hidden_states = self.stem(pixel_values)
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+        return BaseModelOutputWithNoAttention(last_hidden_state=hidden_states)
+
+
+__all__ = ["EfficientNetLiteModel"]

@@ -1,0 +1,74 @@
+r"""
+Compares tuning modes on videos composed of short clips, by persons: groups of clips are dealt into folds, each tested
+once by models that have not seen its groups.
+
+    python scripts/study_clips.py hub_configs/clips_efficientnet_lite0.json --table clips.csv --videos clips \
+        --output_dir outputs/study_clips --modes frozen partial full lora tia inner outer both frozen/blind=true
+
+The table is that of compose.py. Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a
+process of its own on one core. All runs have the same number of steps, and the same groups of the training part choose
+which of a run's models is tested. A run is a line in the fold's `results.jsonl`; a study that is started again goes on
+where it was. At the end stand, over all folds, `results.jsonl` (with the best constant segment of each fold, mode
+"constant"), `table.md` and the learning curves, `curves.png`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from processing.study import MODES, arguments_of
+from processing.study_clips import compare_to_frozen, study_clips
+from processing.study_results import as_table, draw_curves, summarise
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Composes and runs what is missing, and writes table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="A recipe of run_temporal_grounding.py with a validation_split.")
+    parser.add_argument("--table", type=Path, required=True, help="The clips, a table of compose.py.")
+    parser.add_argument("--videos", type=Path, required=True, help="Folder of the clips.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/study_clips"))
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=list(MODES),
+        help=f"Any of {', '.join(MODES)}, with arguments: frozen/blind=true.",
+    )
+    parser.add_argument("--folds", type=int, default=3, help="How many.")
+    parser.add_argument("--only_folds", type=int, nargs="+", help="Those to run now; all if unset.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
+    parser.add_argument("--num_workers", type=int, default=2, help="Runs at a time, one core each.")
+    parser.add_argument("--num_train", type=int, default=240, help="Videos to train on.")
+    parser.add_argument("--num_validation", type=int, default=30, help="Videos to choose a model by.")
+    parser.add_argument("--num_test", type=int, default=60, help="Videos to test on.")
+    args = parser.parse_args(argv)
+    for mode in args.modes:
+        arguments_of(mode)
+    output_dir = args.output_dir.resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    rows = study_clips(
+        args.recipe.resolve(),
+        args.table,
+        args.videos,
+        output_dir,
+        args.modes,
+        args.folds,
+        range(args.folds) if args.only_folds is None else args.only_folds,
+        args.seeds,
+        args.max_steps or json.loads(args.recipe.read_text())["max_steps"],
+        args.num_workers,
+        num_train=args.num_train,
+        num_validation=args.num_validation,
+        num_test=args.num_test,
+    )
+    runs = [row for row in rows if row["mode"] != "constant"]
+    text = "\n".join([as_table(summarise(runs)), "", *compare_to_frozen(rows)])
+    (output_dir / "table.md").write_text(text + "\n")
+    draw_curves(runs, output_dir / "curves.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
