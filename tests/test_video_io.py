@@ -378,11 +378,12 @@ def test_the_same_frames_as_reading_through(name, threads_above_pixels, tmp_path
 def test_containers_without_times_of_display(name, tmp_path):
     """Times are those of decoding there, in an order that the B-frames' display is not in."""
     codec = Path(name).stem
-    frames = read_frames(write_moving_clip(tmp_path / name, {"g": "12", "bf": "3"}), np.arange(120) / 25 + 0.02)
+    # x264's assembly writes other frames now and then, depending on what the process's memory held before.
+    options = {"g": "12", "bf": "3", **({"x264-params": "asm=0"} if codec == "clip" else {})}
+    instants_seconds = np.arange(120) / 25 + 0.02
+    frames = read_frames(write_moving_clip(tmp_path / name, options), instants_seconds)
     # The same encoder's frames in a container that has such times.
-    expected = read_frames(
-        write_moving_clip(tmp_path / f"{codec}.mkv", {"g": "12", "bf": "3"}), np.arange(120) / 25 + 0.02
-    )
+    expected = read_frames(write_moving_clip(tmp_path / f"{codec}.mkv", options), instants_seconds)
     np.testing.assert_array_equal(frames, expected)
     for index in (0, 1, 17, 118):
         np.testing.assert_array_equal(read_frames(tmp_path / name, [index / 25 + 0.02])[0], expected[index])
