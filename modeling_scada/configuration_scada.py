@@ -51,6 +51,8 @@ class ScadaConfig(PreTrainedConfig):
             Weight of the loss in which a sentence's proposals compete. 0 in configurations saved before it existed.
         matching_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss in which the sentences and segments of a video compete. 0 likewise.
+        retrieval_dim (`int`, *optional*, defaults to 0):
+            Size `E` of the embeddings of proposals and sentences that search many videos; with 0 there are none.
 
     Raises:
         StrictDataclassClassValidationError: If a size is too small or odd (of huggingface_hub, as for all
@@ -84,6 +86,7 @@ class ScadaConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     listwise_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
+    retrieval_dim: int = 0
 
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
@@ -121,7 +124,13 @@ class ScadaConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Part of `@strict` validation: the head's sizes and the loss's weights."""
-        minima = {"hidden_size": 2, "grid_size": 2, "num_sample_points": 2, "num_train_proposals": 1}
+        minima = {
+            "hidden_size": 2,
+            "grid_size": 2,
+            "num_sample_points": 2,
+            "num_train_proposals": 1,
+            "retrieval_dim": 0,
+        }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"Received {name}={getattr(self, name)}; it has to be at least {minimum}.")

@@ -7,6 +7,7 @@ followed by a sparse weighted sum over two steps a point, so the `(proposals, 16
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,12 +28,16 @@ class HeadOutput:
         iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
         offsets (`torch.Tensor` of shape `(Q, P, 4)`): Offsets of start, end, centre and width, in units of the
             proposal's length.
+        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`, *optional*): Of the retrieval branch, for `B` videos.
+        sentence_embeds (`torch.Tensor` of shape `(Q, E)`, *optional*): Of the retrieval branch.
     """
 
     boundary_logits: torch.Tensor
     proposals_grid: torch.Tensor
     iou_logits: torch.Tensor
     offsets: torch.Tensor
+    proposal_embeds: torch.Tensor | None = None
+    sentence_embeds: torch.Tensor | None = None
 
 
 def all_proposals(grid_size: int, device: torch.device | None = None) -> torch.Tensor:
@@ -139,6 +144,18 @@ def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
     return -torch.cat([-iou_logits, -iou_logits.sum(-1, keepdim=True)], dim=-1).logsumexp(-1)
 
 
+def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """(Q, N, C) -> (Q, S, C): averages over areas where `N > S`, linear where `N < S`."""
+    if features.shape[1] == grid_size:
+        return features
+    features = features.transpose(1, 2)
+    if features.shape[2] > grid_size:
+        features = F.interpolate(features, size=grid_size, mode="area")
+    else:
+        features = F.interpolate(features, size=grid_size, mode="linear", align_corners=False)
+    return features.transpose(1, 2)
+
+
 class SentenceScale(nn.Module):
     """`f <- f * (1 + W q)`: the sentence multiplies the channels."""
 
@@ -198,10 +215,59 @@ class ProposalFeatures(nn.Module):
         return self.linear(features, proposals_grid)
 
 
+class RetrievalBranch(nn.Module):
+    """
+    Finds moments in many videos: an embedding of each proposal that no sentence changes, and one of each sentence.
+    Their product says how well they fit, so the proposals of a library are embedded once, and a sentence costs one
+    matrix product ([D], after MMN, Wang et al., AAAI 2022).
+
+    Args:
+        config ([`ScadaConfig`]): With `retrieval_dim`, the size `E` of the embeddings.
+        video_dim (`int`): Width `C` of the snippet features.
+        text_dim (`int`): Width `C_text` of the sentence vector.
+    """
+
+    def __init__(self, config: ScadaConfig, video_dim: int, text_dim: int):
+        super().__init__()
+        dim = config.hidden_size
+        self.grid_size = config.grid_size
+        self.norm = nn.LayerNorm(video_dim)
+        self.projection = nn.Linear(video_dim, dim)
+        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.neck_out = nn.Linear(2 * dim, dim)
+        self.proposal_features = ProposalFeatures(dim, config.num_sample_points)
+        self.proposal_out = nn.Linear(dim, config.retrieval_dim)
+        self.sentence_out = nn.Linear(text_dim, config.retrieval_dim)
+
+    def embed_proposals(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B, N, C)`): Snippet features that no sentence changed.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` in `0..S`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, P, E)`: Of length 1.
+        """
+        features = self.projection(resample(self.norm(features.to(self.norm.weight.dtype)), self.grid_size))
+        recurrent, _ = self.lstm(features)
+        features = F.relu(self.neck_out(torch.cat([features, recurrent], dim=-1)))
+        return F.normalize(self.proposal_out(F.relu(self.proposal_features(features, proposals_grid))), dim=-1)
+
+    def embed_sentences(self, sentence: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, E)`: Of length 1.
+        """
+        return F.normalize(self.sentence_out(sentence.to(self.sentence_out.weight.dtype)), dim=-1)
+
+
 class LocalizationHead(nn.Module):
     """
     BiLSTM neck with a convolution beside it, multiplied by the sentence three times, a boundary branch and a proposal
-    branch.
+    branch; with `config.retrieval_dim` a [`RetrievalBranch`] beside all that.
 
     Args:
         config ([`ScadaConfig`]): Sizes of the head.
@@ -229,6 +295,7 @@ class LocalizationHead(nn.Module):
         self.iou_classifier = _mlp(dim, 1)
         self.iou_regressor = _mlp(dim, 1)
         self.offset_regressor = _mlp(dim, 4)
+        self.retrieval = RetrievalBranch(config, video_dim, text_dim) if config.retrieval_dim else None
         # Scores start near one half and segments near the unrefined proposals.
         for output_layer in self.output_layers():
             output_layer.initial_std = config.initializer_range  # type: ignore[assignment]
@@ -238,20 +305,12 @@ class LocalizationHead(nn.Module):
         branches = (self.boundary, self.iou_classifier, self.iou_regressor, self.offset_regressor)
         return [branch[-1] for branch in branches]
 
-    def resample(self, features: torch.Tensor) -> torch.Tensor:
-        """(Q, N, C) -> (Q, S, C): averages over areas where `N > S`, linear where `N < S`."""
-        grid_size = self.config.grid_size
-        if features.shape[1] == grid_size:
-            return features
-        features = features.transpose(1, 2)
-        if features.shape[2] > grid_size:
-            features = F.interpolate(features, size=grid_size, mode="area")
-        else:
-            features = F.interpolate(features, size=grid_size, mode="linear", align_corners=False)
-        return features.transpose(1, 2)
-
     def forward(
-        self, features: torch.Tensor, sentence: torch.Tensor, targets_grid: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        sentence: torch.Tensor,
+        targets_grid: torch.Tensor | None = None,
+        features_of_videos: torch.Tensor | None = None,
     ) -> HeadOutput:
         """
         Args:
@@ -260,6 +319,8 @@ class LocalizationHead(nn.Module):
             targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): All sentences' target segments, in `0..S`. In
                 training at most `num_train_proposals` proposals are drawn around them, see [`draw_proposals`]; at
                 inference all are scored.
+            features_of_videos (`torch.Tensor` of shape `(B, N, C)`, *optional*): Snippet features that no sentence
+                changed, for the retrieval branch.
 
         Returns:
             [`HeadOutput`].
@@ -269,9 +330,9 @@ class LocalizationHead(nn.Module):
         features = self.norm(features)
         # Both are linear, and interpolation weights sum to one: the order is free, and the shorter one is projected.
         if features.shape[1] < self.config.grid_size:
-            features = self.resample(self.projection(features))
+            features = resample(self.projection(features), self.config.grid_size)
         else:
-            features = self.projection(self.resample(features))
+            features = self.projection(resample(features, self.config.grid_size))
         features = self.projection_scale(features, sentence)
         recurrent, _ = self.lstm(features)
         direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)
@@ -290,7 +351,13 @@ class LocalizationHead(nn.Module):
         sequence = self.proposal_scale(sequence, sentence)
         proposal_features = F.relu(self.proposal_features(sequence, proposals_grid))
         iou_logits = torch.cat([self.iou_classifier(proposal_features), self.iou_regressor(proposal_features)], dim=-1)
-        return HeadOutput(boundary_logits, proposals_grid, iou_logits, self.offset_regressor(proposal_features))
+        offsets = self.offset_regressor(proposal_features)
+        if features_of_videos is None:
+            return HeadOutput(boundary_logits, proposals_grid, iou_logits, offsets)
+        retrieval: Any = self.retrieval
+        proposal_embeds = retrieval.embed_proposals(features_of_videos, proposals_grid)
+        sentence_embeds = retrieval.embed_sentences(sentence)
+        return HeadOutput(boundary_logits, proposals_grid, iou_logits, offsets, proposal_embeds, sentence_embeds)
 
 
 def _mlp(dim: int, num_outputs: int) -> nn.Sequential:

@@ -9,6 +9,8 @@ Beside the paper's terms stand two that rank, both [D]. The balanced classificat
 hard to tell from a sentence's own, the events of other sentences, like the hundreds of easy ones; these two do not:
 - [`listwise_loss`]: a sentence's proposals compete with each other;
 - [`matching_loss`]: the sentences and the segments of a video compete for each other.
+
+[`retrieval_loss`] is that of the branch that searches many videos.
 """
 
 import torch
@@ -23,6 +25,8 @@ POSITIVE_IOU = 0.9
 OFFSET_IOU = 0.5
 # Proposals above this IoU share the listwise term's probability.
 LISTWISE_IOU = 0.7
+# Cosines of the retrieval branch are divided by it.
+RETRIEVAL_TEMPERATURE = 0.1
 # A sentence is no negative of another one's segment that it overlaps by more than this: both would be right.
 SAME_SEGMENT_IOU = 0.5
 # Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
@@ -199,6 +203,33 @@ def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     return share_of_mass(logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool))
 
 
+def competing_segments(
+    targets_grid: torch.Tensor, target_mask: torch.Tensor, video_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Which of all sentences' segments are a sentence's own, and which are not its own.
+
+    Neither is a segment of the same video that the sentence overlaps with one of its own by more than half.
+
+    Args:
+        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
+        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+
+    Returns:
+        `tuple` of three `torch.BoolTensor` of shape `(Q, Q * K)`: own, not own, and which are of the sentence's video.
+    """
+    num_sentences, num_targets = target_mask.shape
+    sentences = torch.arange(num_sentences, device=target_mask.device)
+    owner = sentences.repeat_interleave(num_targets)
+    is_own = owner == sentences[:, None]
+    same_video = video_index[owner] == video_index[:, None]
+    overlap = temporal_iou(targets_grid.flatten(0, 1), targets_grid)  # (Q, Q * K, K)
+    is_same = same_video & ((overlap * target_mask[:, None]).amax(-1) > SAME_SEGMENT_IOU)
+    present = target_mask.flatten()
+    return is_own & present, target_mask.any(-1)[:, None] & present & ~(is_own | is_same), same_video
+
+
 def matching_loss(
     logits: torch.Tensor,
     iou: torch.Tensor,
@@ -224,22 +255,57 @@ def matching_loss(
     Returns:
         `torch.Tensor` of shape `(Q,)`.
     """
-    num_sentences, num_targets = target_mask.shape
-    nearest = iou.argmax(1).flatten()  # (Q * K,)
-    at_segments = logits[:, nearest]  # (Q, Q * K)
-    owner = torch.arange(num_sentences, device=logits.device).repeat_interleave(num_targets)
-    is_own = owner == torch.arange(num_sentences, device=logits.device)[:, None]
-    overlap = temporal_iou(targets_grid.flatten(0, 1), targets_grid)  # (Q, Q * K, K)
-    is_same = (overlap * target_mask[:, None]).amax(-1) > SAME_SEGMENT_IOU
-    own = is_own & target_mask.flatten()
-    present = own | (
-        (video_index[:, None] == video_index[owner])
-        & (target_mask.any(-1)[:, None] & target_mask.flatten())
-        & ~(is_same | is_own)
-    )
+    at_segments = logits[:, iou.argmax(1).flatten()]  # (Q, Q * K)
+    own, others, same_video = competing_segments(targets_grid, target_mask, video_index)
+    present = own | (others & same_video)
     rows = share_of_mass(at_segments, own, present)
-    columns = share_of_mass(at_segments.T, own.T, present.T).view(num_sentences, num_targets)
+    columns = share_of_mass(at_segments.T, own.T, present.T).view(target_mask.shape)
     return (rows + masked_mean(columns, target_mask)) / 2
+
+
+def retrieval_loss(
+    proposal_embeds: torch.Tensor,
+    sentence_embeds: torch.Tensor,
+    proposals_grid: torch.Tensor,
+    labels: torch.Tensor,
+    video_index: torch.Tensor,
+    same_text: torch.Tensor,
+    grid_size: int,
+) -> torch.Tensor:
+    """
+    Which proposal of all videos is a sentence's, and which sentence of all is a segment's: cross-entropy over the
+    cosines divided by 0.1. [D]
+
+    As in [`listwise_loss`], the proposals above IoU 0.7 share the right answer; as in [`matching_loss`], each segment
+    stands for itself by its nearest proposal. A video in which the same text is asked for is no negative.
+
+    Args:
+        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`): Of length 1.
+        sentence_embeds (`torch.Tensor` of shape `(Q, E)`): Of length 1.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
+        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        same_text (`torch.BoolTensor` of shape `(Q, Q)`): Which sentences have the same words.
+        grid_size (`int`): Number of steps `S`.
+
+    Returns:
+        `torch.Tensor` of shape `()`: The mean over the sentences that have a target (0 if none has).
+    """
+    targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
+    num_videos = len(proposal_embeds)
+    logits = torch.einsum("qe,bpe->qbp", sentence_embeds.float(), proposal_embeds.float()) / RETRIEVAL_TEMPERATURE
+    of_video = video_index[:, None] == torch.arange(num_videos, device=video_index.device)  # (Q, B)
+    asks_the_same = (same_text.to(logits) @ of_video.to(logits)) > 0  # (Q, B)
+    positive = of_video[..., None] & above_or_best(all_ious.amax(-1), LISTWISE_IOU)[:, None]
+    present = (of_video | ~asks_the_same)[..., None].expand_as(positive)
+    rows = share_of_mass(logits.flatten(1), positive.flatten(1), present.flatten(1))
+
+    owner_video = video_index.repeat_interleave(target_mask.shape[1])
+    at_segments = logits[:, owner_video, all_ious.argmax(1).flatten()]  # (Q, Q * K)
+    own, others, _ = competing_segments(targets_grid, target_mask, video_index)
+    present = own | (others & ~same_text.repeat_interleave(target_mask.shape[1], dim=1))
+    columns = share_of_mass(at_segments.T, own.T, present.T).view(target_mask.shape)
+    return masked_mean((rows + masked_mean(columns, target_mask)) / 2, target_mask.any(-1))
 
 
 def temporal_grounding_loss(

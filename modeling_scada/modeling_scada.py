@@ -26,8 +26,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, decode_offsets, score_logits
-from .loss_scada import ranking_loss, temporal_grounding_loss
+from .head_scada import LocalizationHead, all_proposals, decode_offsets, score_logits
+from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
 from .video_features_scada import ScadaVideoFeatures
 
 
@@ -281,6 +281,25 @@ class ScadaModel(ScadaPreTrainedModel):
         frame_size = torch.tensor(pixel_values_videos.shape[-2:], device=states.device).expand(len(states), 2)
         return ScadaVideoFeatures(states=states, outer_sequences=sequences, frame_size=frame_size)
 
+    def features_of_videos(self, video_features: ScadaVideoFeatures) -> torch.Tensor:
+        """
+        Snippet features that no sentence changes: those of a sentence vector of zeros.
+
+        Args:
+            video_features ([`ScadaVideoFeatures`]): What `encode_video` gave of `B` videos.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, N, C)`.
+
+        Raises:
+            ValueError: If the features are those of another model.
+        """
+        tensor = next(iter(video_features.tensors().values()))
+        no_sentence = tensor.new_zeros(len(tensor), self.text_encoder.config.hidden_size)
+        videos = torch.arange(len(tensor), device=tensor.device)
+        features, _, from_outer_branches = self._answer(video_features, no_sentence, videos)
+        return _add_outer_features(features, from_outer_branches)
+
     @can_return_tuple
     def forward(
         self,
@@ -337,11 +356,7 @@ class ScadaModel(ScadaPreTrainedModel):
             fused, per_sentence, from_outer_branches = self._answer(video_features, sentence_embeds, video_index)
         if not per_sentence:
             fused = fused.index_select(0, video_index)
-        for outer_features in from_outer_branches:
-            if outer_features is not None:
-                if outer_features.shape[1] != fused.shape[1]:  # of a convolutional stage with finer steps of time
-                    outer_features = F.adaptive_avg_pool1d(outer_features.mT, fused.shape[1]).mT
-                fused = fused + outer_features.to(fused.dtype)
+        fused = _add_outer_features(fused, from_outer_branches)
 
         return ScadaModelOutput(
             last_hidden_state=fused,
@@ -410,6 +425,16 @@ class ScadaModel(ScadaPreTrainedModel):
         with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_later_branches):
             features = self.video_backbone.forward_from(first, states, (height, width))
         return features.mean(dim=(2, 3)), per_sentence, from_outer_branches + from_later_branches
+
+
+def _add_outer_features(features: torch.Tensor, from_outer_branches: list[torch.Tensor | None]) -> torch.Tensor:
+    """`(Q, N, C)` and those of the outer branches, which may have finer steps of time (convolutional stages)."""
+    for outer_features in from_outer_branches:
+        if outer_features is not None:
+            if outer_features.shape[1] != features.shape[1]:
+                outer_features = F.adaptive_avg_pool1d(outer_features.mT, features.shape[1]).mT
+            features = features + outer_features.to(features.dtype)
+    return features
 
 
 class ScadaForTemporalGrounding(ScadaPreTrainedModel):
@@ -516,6 +541,50 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         """
         return self.model.encode_video(pixel_values_videos)
 
+    def embed_proposals(
+        self, video_features: ScadaVideoFeatures, proposals_grid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        What a sentence's embedding is multiplied with to find moments in many videos; no sentence changes it.
+
+        Args:
+            video_features ([`ScadaVideoFeatures`]): What `encode_video` gave of `B` videos.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`, *optional*): Edges `i < j` in `0..S`; all if not given.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, P, E)`: Of length 1, so that products are cosines.
+
+        Raises:
+            ValueError: If the model has no retrieval branch, or the features are those of another model.
+        """
+        retrieval = self._retrieval()
+        features = self.model.features_of_videos(video_features)
+        if proposals_grid is None:
+            proposals_grid = all_proposals(self.config.grid_size, features.device)
+        return retrieval.embed_proposals(features, proposals_grid)
+
+    def embed_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(Q, L)`): Tokens.
+            attention_mask (`torch.LongTensor` of shape `(Q, L)`): 1 for tokens, 0 for padding.
+
+        Returns:
+            `torch.FloatTensor` of shape `(Q, E)`: Of length 1; its product with `embed_proposals` says what fits best.
+
+        Raises:
+            ValueError: If the model has no retrieval branch.
+        """
+        return self._retrieval().embed_sentences(self.model.encode_sentences(input_ids, attention_mask))
+
+    def _retrieval(self) -> Any:
+        if not self.config.retrieval_dim:
+            raise ValueError(
+                "Received a model without a retrieval branch, which embeddings come from; train one with "
+                "`ScadaConfig(retrieval_dim=...)` or `--retrieval_dim`, 64 for example."
+            )
+        return self.head.retrieval
+
     @can_return_tuple
     def forward(
         self,
@@ -556,6 +625,13 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         input_ids, attention_mask, sentence_mask = _check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
+        features_of_videos = None
+        if self.config.retrieval_dim and labels is not None:
+            # The backbone runs once for both, up to where the sentences come in.
+            if video_features is None:
+                video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
+                pixel_values_videos = None
+            features_of_videos = self.model.features_of_videos(video_features)
         outputs: ScadaModelOutput = self.model(
             pixel_values_videos,
             input_ids,
@@ -577,7 +653,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     "`segments`."
                 )
             targets_grid = labels[keep][labels[keep][..., 0] >= 0] * self.config.grid_size
-        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid)
+        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, features_of_videos)
         scores = score_logits(head.iou_logits.float())  # (Q, P)
         segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
 
@@ -604,6 +680,17 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     self.config.grid_size,
                 )
                 loss_dict |= {name: weights[name] * term for name, term in terms.items()}
+            if features_of_videos is not None:
+                tokens = input_ids[keep] * attention_mask[keep]
+                loss_dict["loss_retrieval"] = retrieval_loss(
+                    head.proposal_embeds,
+                    head.sentence_embeds,
+                    head.proposals_grid,
+                    labels[keep],
+                    outputs.video_index,  # type: ignore[arg-type]
+                    (tokens[:, None] == tokens).all(-1),
+                    self.config.grid_size,
+                )
             loss = torch.stack(list(loss_dict.values())).sum()
             if num_items_in_batch is not None:
                 # None at all if no video of the batch could be read.

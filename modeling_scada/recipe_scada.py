@@ -55,6 +55,7 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             num_train_proposals=args.num_train_proposals,
             listwise_loss_weight=args.listwise_loss_weight,
             matching_loss_weight=args.matching_loss_weight,
+            retrieval_dim=args.retrieval_dim,
         ).float()
         settings: dict[str, Any] = {"num_frames": args.num_frames}
         if args.image_size is not None:

@@ -81,6 +81,9 @@ class ModelArguments(TuningArguments):
     matching_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of the loss in which the sentences and segments of a video compete."}
     )
+    retrieval_dim: int = field(
+        default=0, metadata={"help": "Size of the embeddings that search many videos; 0 for a model without them."}
+    )
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int | None = field(
         default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}

@@ -15,6 +15,7 @@ from modeling_scada.head_scada import (
     all_proposals,
     decode_offsets,
     draw_proposals,
+    resample,
 )
 
 
@@ -202,26 +203,25 @@ def test_extreme_offsets_stay_in_the_window():
     assert ((segments >= 0) & (segments <= 1)).all() and (segments[:, 0] <= segments[:, 1]).all()
 
 
-def test_resample_averages_over_areas_where_there_are_more_snippets_than_steps(randomize_weights):
-    head = make_head(randomize_weights, grid_size=128)
+def test_resample_averages_over_areas_where_there_are_more_snippets_than_steps():
     features = torch.randn(2, 384, VIDEO_DIM)
     means = torch.stack([features[:, 3 * step : 3 * step + 3].mean(1) for step in range(128)], dim=1)
-    torch.testing.assert_close(head.resample(features), means)
+    torch.testing.assert_close(resample(features, 128), means)
 
 
-def test_resample_is_linear_where_there_are_fewer_snippets_than_steps(head):
+def test_resample_is_linear_where_there_are_fewer_snippets_than_steps():
     features = torch.randn(2, 5, VIDEO_DIM)
     positions = (np.arange(12) + 0.5) * 5 / 12 - 0.5  # np.interp holds the outermost values beyond the centres
     expected = np.empty((2, 12, VIDEO_DIM), dtype=np.float32)
     for row in range(2):
         for channel in range(VIDEO_DIM):
             expected[row, :, channel] = np.interp(positions, np.arange(5), features[row, :, channel])
-    torch.testing.assert_close(head.resample(features), torch.from_numpy(expected))
+    torch.testing.assert_close(resample(features, 12), torch.from_numpy(expected))
 
 
-def test_resample_changes_nothing_where_there_are_as_many_snippets_as_steps(head):
+def test_resample_changes_nothing_where_there_are_as_many_snippets_as_steps():
     features = torch.randn(2, 12, VIDEO_DIM)
-    assert torch.equal(head.resample(features), features)
+    assert torch.equal(resample(features, 12), features)
 
 
 def test_training_draws_distinct_proposals_and_evaluation_takes_all(head, inputs):

@@ -7,7 +7,7 @@ import torch
 
 from modeling_scada import loss_scada
 from modeling_scada.head_scada import all_proposals, decode_offsets
-from modeling_scada.loss_scada import ranking_loss, temporal_grounding_loss, temporal_iou
+from modeling_scada.loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss, temporal_iou
 
 
 GRID_SIZE = 20
@@ -414,3 +414,82 @@ def test_what_the_ranking_asks_for():
     arguments = (torch.tensor(proposals), padded(targets), torch.tensor([0, 0]), GRID_SIZE)
     assert all(value.item() < 1e-3 for value in ranking_loss(right, *arguments).values())
     assert all(value.item() > 8 for value in ranking_loss(right.flip(0), *arguments).values())
+
+
+def slow_retrieval(cosines, proposals, targets, video_index, texts) -> float:
+    """`cosines[sentence][video][proposal]`; one pair at a time, as docs/design.md writes it."""
+    segments = [[(start * GRID_SIZE, end * GRID_SIZE) for start, end in of_sentence] for of_sentence in targets]
+    num_videos = len(cosines[0])
+    losses = []
+
+    def nearest(segment: tuple[float, float]) -> int:
+        ious = [iou_of(proposal, segment) for proposal in proposals]
+        return ious.index(max(ious))
+
+    def asked_in(text: str, video: int) -> bool:
+        return any(text == other and video == of for other, of in zip(texts, video_index, strict=True))
+
+    for sentence, own_segments in enumerate(segments):
+        if not own_segments:
+            continue
+        own_video = video_index[sentence]
+        row = [
+            cosines[sentence][video][index] / 0.1
+            for video in range(num_videos)
+            for index in range(len(proposals))
+            if video == own_video or not asked_in(texts[sentence], video)
+        ]
+        ious = [max(iou_of(proposal, segment) for segment in own_segments) for proposal in proposals]
+        right = [
+            cosines[sentence][own_video][index] / 0.1 for index, used in enumerate(above_or_best(ious, 0.7)) if used
+        ]
+        of_row = log_sum_exp(row) - log_sum_exp(right) if right else 0.0
+        of_columns = []
+        for segment in own_segments:
+            column = []
+            for m, of_m in enumerate(segments):
+                is_own = m == sentence
+                overlaps = video_index[m] == own_video and any(iou_of(own, segment) > 0.5 for own in of_m)
+                if of_m and (is_own or (not overlaps and texts[m] != texts[sentence])):
+                    column.append(cosines[m][own_video][nearest(segment)] / 0.1)
+            of_columns.append(log_sum_exp(column) - cosines[sentence][own_video][nearest(segment)] / 0.1)
+        losses.append((of_row + mean(of_columns)) / 2)
+    return mean(losses)
+
+
+@pytest.mark.parametrize("texts", ["abcdef", "abcabc", "aabbcc"])
+@pytest.mark.parametrize("video_index", [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("left_out", [None, 1])
+def test_retrieval_against_one_pair_at_a_time(texts, video_index, left_out):
+    targets = [[] if index == left_out else target for index, target in enumerate(TARGETS.values())]
+    generator = torch.Generator().manual_seed(0)
+    embeds = [torch.randn(*shape, 5, generator=generator) for shape in ((max(video_index) + 1, len(SAMPLE)), (6,))]
+    proposal_embeds, sentence_embeds = (torch.nn.functional.normalize(tensor, dim=-1) for tensor in embeds)
+    same_text = torch.tensor([[a == b for b in texts] for a in texts])
+    fast = retrieval_loss(
+        proposal_embeds,
+        sentence_embeds,
+        torch.tensor(SAMPLE),
+        padded(targets, 4),
+        torch.tensor(video_index),
+        same_text,
+        GRID_SIZE,
+    )
+    cosines = (proposal_embeds @ sentence_embeds.T).permute(2, 0, 1).tolist()
+    assert fast.item() == pytest.approx(slow_retrieval(cosines, SAMPLE, targets, video_index, texts), rel=1e-4)
+
+
+def test_retrieval_without_any_target_is_0():
+    embeds = torch.nn.functional.normalize(torch.ones(2, len(SAMPLE), 5), dim=-1).requires_grad_()
+    loss = retrieval_loss(
+        embeds,
+        embeds[:, 0],
+        torch.tensor(SAMPLE),
+        padded([[], []], 1),
+        torch.arange(2),
+        torch.eye(2, dtype=torch.bool),
+        GRID_SIZE,
+    )
+    assert loss == 0
+    (gradient,) = torch.autograd.grad(loss, embeds)
+    assert (gradient == 0).all()
