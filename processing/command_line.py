@@ -60,9 +60,9 @@ def ground(args: argparse.Namespace) -> None:
     if not Path(args.video).is_file():
         raise FileNotFoundError(f"There is no video file at {args.video}.")
     if args.plot is not None:
-        from .result_picture import draw, import_pyplot
+        from .result_picture import check_picture_name, draw
 
-        import_pyplot("--plot")
+        check_picture_name(args.plot)
     if args.html is not None:
         from .result_page import MAX_EMBEDDED_BYTES, MIME_TYPES, write_page
 

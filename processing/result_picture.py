@@ -38,6 +38,20 @@ def import_pyplot(needed_for: str) -> Any:
     return pyplot
 
 
+def check_picture_name(path: Path) -> None:
+    """
+    Raises:
+        RuntimeError: If matplotlib is not installed.
+        ValueError: If the name ends in no format that it writes.
+    """
+    import_pyplot("--plot")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(f"Received the picture {path}; expected a name that ends in one of {', '.join(formats)}.")
+
+
 def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[list[float]] | None = None) -> None:
     """
     Frames along a time axis, and under them a lane with the ranked segments of each sentence, best on top, the fuller

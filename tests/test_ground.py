@@ -184,6 +184,15 @@ def test_plot_shows_how_sure_an_answer_is(score, clip, tmp_path):
     assert (is_full_red.sum() > 10000) == (score > 0.8)
 
 
+@pytest.mark.parametrize("name", ["found.foo", "found", "found.png.gz"])
+def test_a_picture_of_no_format_is_refused_before_the_work(name, model, clip, ground, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, err = ground(clip, "a door", "--model", model, "--plot", tmp_path / name)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ground.py: Received the picture {tmp_path / name}; expected a name that ends in one of ")
+    assert "png" in err and err.count("\n") == 1
+
+
 def test_plot_without_matplotlib(model, clip, ground, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delattr(grounding, "pipeline")  # nothing is computed
