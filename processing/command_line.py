@@ -59,6 +59,9 @@ def ground(args: argparse.Namespace) -> None:
 
     if not Path(args.video).is_file():
         raise FileNotFoundError(f"There is no video file at {args.video}.")
+    for path in (args.plot, args.html):
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
     if args.plot is not None:
         from .result_picture import check_picture_name, draw
 
@@ -76,8 +79,6 @@ def ground(args: argparse.Namespace) -> None:
     facts = probe(args.video)
     for path in (args.plot, args.html):
         if path is not None:
-            if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
             make_result_folder(path.parent)
     if args.cut is not None:
         make_result_folder(args.cut)
