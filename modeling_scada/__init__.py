@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from processing.encoded_video import EncodedVideo
 from processing.metrics import multi_segment_metrics, temporal_grounding_metrics
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
 from processing.processing_scada import ScadaProcessor
@@ -95,6 +96,7 @@ __all__ = [
     "C3DModel",
     "EfficientNetLiteConfig",
     "EfficientNetLiteModel",
+    "EncodedVideo",
     "I3DConfig",
     "I3DModel",
     "ReadLimits",
