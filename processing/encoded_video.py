@@ -84,8 +84,8 @@ def check_made_with(what: str, made_with: dict[str, Any], current: dict[str, Any
     different = sorted(name for name in {*made_with, *current} if made_with.get(name) != current.get(name))
     if "model" in different:
         raise ValueError(
-            f"Received {what}, which was encoded with the weights {str(made_with.get('model'))[:12]}, and a model with "
-            f"{str(current.get('model'))[:12]}; ask with the model it was encoded with, or encode it again."
+            f"Received {what}, which was encoded with the weights {str(made_with.get('model'))[:12]}, and a model "
+            f"with {str(current.get('model'))[:12]}; ask with the model it was encoded with, or encode it again."
         )
     if different:
         were = ", ".join(f"{name}={made_with.get(name)}" for name in different)
@@ -108,8 +108,8 @@ def weights_signature(model: nn.Module) -> list:
 def hash_weights(model: nn.Module) -> str:
     """SHA-256 of all weights, with their names and types, and of the adapters that are active."""
     found = hashlib.sha256(repr(_adapters(model)).encode())
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    for name, tensor in sorted(model.state_dict().items()):
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for name, tensor in sorted(base.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:  # those that are kept on disk are known by their names alone
             found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())

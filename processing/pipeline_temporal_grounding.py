@@ -122,6 +122,7 @@ class TemporalGroundingPipeline(Pipeline):
                 pixels; or if a setting is wrong.
             OSError, VideoReadError: If the video cannot be read.
         """
+        model: Any = self.model
         made_with = self.made_with(num_frames)
         timelines, parts = [], []
         with self.device_placement(), self.get_inference_context()():
@@ -269,18 +270,37 @@ class TemporalGroundingPipeline(Pipeline):
             if on_error == "raise":
                 raise
             return {"failure": _describe(encoded, error)}
-        tokens = self._tokens([item["sentences"]])
         found_in = [
-            self._run(tokens, video_features=self.features_of(encoded.tensors, slice(row, row + 1)))
+            self.ask_windows(
+                {name: tensor[row : row + 1] for name, tensor in encoded.tensors.items()}, item["sentences"]
+            )
             for row in range(len(encoded.timelines))
         ]
         return _join_windows(found_in, encoded.timelines)
 
-    def features_of(self, tensors: dict[str, torch.Tensor], rows: slice = slice(None)) -> Any:
-        """The [`ScadaVideoFeatures`] of some windows that were encoded before, on the model's device."""
+    def ask_windows(self, tensors: dict[str, torch.Tensor], sentences: list[str]) -> dict[str, torch.Tensor]:
+        """
+        The model's outputs for windows that were encoded before, each asked all of the sentences.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): Those of [`EncodedVideo`]s, of `W` windows.
+            sentences (`list[str]`): What to look for, `M` of them.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `logits` `(W, M, P)` and `pred_segments` `(W, M, P, 2)`, on the CPU.
+        """
+        with self.device_placement(), self.get_inference_context()():
+            features = self.features_of(tensors)
+            tokens = self._tokens([sentences])
+            for name, tensor in tokens.items():
+                tokens[name] = tensor.expand(features.num_videos, *tensor.shape[1:])
+            return self._run(tokens, video_features=features)
+
+    def features_of(self, tensors: dict[str, torch.Tensor]) -> Any:
+        """The [`ScadaVideoFeatures`] of windows that were encoded before, on the model's device."""
         model: Any = self.model
         return model.video_features_class.from_tensors(
-            {name: tensor[rows].to(self.device) for name, tensor in tensors.items()}
+            {name: tensor.to(self.device) for name, tensor in tensors.items()}
         )
 
     def _tokens(self, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
@@ -289,7 +309,7 @@ class TemporalGroundingPipeline(Pipeline):
         return {name: torch.from_numpy(array).to(self.device) for name, array in encoded.items()}
 
     def _run(self, tokens: dict[str, torch.Tensor], **videos: Any) -> dict[str, torch.Tensor]:
-        """The model on the pixels or the features of `B` videos and their sentences' tokens; its outputs on the CPU."""
+        """The model on pixels or features of `B` videos and their sentences' tokens; its outputs on the CPU."""
         outputs = self.model(**videos, **tokens)
         return {"logits": outputs.logits.float().cpu(), "pred_segments": outputs.pred_segments.float().cpu()}
 
