@@ -127,10 +127,8 @@ class TemporalGroundingPipeline(Pipeline):
         timelines, parts = [], []
         with self.device_placement(), self.get_inference_context()():
             for window in self.processor.video_processor.iterate_windows(video, video_metadata, num_frames):
-                pixels = window["pixel_values_videos"].to(self.device, self.model.dtype)
-                parts.append(
-                    {name: tensor.cpu() for name, tensor in self.model.encode_video(pixels).tensors().items()}
-                )
+                pixels = window["pixel_values_videos"].to(self.device, model.dtype)
+                parts.append({name: tensor.cpu() for name, tensor in model.encode_video(pixels).tensors().items()})
                 timelines += window["timelines"]
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return EncodedVideo(_name_of(video), tensors, timelines, made_with)
