@@ -373,9 +373,16 @@ class Library:
                     found.append((video, window, number, row))
         found.sort()
         self.videos = [video for video, *_ in found]
-        self.places = np.array([place for *_, number, row in found for place in [(number, row)]]).reshape(-1, 2)
-        columns = [[table.column(name).to_numpy() for table in self.tables] for name in FACTS[-2:]]
-        self.timelines = [Timeline(*(float(column[number][row]) for column in columns)) for number, row in self.places]
+        self.places = np.array([place for _, _, *place in found], dtype=np.int64).reshape(-1, 2)
+        # What the rows hold, by shard, as it lies on the disk.
+        names = [name for name in self.tables[0].column_names if name not in FACTS] if self.tables else []
+        self.columns = {name: [tensor_of(table, name) for table in self.tables] for name in names}
+        starts, ends = (
+            [table.column(name).to_numpy() for table in self.tables] for name in ("start_seconds", "end_seconds")
+        )
+        self.timelines = [
+            Timeline(float(starts[number][row]), float(ends[number][row])) for number, row in self.places.tolist()
+        ]
 
     def path_of(self, video: str) -> str:
         """Where the file of a video is."""
@@ -383,9 +390,12 @@ class Library:
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Copies of what the model needs of some windows."""
-        names = [name for name in self.tables[0].column_names if name not in [*FACTS, EMBEDS]]
-        parts = [(self.tables[number], row) for number, row in self.places[rows]]
-        return {name: torch.stack([tensor_of(table, name)[row] for table, row in parts]) for name in names}
+        places = self.places[rows].tolist()
+        return {
+            name: torch.stack([column[number][row] for number, row in places])
+            for name, column in self.columns.items()
+            if name != EMBEDS
+        }
 
     def best_products(self, sentence_embeds: torch.Tensor) -> torch.Tensor:
         """
@@ -396,8 +406,7 @@ class Library:
             `torch.Tensor` of shape `(Q, rows)`: The product with that proposal of each window which fits best.
         """
         by_table = []
-        for table in self.tables:
-            embeds = tensor_of(table, EMBEDS)
+        for embeds in self.columns[EMBEDS]:
             products = [
                 (embeds[start:stop].float() @ sentence_embeds.T).amax(1)
                 for start, stop in _blocks(len(embeds), MULTIPLIED_TOGETHER)

@@ -18,6 +18,7 @@ from modeling_scada.head_scada import all_proposals, sparse_proposals
 from processing import library
 from processing.command_line import main
 from processing.library import FACTS, Library, index_videos, search, tensor_of
+from processing.result_table import format_time
 
 
 SENTENCES = ["a cat", "the dog runs away."]
@@ -331,8 +332,8 @@ def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
     (folder / "broken.mp4").write_bytes(b"no video")
     code, out, err = scada("index", folder, "--model", tmp_path / "model", "--output", index)
     assert code == 0 and out == (
-        f"{index}: 5 videos, 10 windows. Encoded 5 videos, kept 0 of the same size and time, forgot 0 that are changed "
-        "or gone, skipped 1.\n"
+        f"{index}: 5 videos, 10 windows. Encoded 5 videos, kept 0 of the same size and time, forgot 0 that are "
+        "changed or gone, skipped 1.\n"
     )
     assert "Skipped broken.mp4: VideoReadError: " in err and "6/6" in err
     code, out, err = scada("search", index, *SENTENCES, "--top_k", 3, "--json")
@@ -344,7 +345,7 @@ def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
     assert head.split() == ["sentence", "rank", "start", "end", "score", "video"] and len(lines) == 6
     for number, line in enumerate(lines):
         segment = record["results"][number // 3]["segments"][number % 3]
-        times = [f"{segment['start']:.1f}", f"{segment['end']:.1f}", f"{segment['score']:.3f}"]
+        times = [*(format_time(segment[name], False) for name in ("start", "end")), f"{segment['score']:.3f}"]
         assert line.split()[-5:] == [str(number % 3 + 1), *times, segment["video"]]
     clips = sorted(path.name for path in (tmp_path / "clips").iterdir())
     assert scada("cut", tmp_path / "found.json", tmp_path / "again")[0] == 0
