@@ -209,7 +209,7 @@ class TemporalGroundingPipeline(Pipeline):
             raise ValueError(f"Received a video of type {type(video).__name__}; pass one dict per video.")
         self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
         item = {"sentence": sentence, "sentences": sentences}
-        if isinstance(video, EncodedVideo):
+        if hasattr(video, "made_with"):  # an `EncodedVideo`; code from the Hub brings its own copy of the class
             return item | {"encoded": video, "num_frames": num_frames}
         video_processor = self.processor.video_processor
         with video_processor.downloaded(video) as file:
