@@ -33,7 +33,7 @@ from .video_files import VIDEO_EXTENSIONS
 FORMAT = "scada-library-1"
 # A shard is written after so many bytes or seconds; what came after the last one is lost when a run is killed.
 SHARD_BYTES = 64_000_000
-SHARD_SECONDS = 60.0
+SHARD_SECONDS = 30.0
 # Windows that go through the head together, and those whose embeddings are multiplied together.
 ASKED_TOGETHER = 16
 MULTIPLIED_TOGETHER = 64
@@ -107,31 +107,23 @@ def read_shard(path: Path) -> pa.Table:
         raise ValueError(f"{path} is damaged ({error}); delete it, and index the videos again.") from error
 
 
-def rows_of(video: str, file: VideoFile, encoded: EncodedVideo, embeds: torch.Tensor | None) -> pa.Table:
-    """The rows of a video, one a window."""
-    windows = encoded.timelines
-    count, duration = len(windows), windows[-1].end_seconds
-    facts: dict[str, Any] = {
-        "video": [video] * count,
-        "size": [file.size] * count,
-        "mtime_ns": [file.mtime_ns] * count,
-        "duration": [duration] * count,
-        "window": list(range(count)),
-        "start_seconds": [window.start_seconds for window in windows],
-        "end_seconds": [window.end_seconds for window in windows],
-    }
-    tensors = encoded.tensors if embeds is None else encoded.tensors | {EMBEDS: embeds}
-    fields, columns = [], []
-    for name, values in facts.items():
-        columns.append(pa.array(values))
-        fields.append(pa.field(name, columns[-1].type))
-    for name, tensor in tensors.items():
+def rows_of(videos: list[tuple[str, VideoFile, EncodedVideo]]) -> pa.Table:
+    """The rows of videos, one a window."""
+    facts = [
+        (video, *file, encoded.timelines[-1].end_seconds, window, timeline.start_seconds, timeline.end_seconds)
+        for video, file, encoded in videos
+        for window, timeline in enumerate(encoded.timelines)
+    ]
+    columns = [pa.array(values) for values in zip(*facts, strict=True)]
+    fields = [pa.field(name, column.type) for name, column in zip(FACTS, columns, strict=True)]
+    for name in videos[0][2].tensors:
+        tensor = torch.cat([encoded.tensors[name] for _, _, encoded in videos])
         # NumPy and Arrow have no bfloat16.
         stored = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-        flat = pa.array(stored.contiguous().numpy().reshape(-1))
-        columns.append(pa.FixedSizeListArray.from_arrays(flat, math.prod(tensor.shape[1:])))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(stored.numpy().reshape(-1)), math.prod(tensor.shape[1:]))
         form = {"shape": json.dumps(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        fields.append(pa.field(name, columns[-1].type, metadata=form))
+        columns.append(column)
+        fields.append(pa.field(name, column.type, metadata=form))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
@@ -301,15 +293,15 @@ def _encode_into(
     prefix: Path, folder: Path, videos: dict[str, VideoFile], pipe: TemporalGroundingPipeline, report: dict[str, Any]
 ) -> None:
     """Encodes videos into new shards, whose names begin with `prefix`."""
-    tables: list[pa.Table] = []
-    since = monotonic()
+    finished: list[tuple[str, VideoFile, EncodedVideo]] = []
+    num_bytes, since = 0, monotonic()
 
     def flush() -> None:
-        nonlocal since
-        if tables:
-            write_shard(prefix.with_name(f"{prefix.name}-{uuid.uuid4().hex[:12]}.arrow"), pa.concat_tables(tables))
-        tables.clear()
-        since = monotonic()
+        nonlocal num_bytes, since
+        if finished:
+            write_shard(prefix.with_name(f"{prefix.name}-{uuid.uuid4().hex[:12]}.arrow"), rows_of(finished))
+        finished.clear()
+        num_bytes, since = 0, monotonic()
 
     for video, file in tqdm(videos.items(), desc="Encoding", unit="video", disable=not videos):
         path = folder / video
@@ -320,11 +312,14 @@ def _encode_into(
         except INPUT_ERRORS as error:
             report["broken"].append({"video": video, "reason": f"{type(error).__name__}: {error}"})
             continue
-        tables.append(rows_of(video, file, encoded, embed_windows(pipe, encoded)))
+        if (embeds := embed_windows(pipe, encoded)) is not None:
+            encoded.tensors[EMBEDS] = embeds
+        finished.append((video, file, encoded))
         report["encoded"] += 1
         report["videos"] += 1
         report["windows"] += len(encoded.timelines)
-        if sum(table.nbytes for table in tables) >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
+        num_bytes += encoded.num_bytes
+        if num_bytes >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
             flush()
     flush()
 
