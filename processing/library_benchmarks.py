@@ -106,8 +106,8 @@ def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path,
 
 def copy_rows(index: Path, num_windows: int) -> None:
     """Makes an index larger: shards of its own rows under other names, with noise in the embeddings."""
-    (path,) = index.glob("part-*.arrow")
-    table = read_shard(path)
+    paths = list(index.glob("part-*.arrow"))
+    path, table = paths[0], pa.concat_tables([read_shard(path) for path in paths]).combine_chunks()
     videos = table.column("video").to_pylist()
     generator = np.random.default_rng(0)
     for number in range(1, -(-num_windows // len(videos))):
