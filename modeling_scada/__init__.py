@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from processing.encoded_video import EncodedVideo
 from processing.metrics import multi_segment_metrics, temporal_grounding_metrics
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
 from processing.processing_scada import ScadaProcessor
@@ -35,17 +36,20 @@ from .modeling_scada import (
 from .video_features_scada import ScadaVideoFeatures
 
 
-# Training and data, with `Trainer` and `datasets`.
+# Training, data and libraries, with `Trainer`, `datasets` and Arrow.
 _LAZY = {
+    "Library": "processing.library",
     "TemporalGroundingCollator": "processing.collator",
     "TemporalGroundingTrainer": "modeling_scada.trainer_scada",
     "TemporalGroundingTrainingArguments": "modeling_scada.trainer_scada",
     "TuningArguments": "processing.recipe_arguments",
     "compute_metrics": "modeling_scada.trainer_scada",
+    "index_videos": "processing.library",
     "load_annotations": "processing.annotations",
     "prepare_dataset": "processing.dataset_preparation",
     "prepare_tuning": "modeling_scada.tuning_scada",
     "ranked_ious": "modeling_scada.trainer_scada",
+    "search": "processing.library",
 }
 
 
@@ -95,8 +99,10 @@ __all__ = [
     "C3DModel",
     "EfficientNetLiteConfig",
     "EfficientNetLiteModel",
+    "EncodedVideo",
     "I3DConfig",
     "I3DModel",
+    "Library",
     "ReadLimits",
     "ScadaAdapterConfig",
     "ScadaConfig",
@@ -114,6 +120,7 @@ __all__ = [
     "TuningArguments",
     "VideoReadError",
     "compute_metrics",
+    "index_videos",
     "load_annotations",
     "multi_segment_metrics",
     "prepare_dataset",
@@ -121,5 +128,6 @@ __all__ = [
     "probe",
     "ranked_ious",
     "read_frames",
+    "search",
     "temporal_grounding_metrics",
 ]

@@ -50,6 +50,25 @@ def all_proposals(grid_size: int, device: torch.device | None = None) -> torch.T
     return torch.triu_indices(grid_size, grid_size + 1, offset=1, device=device).T
 
 
+def sparse_proposals(grid_size: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    Some hundred proposals to store: lengths 1, 2, 3, 4, 6, 8, 12, ... up to the whole grid, each shifted by half of
+    itself ([D], after the sparse sampling of 2D-TAN, Zhang et al., AAAI 2020).
+
+    Returns:
+        `torch.Tensor` of shape `(P, 2)`: Edges, as integers.
+    """
+    octaves = [2**power for power in range(grid_size.bit_length())]
+    lengths = sorted({length for octave in octaves for length in (octave, octave * 3 // 2)} | {grid_size})
+    edges = [
+        (start, start + length)
+        for length in lengths
+        if length <= grid_size
+        for start in range(0, grid_size - length + 1, max(1, length // 2))
+    ]
+    return torch.tensor(edges, device=device)
+
+
 def sample_points(proposals_grid: torch.Tensor, num_points: int, grid_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Where each proposal reads the sequence, and how much of each step it takes.

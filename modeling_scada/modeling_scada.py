@@ -445,6 +445,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         config ([`ScadaConfig`]): Backbone, sentence encoder and head.
     """
 
+    video_features_class = ScadaVideoFeatures  # for code that must not import it, as it may come from the Hub
+
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
         self.model = ScadaModel(config)

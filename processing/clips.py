@@ -32,7 +32,7 @@ def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> I
     Writes each segment into a clip `01_<sentence>_rank1` in the container of the video; exact ones of some are MP4.
 
     Args:
-        record (`dict`): What `scada ground --json` prints.
+        record (`dict`): What `scada ground --json` prints, or `scada search --json`.
         folder (`Path`): Where the clips go.
         exact (`bool`, *optional*, defaults to `False`): Whether to encode clips anew, so that they begin and end with
             their segments, instead of copying from the key frame before, which is quick.
@@ -44,13 +44,14 @@ def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> I
         VideoReadError: If the video cannot be read, or not be cut into such a file.
     """
     cut = cut_video_exactly if exact else cut_video
-    extension = Path(record["video"]).suffix
-    if exact and extension.lower() not in EXACT_EXTENSIONS:
-        extension = ".mp4"
     folder.mkdir(parents=True, exist_ok=True)
     for number, result in enumerate(record["results"], start=1):
         slug = re.sub(r"\W+", "_", result["sentence"].lower())[:40].strip("_") or "sentence"
         for rank, segment in enumerate(result["segments"], start=1):
+            video = segment.get("video") or record["video"]
+            extension = Path(video).suffix
+            if exact and extension.lower() not in EXACT_EXTENSIONS:
+                extension = ".mp4"
             path = folder / f"{number:02}_{slug}_rank{rank}{extension}"
             asked_seconds = (segment["start"], segment["end"])
-            yield Clip(path, asked_seconds, cut(record["video"], *asked_seconds, path))
+            yield Clip(path, asked_seconds, cut(video, *asked_seconds, path))

@@ -131,12 +131,103 @@ def cut(args: argparse.Namespace) -> None:
     """Cuts out what was found before."""
     try:
         record = json.loads(args.record.read_text(encoding="utf-8"))
-        _ = record["video"], [(result["sentence"], result["segments"]) for result in record["results"]]
+        for result in record["results"]:
+            _ = result["sentence"], [segment.get("video") or record["video"] for segment in result["segments"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{args.record} is not what `scada ground --json` prints; save that into a file, and name it here."
         ) from error
     write_clips(record, args.folder, args.exact)
+
+
+# Libraries.
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """`"0/4"`: a part, and how many there are."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: expected a part and their number, such as 0/4 to 3/4.")
+    return int(number), int(count)
+
+
+def add_index_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", metavar="VIDEOS_FOLDER", type=Path, help="Folder of the videos.")
+    parser.add_argument("--model", required=True, help="A model, or an adapter: Hub id or folder.")
+    parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="Folder of the index.")
+    parser.add_argument(
+        "--shard", type=shard_of, metavar="I/N", help="Only this part of the videos, 0/4 to 3/4 for example."
+    )
+
+
+def index(args: argparse.Namespace) -> None:
+    """Brings the index up to date; what could not be read is listed on stderr."""
+    from .result_folder import make_result_folder
+
+    if not args.videos.is_dir():
+        raise NotADirectoryError(f"There is no folder of videos at {args.videos}.")
+    make_result_folder(args.output)
+    print(f"Loading {args.model}", file=sys.stderr)
+    from .grounding import load_pipeline
+    from .library import index_videos
+
+    is_folder = Path(args.model).is_dir()
+    name = str(Path(args.model).resolve()) if is_folder else args.model
+    report = index_videos(args.videos, load_pipeline(args.model), args.output, args.shard, name)
+    for video in report["broken"]:
+        print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
+    print(
+        f"{args.output}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
+        f"kept {report['kept']} of the same size and time, forgot {report['forgotten']} that are changed or gone, "
+        f"skipped {len(report['broken'])}."
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX", type=Path, help="What `scada index` made.")
+    parser.add_argument("sentences", metavar="sentence", nargs="+", help="What to look for.")
+    parser.add_argument("--model", help="The model of the index, if it is not where it was.")
+    parser.add_argument("--top_k", type=positive_int, default=10, help="At most so many segments a sentence.")
+    parser.add_argument(
+        "--num_candidates",
+        type=positive_int,
+        default=200,
+        help="Windows that the head looks at, after the retrieval branch; without one, it looks at all.",
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON in place of the table.")
+    parser.add_argument("--cut", type=Path, metavar="DIR", help="Write the segments as clips into this folder.")
+    parser.add_argument("--exact", action="store_true", help=f"With --cut: {EXACT_HELP}")
+
+
+def search(args: argparse.Namespace) -> None:
+    """Prints the segments of all videos, and cuts them out if asked."""
+    from .result_folder import make_result_folder
+    from .result_table import format_table
+
+    if args.exact and args.cut is None:
+        raise ValueError("Received --exact without --cut; name the folder for the clips, too.")
+    if args.cut is not None:
+        make_result_folder(args.cut)
+    from .library import Library
+    from .library import search as search_library
+
+    library = Library(args.index)
+    model = args.model or library.facts["model"]
+    if model is None:
+        raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
+    print(f"Loading {model}", file=sys.stderr)
+    from .grounding import load_pipeline
+
+    pipe = load_pipeline(model)
+    record = {
+        "index": str(args.index),
+        "model": model,
+        "duration": max((timeline.end_seconds for timeline in library.timelines), default=0.0),
+        "results": search_library(library, args.sentences, pipe, args.top_k, args.num_candidates),
+    }
+    print(json.dumps(record, indent=2, ensure_ascii=False) if args.json else format_table(record), flush=True)
+    if args.cut is not None:
+        write_clips(record, args.cut, args.exact)
 
 
 # Data.
@@ -291,6 +382,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, summary, add_arguments, command in (
         ("ground", "find the segments of a video that sentences describe", add_ground_arguments, ground),
         ("cut", "cut out what was found", add_cut_arguments, cut),
+        ("index", "encode the videos of a folder, to search them", add_index_arguments, index),
+        ("search", "find the segments of all indexed videos that sentences describe", add_search_arguments, search),
         ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
         ("compose", "compose untrimmed videos from short clips", add_compose_arguments, compose),
         ("train", "train a model from a recipe", add_train_help, train),

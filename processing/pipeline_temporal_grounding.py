@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .encoded_video import EncodedVideo, check_made_with, hash_weights, weights_signature
 from .metrics import check_ranking
 from .video_io import VideoReadError, is_file_object
 from .video_processing_scada import check_num_frames
@@ -31,7 +32,8 @@ class TemporalGroundingPipeline(Pipeline):
     Finds the moments of a video that a sentence describes.
 
     A video longer than the processor's `window_seconds` is read in windows that overlap by half, one in memory at a
-    time, and their segments are ranked together.
+    time, and their segments are ranked together. A video that is asked more than once is best encoded before, with
+    `encode`.
 
     Example:
 
@@ -51,16 +53,19 @@ class TemporalGroundingPipeline(Pipeline):
     _load_video_processor = False  # type: ignore[assignment]
     _load_feature_extractor = False  # type: ignore[assignment]
     processor: Any  # a `ScadaProcessor`; `None` is allowed in the base class
+    # The weights' signature and their hash. Replaced as a whole, so that threads never see one without the other.
+    _hashed: tuple[list, str] | None = None
 
     def __call__(  # type: ignore[override]
         self, video: Any, sentence: str | list | None = None, **kwargs
     ) -> Any:
         """
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray`, `torch.Tensor` or `dict`, or several):
-                A video: a path, an http(s) URL, a file's content, a file opened for reading bytes, or frames with
-                `video_metadata`; or a dict with `"video"` and `"sentence"` (and `"video_metadata"`). Several come as a
-                list, a column (of NumPy, pandas or polars), a generator or a data set.
+            video (`str`, `PathLike`, `bytes`, `BinaryIO`, `ndarray`, `Tensor`, [`EncodedVideo`], `dict`, or several):
+                A video: a path, an http(s) URL, a file's content, a file opened for reading bytes, frames with
+                `video_metadata`, or what `encode` gave; or a dict with `"video"` and `"sentence"` (and
+                `"video_metadata"`). Several come as a list, a column (of NumPy, pandas or polars), a generator or a
+                data set.
             sentence (`str`, `list` or column, *optional*):
                 What to look for, a sentence or a list of sentences; for a list of videos a list with one such entry
                 per video, or one sentence for all of them. Not with dicts.
@@ -89,12 +94,68 @@ class TemporalGroundingPipeline(Pipeline):
             these; for a generator or a data set an iterator over them.
 
         Raises:
-            ValueError: If there is no sentence, or an empty one, or not one entry per video; or a setting is wrong.
+            ValueError: If there is no sentence, or an empty one, or not one entry per video; if a setting is wrong; or
+                if a video was encoded with another model or other settings.
             OSError, VideoReadError: If a video cannot be read.
         """
         inputs = _as_dicts(video, sentence)
         # The base class looks at the first of a list.
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+
+    def encode(self, video: Any, num_frames: int | None = None, video_metadata: dict | None = None) -> EncodedVideo:
+        """
+        Reads and encodes a video once, to be asked as often as one likes: `pipe(encoded, "a sentence")` gives what the
+        video itself gives. Of a long video one window is in memory at a time.
+
+        Args:
+            video (`str`, `PathLike`, `bytes`, `BinaryIO`, `ndarray` or `Tensor`): As for a call.
+            num_frames (`int`, *optional*):
+                Frames to sample from the video or each of its windows, instead of the processor's number.
+            video_metadata (`dict`, *optional*):
+                `{"fps": ...}` or `{"duration": seconds}` of a video given as frames.
+
+        Returns:
+            [`EncodedVideo`]: With `save` and `load`. It belongs to the model's weights as they are now.
+
+        Raises:
+            ValueError: If the model's first layer depends on the sentence, so that there is nothing to keep but the
+                pixels; or if a setting is wrong.
+            OSError, VideoReadError: If the video cannot be read.
+        """
+        model: Any = self.model
+        made_with = self.made_with(num_frames)
+        timelines, parts = [], []
+        with self.device_placement(), self.get_inference_context()():
+            for window in self.processor.video_processor.iterate_windows(video, video_metadata, num_frames):
+                pixels = window["pixel_values_videos"].to(self.device, model.dtype)
+                parts.append({name: tensor.cpu() for name, tensor in model.encode_video(pixels).tensors().items()})
+                timelines += window["timelines"]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return EncodedVideo(_name_of(video), tensors, timelines, made_with)
+
+    def made_with(self, num_frames: int | None = None) -> dict[str, Any]:
+        """
+        What an encoded video depends on: the hash of the model's weights, and how a video is sampled and scaled.
+
+        Args:
+            num_frames (`int`, *optional*): Instead of the processor's number.
+        """
+        model: Any = self.model
+        signature = weights_signature(model)
+        hashed = self._hashed
+        if hashed is None or hashed[0] != signature:
+            self._hashed = hashed = (signature, hash_weights(model))
+        processor = self.processor.video_processor
+        if num_frames is not None:
+            check_num_frames(num_frames)
+        return {
+            "model": hashed[1],
+            "num_frames": int(processor.num_frames if num_frames is None else num_frames),
+            "size": [processor.size["height"], processor.size["width"]],
+            "window_seconds": processor.window_seconds,
+            "image_mean": list(processor.image_mean),
+            "image_std": list(processor.image_std),
+        }
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, threshold=None, num_frames=None, video_metadata=None, on_error=None, **nms
@@ -148,6 +209,8 @@ class TemporalGroundingPipeline(Pipeline):
             raise ValueError(f"Received a video of type {type(video).__name__}; pass one dict per video.")
         self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
         item = {"sentence": sentence, "sentences": sentences}
+        if hasattr(video, "made_with"):  # an `EncodedVideo`; code from the Hub brings its own copy of the class
+            return item | {"encoded": video, "num_frames": num_frames}
         video_processor = self.processor.video_processor
         with video_processor.downloaded(video) as file:
             if video_processor.num_windows(file, metadata) == 1:
@@ -169,7 +232,8 @@ class TemporalGroundingPipeline(Pipeline):
         whole = [index for index, item in enumerate(items) if "timelines" in item]
         if whole:
             pixels = torch.cat([items[index]["pixel_values_videos"] for index in whole])
-            found = self._run(pixels, self._tokens([items[index]["sentences"] for index in whole]))
+            tokens = self._tokens([items[index]["sentences"] for index in whole])
+            found = self._run(tokens, pixel_values_videos=pixels.to(self.device, self.model.dtype))
             for row, index in enumerate(whole):
                 count = len(items[index]["sentences"])
                 outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
@@ -177,6 +241,8 @@ class TemporalGroundingPipeline(Pipeline):
         for index, item in enumerate(items):
             if "windows" in item:
                 outputs[index] = self._ground_windows(item, on_error)
+            if "encoded" in item:
+                outputs[index] = self._ground_encoded(item, on_error)
         sentences = [{"sentence": item.get("sentence")} for item in items]
         return {"outputs": [found | sentence for found, sentence in zip(outputs, sentences, strict=True)]}
 
@@ -187,19 +253,62 @@ class TemporalGroundingPipeline(Pipeline):
         for window in _iterate_windows(item["windows"], on_error):
             if "failure" in window:
                 return dict(window)
-            found_in.append(self._run(window["pixel_values_videos"], tokens))
+            pixels = window["pixel_values_videos"].to(self.device, self.model.dtype)
+            found_in.append(self._run(tokens, pixel_values_videos=pixels))
             timelines += window["timelines"]
-        found = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
-        return found | {"timelines": timelines}
+        return _join_windows(found_in, timelines)
+
+    def _ground_encoded(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
+        """The model's outputs for the windows of a video that was encoded before, or its failure."""
+        encoded: EncodedVideo = item["encoded"]
+        try:
+            num_frames = encoded.made_with.get("num_frames") if item["num_frames"] is None else item["num_frames"]
+            check_made_with(f"the video {encoded.name}", encoded.made_with, self.made_with(num_frames))
+        except INPUT_ERRORS as error:
+            if on_error == "raise":
+                raise
+            return {"failure": _describe(encoded, error)}
+        found_in = [
+            self.ask_windows(
+                {name: tensor[row : row + 1] for name, tensor in encoded.tensors.items()}, item["sentences"]
+            )
+            for row in range(len(encoded.timelines))
+        ]
+        return _join_windows(found_in, encoded.timelines)
+
+    def ask_windows(self, tensors: dict[str, torch.Tensor], sentences: list[str]) -> dict[str, torch.Tensor]:
+        """
+        The model's outputs for windows that were encoded before, each asked all of the sentences.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): Those of [`EncodedVideo`]s, of `W` windows.
+            sentences (`list[str]`): What to look for, `M` of them.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `logits` `(W, M, P)` and `pred_segments` `(W, M, P, 2)`, on the CPU.
+        """
+        with self.device_placement(), self.get_inference_context()():
+            features = self.features_of(tensors)
+            tokens = self._tokens([sentences])
+            for name, tensor in tokens.items():
+                tokens[name] = tensor.expand(features.num_videos, *tensor.shape[1:])
+            return self._run(tokens, video_features=features)
+
+    def features_of(self, tensors: dict[str, torch.Tensor]) -> Any:
+        """The [`ScadaVideoFeatures`] of windows that were encoded before, on the model's device."""
+        model: Any = self.model
+        return model.video_features_class.from_tensors(
+            {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        )
 
     def _tokens(self, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
         """The tokens of the sentences of `B` videos, on the model's device."""
         encoded = self.processor.encode_text(sentences)
         return {name: torch.from_numpy(array).to(self.device) for name, array in encoded.items()}
 
-    def _run(self, pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The model on `(B, T, 3, H, W)` pixels and the tokens of `B` videos; its outputs on the CPU."""
-        outputs = self.model(pixel_values_videos=pixels.to(self.device, self.model.dtype), **tokens)
+    def _run(self, tokens: dict[str, torch.Tensor], **videos: Any) -> dict[str, torch.Tensor]:
+        """The model on pixels or features of `B` videos and their sentences' tokens; its outputs on the CPU."""
+        outputs = self.model(**videos, **tokens)
         return {"logits": outputs.logits.float().cpu(), "pred_segments": outputs.pred_segments.float().cpu()}
 
     def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list | dict[str, str]:
@@ -286,15 +395,23 @@ def _iterate_windows(windows: partial, on_error: str) -> Iterator[Mapping[str, A
         yield {"failure": _describe(windows.args[0], error)}
 
 
+def _join_windows(found_in: list[dict[str, torch.Tensor]], timelines: list) -> dict[str, Any]:
+    """The model's outputs for the windows of a video."""
+    found = {name: torch.cat([found[name] for found in found_in]) for name in found_in[0]}
+    return found | {"timelines": timelines}
+
+
 def _describe(video: Any, error: Exception) -> dict[str, str]:
     """What stands in the place of the results of a video that cannot be read."""
+    return {"video": _name_of(video), "error": type(error).__name__, "reason": str(error)}
+
+
+def _name_of(video: Any) -> str:
     if isinstance(video, bytes):
-        name = f"<{len(video)} bytes>"
-    elif isinstance(video, (str, PathLike)):
-        name = redact_url(str(video))
-    else:
-        name = str(getattr(video, "name", f"<{type(video).__name__}>"))
-    return {"video": name, "error": type(error).__name__, "reason": str(error)}
+        return f"<{len(video)} bytes>"
+    if isinstance(video, (str, PathLike)):
+        return redact_url(str(video))
+    return str(getattr(video, "name", f"<{type(video).__name__}>"))
 
 
 def as_list(values: Any) -> Any:

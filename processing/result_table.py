@@ -27,7 +27,7 @@ def strength(score: float) -> float:
 def format_table(record: dict[str, Any]) -> str:
     """
     Args:
-        record (`dict`): What `scada ground --json` prints.
+        record (`dict`): What `scada ground --json` prints, or `scada search --json`: then with a column of videos.
 
     Returns:
         `str`: A line a segment, each sentence on the line of its best one.
@@ -39,9 +39,13 @@ def format_table(record: dict[str, Any]) -> str:
             times = [format_time(segment[name], is_long) for name in ("start", "end")]
             sentence = "" if index else " ".join(result["sentence"].split())
             rows.append([sentence, str(index + 1), *times, f"{segment['score']:.3f}"])
+            if "video" in segment:
+                rows[-1].append(segment["video"])
+    if "video" not in record:
+        rows[0].append("video")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for sentence, *cells in rows:
-        right = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([f"{sentence:{widths[0]}}", *right]))
+        right = [f"{cell:>{width}}" for cell, width in zip(cells[:4], widths[1:5], strict=True)]
+        lines.append("  ".join([f"{sentence:{widths[0]}}", *right, *cells[4:]]))
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from processing.command_line import main
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("ground", "cut", "prepare", "compose", "train", "evaluate", "push")
+COMMANDS = ("ground", "cut", "index", "search", "prepare", "compose", "train", "evaluate", "push")
 
 HELP = """
 import sys

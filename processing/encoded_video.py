@@ -1,0 +1,124 @@
+"""A video that was encoded once: what the model keeps of its windows, and what it was encoded with."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .timeline import Timeline
+
+
+FORMAT = "scada-encoded-video-1"
+
+
+@dataclass
+class EncodedVideo:
+    """
+    What [`~TemporalGroundingPipeline.encode`] keeps of a video; the pipeline takes it in the place of the video.
+
+    Args:
+        name (`str`): The video's name, for messages.
+        tensors (`dict[str, torch.Tensor]`): As of [`ScadaVideoFeatures`], on the CPU. The first dimension of each is
+            the window.
+        timelines (`list[Timeline]`): When each window starts and ends, in seconds.
+        made_with (`dict`): What identifies the model's weights, and the settings of the processor.
+    """
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    timelines: list[Timeline]
+    made_with: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def save(self, path: str | PathLike) -> None:
+        """Writes one safetensors file."""
+        facts = {
+            "name": self.name,
+            "windows": [[timeline.start_seconds, timeline.end_seconds] for timeline in self.timelines],
+            "made_with": self.made_with,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, path, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> "EncodedVideo":
+        """
+        Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is another.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(
+                    f"Received {path}, whose format is {metadata.get('format')}; expected {FORMAT}, as `save` of an "
+                    "encoded video writes it. Encode the video again."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        facts = json.loads(metadata["facts"])
+        timelines = [Timeline(*seconds) for seconds in facts["windows"]]
+        return cls(facts["name"], tensors, timelines, facts["made_with"])
+
+
+def check_made_with(what: str, made_with: dict[str, Any], current: dict[str, Any]) -> None:
+    """
+    Args:
+        what (`str`): What was encoded before, for the message.
+        made_with (`dict`): With which model and settings.
+        current (`dict`): Those that are to be used now.
+
+    Raises:
+        ValueError: If they are not the same.
+    """
+    different = sorted(name for name in {*made_with, *current} if made_with.get(name) != current.get(name))
+    if "model" in different:
+        raise ValueError(
+            f"Received {what}, which was encoded with the weights {str(made_with.get('model'))[:12]}, and a model "
+            f"with {str(current.get('model'))[:12]}; ask with the model it was encoded with, or encode it again."
+        )
+    if different:
+        were = ", ".join(f"{name}={made_with.get(name)}" for name in different)
+        now = ", ".join(f"{name}={current.get(name)}" for name in different)
+        raise ValueError(
+            f"Received {what}, which was encoded with {were}, and now {now}; use the same, or encode again."
+        )
+
+
+def weights_signature(model: nn.Module) -> list:
+    """What changes at once when weights are changed or replaced, or an adapter is switched."""
+    tensors = model.state_dict(keep_vars=True).values()
+    weights = [
+        (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype)
+        for tensor in tensors
+    ]
+    return [weights, _adapters(model)]
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of all weights, with their names and types, and of the adapters that are active."""
+    found = hashlib.sha256(repr(_adapters(model)).encode())
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for name, tensor in sorted(base.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:  # those that are kept on disk are known by their names alone
+            found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    return found.hexdigest()
+
+
+def _adapters(model: nn.Module) -> list:
+    layers: Any = (module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool))
+    return sorted({(layer.disable_adapters, *layer.active_adapters) for layer in layers})
+
+
+__all__ = ["EncodedVideo"]

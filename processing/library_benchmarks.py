@@ -1,0 +1,154 @@
+"""What encoding once saves and costs: a second sentence, an index and a search; for `scripts/benchmark_library.py`."""
+
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoTokenizer, pipeline
+
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+
+from .benchmarks import DEVICE, SMALL_VIDEOS, VIDEOS, add_tuning, make_videos, model_config
+from .library import ASKED_TOGETHER, Library, find_videos, index_videos, read_shard, search, write_shard
+from .measuring import median_seconds
+from .pipeline_temporal_grounding import TemporalGroundingPipeline
+from .provenance import REPOSITORY
+
+
+SENTENCES = ["the red circle moves left", "the blue square appears"]
+TOKENIZER = REPOSITORY / "hub_configs" / "moving_shapes_text"
+
+
+def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
+    """A pipeline with random weights."""
+    config: Any = model_config(size)
+    image_size = config.video_config.image_size
+    video_processor = ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size})
+    model: Any = add_tuning(ScadaForTemporalGrounding(config), mode).eval()
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(TOKENIZER))
+    return pipeline("temporal-grounding", model=model, processor=processor, device=DEVICE)  # type: ignore[call-overload]
+
+
+def benchmark_asking(size: str, mode: str, num_frames: int, folder: Path, repeats: int, seed: int) -> dict[str, Any]:
+    """
+    Returns:
+        `dict[str, Any]`: Seconds of the direct call, of `encode`, and of a sentence about what it gave; the last over
+        the first; and the bytes that are kept of the video.
+    """
+    shape = SMALL_VIDEOS if size == "tiny" else VIDEOS
+    rows, _ = make_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
+    video = rows[0]["video"]
+    pipe = random_pipeline(size, mode, num_frames)
+    encoded = pipe.encode(video)
+    for found, expected in zip(pipe(encoded, SENTENCES[1]), pipe(video, SENTENCES[1]), strict=True):
+        if abs(found["score"] - expected["score"]) > 1e-5:
+            raise RuntimeError(f"Asked of the encoded video, the score is {found}; the direct call has {expected}.")
+    ways: dict[str, Callable[[], object]] = {
+        "direct_seconds": partial(pipe, video, SENTENCES[0]),
+        "encode_seconds": partial(pipe.encode, video),
+        "ask_seconds": partial(pipe, encoded, SENTENCES[1]),
+    }
+    seconds = median_seconds(ways, repeats)
+    ratio = seconds["ask_seconds"] / seconds["direct_seconds"]
+    return {"size": size, "mode": mode, **seconds, "ask_over_direct": ratio, "bytes": encoded.num_bytes}
+
+
+def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path, rounds: int) -> dict[str, Any]:
+    """
+    Indexes the videos of a folder, and reads and encodes the same ones alone, in turns: a part of them each round.
+
+    Returns:
+        `dict[str, Any]`: Videos per second of both by the clock and by the processor's time, which what else the
+        machine does hardly changes, and how much more time the index takes.
+    """
+    names = list(find_videos(videos))
+    (folder / "first").mkdir(parents=True)
+    (folder / "first" / f"0{Path(names[0]).suffix}").symlink_to((videos / names[0]).resolve())
+    index_videos(folder / "first", pipe, folder / "warm")  # to warm up
+    times = {"encode": [0.0, 0.0], "index": [0.0, 0.0]}
+    for part in range(rounds):
+        links = folder / f"videos_{part}"
+        links.mkdir(parents=True)
+        for number, name in enumerate(names[part::rounds]):
+            (links / f"{number:06}{Path(name).suffix}").symlink_to((videos / name).resolve())
+        paths = sorted(links.iterdir())
+
+        def encode(paths: list[Path] = paths) -> None:
+            for path in paths:
+                pipe.encode(path)
+
+        ways: dict[str, Callable[[], object]] = {
+            "encode": encode,
+            "index": partial(index_videos, links, pipe, folder / f"index_{part}"),
+        }
+        for name in list(ways)[:: 1 if part % 2 else -1]:
+            clock, processor = time.perf_counter(), time.process_time()
+            ways[name]()
+            times[name][0] += time.perf_counter() - clock
+            times[name][1] += time.process_time() - processor
+    num_bytes = sum(path.stat().st_size for path in folder.glob("index_*/part-*"))
+    return {
+        "videos": len(names),
+        "videos_per_second": {name: len(names) / seconds for name, (seconds, _) in times.items()},
+        "videos_per_processor_second": {name: len(names) / seconds for name, (_, seconds) in times.items()},
+        "overhead": times["index"][0] / times["encode"][0] - 1,
+        "overhead_processor": times["index"][1] / times["encode"][1] - 1,
+        "index_bytes_per_video": num_bytes / len(names),
+    }
+
+
+def copy_rows(index: Path, num_windows: int) -> None:
+    """Makes an index larger: shards of its own rows under other names, with noise in the embeddings."""
+    paths = list(index.glob("part-*.arrow"))
+    path, table = paths[0], pa.concat_tables([read_shard(path) for path in paths]).combine_chunks()
+    videos = table.column("video").to_pylist()
+    generator = np.random.default_rng(0)
+    for number in range(1, -(-num_windows // len(videos))):
+        copy = table.set_column(0, table.schema.field(0), pa.array([f"{number:06}/{video}" for video in videos]))
+        place = table.column_names.index("proposal_embeds")
+        noise = generator.standard_normal(len(videos) * table.schema.field(place).type.list_size, dtype=np.float32)
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array((noise / 8).astype(np.float16)), table.schema.field(place).type.list_size
+        )
+        copy = copy.set_column(place, table.schema.field(place), column)
+        write_shard(path.with_name(f"{path.stem}-{number:06}.arrow"), copy)
+
+
+@torch.no_grad()
+def benchmark_search(index: Path, pipe: TemporalGroundingPipeline, num_candidates: int) -> dict[str, Any]:
+    """
+    Returns:
+        `dict[str, Any]`: Seconds to open the index, of the first stage, and of a whole search for one sentence, each
+        the first time and again; bytes a window; the process's peak memory so far, which counts what is mapped.
+    """
+    started = time.perf_counter()
+    library = Library(index)
+    seconds = {"open_seconds": time.perf_counter() - started}
+    encoded = pipe.processor.encode_text([SENTENCES[:1]])
+    tokens = [torch.from_numpy(encoded[name][0]).to(pipe.device) for name in ("input_ids", "attention_mask")]
+    embeds = pipe.model.embed_sentences(*tokens).float().cpu()  # type: ignore[union-attr, operator]
+    ways: dict[str, Callable[[], object]] = {
+        "products": partial(library.best_products, embeds),
+        "search": partial(search, library, SENTENCES[:1], pipe, 10, num_candidates),
+    }
+    for name, way in ways.items():
+        for when in ("first", "again"):
+            started = time.perf_counter()
+            way()
+            seconds[f"{name}_{when}_seconds"] = time.perf_counter() - started
+    num_bytes = sum(path.stat().st_size for path in index.glob("part-*"))
+    return {
+        "windows": len(library.videos),
+        "num_candidates": num_candidates,
+        "asked_together": ASKED_TOGETHER,
+        **seconds,
+        "bytes_per_window": num_bytes / len(library.videos),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in kB
+    }

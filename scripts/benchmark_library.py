@@ -1,0 +1,103 @@
+r"""
+What encoding a video once saves, and what an index costs. Writes `benchmark_library.json`, with versions, device,
+commit and seed, anew after each part.
+
+    python scripts/benchmark_library.py --output_dir outputs/bench --parts asking
+    python scripts/make_moving_shapes.py --output_dir outputs/shapes --num_train 1 --num_test 500
+    python scripts/benchmark_library.py --parts index --videos outputs/shapes/videos
+    python scripts/benchmark_library.py --parts search --videos outputs/shapes/videos --num_windows 500 50000
+
+- `asking`: for a backbone's shape with random weights, a sentence about a video, encoding it, and one more sentence
+  about it once it is encoded. Results are checked for equality before anything is timed.
+- `index`: the videos of a folder indexed, and read and encoded alone, in turns.
+- `search`: a sentence to an index of these videos, whose rows are copied up to so many windows; a model with random
+  weights and a retrieval branch.
+"""
+
+import argparse
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from modeling_scada import ScadaForTemporalGrounding
+from processing.benchmarks import DEVICE, SIZES
+from processing.grounding import load_pipeline
+from processing.library import index_videos
+from processing.library_benchmarks import benchmark_asking, benchmark_index, benchmark_search, copy_rows
+from processing.measuring import cpu_name
+from processing.provenance import current_commit
+
+
+PARTS = ["asking", "index", "search"]
+
+
+def main() -> None:
+    """Runs the parts asked for and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--size", choices=[*SIZES], default="base", help="Of the backbone, in `asking`.")
+    parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="In `asking`.")
+    parser.add_argument("--num_frames", type=int, default=64, help="Of the video, in `asking`.")
+    parser.add_argument("--videos", type=Path, help="Folder of videos, for `index` and `search`.")
+    parser.add_argument("--model", default="hub_configs/moving_shapes_model", help="For `index` and `search`.")
+    parser.add_argument("--num_windows", type=int, nargs="+", default=[500, 50000], help="Of the index, in `search`.")
+    parser.add_argument("--num_candidates", type=int, default=200, help="In `search`.")
+    parser.add_argument("--repeats", type=int, default=3, help="Calls that are timed, after one to warm up.")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.videos is None and args.parts != ["asking"]:
+        parser.error("index and search need --videos")
+    torch.manual_seed(args.seed)
+    results: dict[str, Any] = {}
+    record = {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
+        "device": DEVICE.type,
+        "device_name": cpu_name() if DEVICE.type == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "commit": current_commit(),
+        "seed": args.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": results,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, result: Any) -> None:
+        results[name] = result
+        (args.output_dir / "benchmark_library.json").write_text(json.dumps(record, indent=2))
+        print(json.dumps({name: result}, indent=2))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "asking" in args.parts:
+            save(
+                "asking",
+                [
+                    benchmark_asking(args.size, mode, args.num_frames, folder, args.repeats, args.seed)
+                    for mode in args.modes
+                ],
+            )
+        if "index" in args.parts:
+            save("index", benchmark_index(args.videos, load_pipeline(args.model), folder / "rounds", rounds=5))
+        if "search" in args.parts:
+            pipe = load_pipeline(args.model)
+            config = pipe.model.config
+            config.retrieval_dim = 64
+            pipe.model = ScadaForTemporalGrounding(config).eval().to(pipe.device)  # type: ignore[arg-type, assignment]
+            rows = []
+            for num_windows in args.num_windows:
+                index = folder / f"index_{num_windows}"
+                index_videos(args.videos, pipe, index)
+                copy_rows(index, num_windows)
+                rows.append(benchmark_search(index, pipe, args.num_candidates))
+            save("search", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The benchmark of encoding once runs on a tiny shape and writes its record; times are not judged."""
+
+import json
+import sys
+from pathlib import Path
+
+from transformers import pipeline
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import benchmark_library  # noqa: E402
+
+
+def test_the_record(tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    for index in range(5):
+        make_clip(f"videos/{index}.mp4", num_frames=10)
+    pipe = pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
+    pipe.save_pretrained(tmp_path / "model")
+    command = ["benchmark_library.py", "--size", "tiny", "--num_frames", "16", "--modes", "scada_outer"]
+    command += ["--repeats", "1", "--videos", str(tmp_path / "videos"), "--model", str(tmp_path / "model")]
+    command += ["--num_windows", "5", "12", "--num_candidates", "3", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark_library.main()
+    record = json.loads((tmp_path / "benchmark_library.json").read_text())
+    assert set(record["versions"]) == {"torch", "transformers", "peft"} and record["commit"] and record["seed"] == 0
+    results = record["results"]
+    (asking,) = results["asking"]
+    # One window of 8 steps and 32 channels, and two outer branches of 8 in float32.
+    assert asking["bytes"] > 8 * 32 * 4 and asking["ask_over_direct"] > 0
+    assert results["index"]["videos"] == 5 and results["index"]["index_bytes_per_video"] > 8 * 32 * 4
+    assert [row["windows"] for row in results["search"]] == [5, 15]

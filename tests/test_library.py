@@ -1,0 +1,364 @@
+"""A library: what an index holds after files come, change and go, and after a kill; a search beside brute force."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from test_adapter_scada import in_another_process
+from transformers import pipeline
+
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from modeling_scada.head_scada import all_proposals, sparse_proposals
+from processing import library
+from processing.command_line import main
+from processing.library import FACTS, Library, index_videos, search, tensor_of
+from processing.result_table import format_time
+
+
+SENTENCES = ["a cat", "the dog runs away."]
+
+
+@pytest.fixture
+def make_pipe(tiny_config, tiny_tokenizer, randomize_weights):
+    """`make_pipe(retrieval_dim=0, seed=0, window_seconds=1.5)`."""
+
+    def make(retrieval_dim=0, seed=0, window_seconds=1.5, dtype=torch.float32):
+        tiny_config.retrieval_dim = retrieval_dim
+        torch.manual_seed(seed)
+        model = randomize_weights(ScadaForTemporalGrounding(tiny_config), std=0.05).eval().to(dtype)
+        video_processor = ScadaVideoProcessor(
+            num_frames=16, size={"height": 32, "width": 32}, window_seconds=window_seconds
+        )
+        return pipeline("temporal-grounding", model=model, processor=ScadaProcessor(video_processor, tiny_tokenizer))
+
+    return make
+
+
+@pytest.fixture
+def folder(make_clip, tmp_path) -> Path:
+    """Five videos of 1, 1.5, 2, 2.5 and 3 s: 1, 1, 2, 3 and 3 windows; one lies in a folder of its own."""
+    (tmp_path / "videos" / "more").mkdir(parents=True)
+    for index in range(5):
+        name = "more/4.webm" if index == 4 else f"{index}.mp4"
+        codec = {"codec": "libvpx"} if index == 4 else {}
+        make_clip(f"videos/{name}", num_frames=10 + 5 * index, first_code=40 * index, **codec)
+    return tmp_path / "videos"
+
+
+VIDEOS = ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "more/4.webm"]
+
+
+def rows_of(index: Path) -> list[tuple]:
+    """All that an index says, in the order of videos and windows, whatever shards it is in."""
+    rows = []
+    for path in index.glob("part-*.arrow"):
+        table = library.read_shard(path)
+        facts = zip(*(table.column(name).to_pylist() for name in FACTS), strict=True)
+        names = [name for name in table.column_names if name not in FACTS]
+        tensors = [[tensor_of(table, name)[row].tolist() for name in names] for row in range(table.num_rows)]
+        rows += [(*row, *values) for row, values in zip(facts, tensors, strict=True)]
+    return sorted(rows)
+
+
+def brute_force(pipe, folder: Path, sentence: str, top_k: int) -> list[dict]:
+    """The pipeline on each video, ranked together."""
+    found = [
+        {"video": str(folder / video)} | segment
+        for video in VIDEOS
+        for segment in pipe(folder / video, sentence, top_k=top_k)
+    ]
+    return sorted(found, key=lambda segment: -segment["score"])[:top_k]
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    assert [segment["video"] for segment in found] == [segment["video"] for segment in expected]
+    for one, other in zip(found, expected, strict=True):
+        for name in ("score", "start", "end"):
+            assert one[name] == pytest.approx(other[name], abs=3e-5)
+
+
+# Indexing
+
+
+@pytest.mark.parametrize(("retrieval_dim", "dtype"), [(0, torch.float32), (8, torch.float32), (8, torch.bfloat16)])
+def test_a_row_is_what_the_pipeline_encodes(make_pipe, folder, tmp_path, retrieval_dim, dtype):
+    pipe = make_pipe(retrieval_dim, dtype=dtype)
+    report = index_videos(folder, pipe, tmp_path / "index")
+    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0, "broken": []}
+    (path,) = (tmp_path / "index").glob("part-*.arrow")
+    table = library.read_shard(path)
+    rows = datasets.Dataset.from_file(str(path))
+    assert rows["video"] == table.column("video").to_pylist() and rows.num_rows == 10
+    start = 0
+    for video in VIDEOS:
+        encoded = pipe.encode(folder / video)
+        of_video = slice(start, start + len(encoded.timelines))
+        start = of_video.stop
+        for name, tensor in encoded.tensors.items():
+            assert torch.equal(tensor_of(table, name)[of_video], tensor)
+        if retrieval_dim:
+            with torch.no_grad():
+                embeds = pipe.model.embed_proposals(pipe.features_of(encoded.tensors), sparse_proposals(16))
+            stored = tensor_of(table, "proposal_embeds")[of_video]
+            assert stored.dtype == torch.float16 and stored.shape == (len(encoded.timelines), 61, 8)
+            torch.testing.assert_close(stored.float(), embeds.float(), rtol=0, atol=1e-3)
+        for place, (row, timeline) in enumerate(zip(range(of_video.start, start), encoded.timelines, strict=True)):
+            facts = rows[row]
+            stat = (folder / video).stat()
+            assert (facts["video"], facts["window"]) == (video, place)
+            assert (facts["size"], facts["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+            assert (facts["start_seconds"], facts["end_seconds"]) == (timeline.start_seconds, timeline.end_seconds)
+            assert facts["duration"] == encoded.timelines[-1].end_seconds
+
+
+def test_files_that_come_change_and_go(make_pipe, make_clip, folder, tmp_path):
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    assert index_videos(folder, pipe, index)["kept"] == 5
+    make_clip("videos/5.mp4", num_frames=10)
+    make_clip("videos/1.mp4", num_frames=20, first_code=7)
+    os.utime(folder / "2.mp4", ns=(0, 0))
+    (folder / "0.mp4").unlink()
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("not looked at")
+    report = index_videos(folder, pipe, index)
+    (broken,) = report.pop("broken")
+    assert broken["video"] == "broken.mp4" and broken["reason"].startswith("VideoReadError: ")
+    assert report == {"videos": 5, "windows": 11, "encoded": 3, "kept": 2, "forgotten": 3}
+    index_videos(folder, pipe, tmp_path / "anew")
+    assert rows_of(index) == rows_of(tmp_path / "anew")
+    for path in folder.rglob("*.*"):
+        path.unlink()
+    assert index_videos(folder, pipe, index)["forgotten"] == 5
+    assert rows_of(index) == [] and search(index, SENTENCES[:1], pipe) == [{"sentence": "a cat", "segments": []}]
+
+
+def test_a_file_that_changes_while_it_is_read(make_pipe, folder, tmp_path, monkeypatch):
+    pipe = make_pipe()
+    encode = pipe.encode
+
+    def write_and_encode(video, **settings):
+        if str(video).endswith("2.mp4"):
+            os.utime(video, ns=(1, 1))
+        return encode(video, **settings)
+
+    monkeypatch.setattr(pipe, "encode", write_and_encode)
+    report = index_videos(folder, pipe, tmp_path / "index")
+    assert [video["video"] for video in report["broken"]] == ["2.mp4"] and report["videos"] == 4
+    assert index_videos(folder, pipe, tmp_path / "index")["encoded"] == 1
+
+
+def test_another_model_settings_folder_or_number_of_parts(make_pipe, folder, tmp_path):
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    before = rows_of(index)
+    (tmp_path / "others").mkdir()
+    for other, videos, shard, message in (
+        (make_pipe(seed=1), folder, None, "encoded with the weights .*ask with the model"),
+        (make_pipe(window_seconds=2.0), folder, None, "encoded with window_seconds=1.5, and now window_seconds=2.0"),
+        (pipe, tmp_path / "others", None, "made with videos=../videos, and now videos=../others"),
+        (pipe, folder, (0, 2), "made with num_parts=1, and now num_parts=2"),
+        (pipe, folder, (2, 2), "shard 2/2; expected 0/2 to 1/2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index_videos(videos, other, index, shard)
+    with pytest.raises(ValueError, match=f"the index {re.escape(str(index))}, which was encoded with the weights"):
+        search(index, SENTENCES, make_pipe(seed=1))
+    with pytest.raises(FileNotFoundError, match="no folder of videos"):
+        index_videos(tmp_path / "nowhere", pipe, index)
+    with pytest.raises(FileNotFoundError, match="There is no index"):
+        search(tmp_path / "nowhere", SENTENCES, pipe)
+    assert rows_of(index) == before
+
+
+def test_what_is_wrong_with_the_model_is_not_taken_for_broken_videos(make_pipe, folder, tmp_path):
+    pipe = make_pipe()
+    pipe.processor.video_processor.num_frames = 20  # no multiple of the 16 of a clip
+    with pytest.raises(ValueError, match="20 frames"):
+        index_videos(folder, pipe, tmp_path / "index")
+
+
+def test_parts_by_several_processes(make_pipe, folder, tmp_path):
+    """Each writes its own shards; all that there are, and again in one process, are the same rows."""
+    pipe = make_pipe()
+    index_videos(folder, pipe, tmp_path / "whole")
+    reports = [index_videos(folder, pipe, tmp_path / "parts", (part, 3)) for part in (2, 0, 1)]
+    assert sum(report["videos"] for report in reports) == 5
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+    (folder / "3.mp4").unlink()
+    report = index_videos(folder, pipe, tmp_path / "parts")
+    assert (report["kept"], report["forgotten"], report["encoded"]) == (4, 1, 0)
+
+
+def test_the_same_video_twice_counts_once(make_pipe, folder, tmp_path):
+    """As of two processes that did the same part at once."""
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    before = rows_of(index)
+    (path,) = index.glob("part-*.arrow")
+    shutil.copy(path, index / path.name.replace("-of-00001-", "-of-00001-0"))
+    assert len(Library(index).videos) == 10
+    assert index_videos(folder, pipe, index)["kept"] == 5
+    assert rows_of(index) == before
+
+
+# Killed at the n-th call of what writes to the disk.
+KILLED = """
+import os, signal, sys
+from transformers import pipeline
+import modeling_scada
+from processing import library
+library.SHARD_BYTES = 1
+pipe = pipeline("temporal-grounding", model=sys.argv[1])
+left, name = int(sys.argv[4]), sys.argv[5]
+real = getattr(os, name)
+def stop(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(os, name, stop)
+library.index_videos(sys.argv[2], pipe, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(("calls", "name"), [(1, "fsync"), (1, "link"), (2, "fsync"), (3, "replace"), (6, "fsync")])
+def test_killed_in_the_middle(make_pipe, folder, tmp_path, calls, name):
+    """Before a file is on the disk, before it has its name, and after; a run later, the rows are those of one run."""
+    pipe = make_pipe(retrieval_dim=8)
+    pipe.save_pretrained(tmp_path / "model")
+    process = in_another_process(KILLED, tmp_path / "model", folder, tmp_path / "index", calls, name, cwd=tmp_path)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    there = {row[0] for row in rows_of(tmp_path / "index")}
+    assert there < set(VIDEOS)
+    (folder / "0.mp4").unlink()  # what is gone goes, too
+    report = index_videos(folder, pipe, tmp_path / "index")
+    assert report["kept"] == len(there - {"0.mp4"}) and report["videos"] == 4
+    assert not list((tmp_path / "index").glob("part-*.tmp"))
+    index_videos(folder, pipe, tmp_path / "anew")
+    assert rows_of(tmp_path / "index") == rows_of(tmp_path / "anew")
+
+
+# Search
+
+
+@pytest.mark.parametrize("retrieval_dim", [0, 8])
+def test_search_is_brute_force(make_pipe, folder, tmp_path, retrieval_dim, monkeypatch):
+    """Without a retrieval branch, or where it leaves nothing out; the batches of windows split videos."""
+    monkeypatch.setattr(library, "ASKED_TOGETHER", 4)
+    pipe, index = make_pipe(retrieval_dim), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    for top_k in (3, 12):
+        results = search(index, SENTENCES, pipe, top_k=top_k, num_candidates=10)
+        assert [result["sentence"] for result in results] == SENTENCES
+        for sentence, result in zip(SENTENCES, results, strict=True):
+            expected = brute_force(pipe, folder, sentence, top_k)
+            assert len({segment["video"] for segment in expected}) > 1
+            assert_same(result["segments"], expected)
+
+
+def test_candidates_are_those_of_the_retrieval_branch(make_pipe, folder, tmp_path, monkeypatch):
+    """The first stage against a loop over windows; the second sees its best, and no others."""
+    monkeypatch.setattr(library, "MULTIPLIED_TOGETHER", 3)
+    monkeypatch.setattr(library, "SHARD_BYTES", 1)
+    pipe, index = make_pipe(8), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    with torch.no_grad():
+        tokens = pipe.processor.encode_text([SENTENCES[:1]])
+        embed = pipe.model.embed_sentences(
+            *(torch.from_numpy(tokens[name][0]) for name in ("input_ids", "attention_mask"))
+        )
+        products = {}
+        for video in VIDEOS:
+            encoded = pipe.encode(folder / video)
+            embeds = pipe.model.embed_proposals(pipe.features_of(encoded.tensors), sparse_proposals(16))
+            products |= {(video, window): float((one @ embed[0]).max()) for window, one in enumerate(embeds)}
+    opened = Library(index)
+    assert len(opened.tables) == 5
+    actual = opened.best_products(embed)
+    assert actual[0].tolist() == pytest.approx([products[key] for key in sorted(products)], abs=2e-3)
+    asked = []
+    ask_windows = pipe.ask_windows
+    monkeypatch.setattr(
+        pipe, "ask_windows", lambda tensors, sentences: asked.append(tensors) or ask_windows(tensors, sentences)
+    )
+    (result,) = search(opened, SENTENCES[:1], pipe, num_candidates=2)
+    assert [len(tensors["snippet_features"]) for tensors in asked] == [2]
+    best = sorted(products, key=lambda key: -products[key])[:2]
+    assert {segment["video"] for segment in result["segments"]} == {str(folder / video) for video, _ in best}
+
+
+def test_sparse_proposals():
+    """Some of all, among them each step and the whole; every target of three steps is half covered."""
+    for grid_size in (2, 3, 16, 100, 128):
+        sparse = {tuple(edges) for edges in sparse_proposals(grid_size).tolist()}
+        assert len(sparse) == len(sparse_proposals(grid_size))
+        assert sparse <= {tuple(edges) for edges in all_proposals(grid_size).tolist()}
+        assert (0, grid_size) in sparse and {(step, step + 1) for step in range(grid_size)} <= sparse
+        for start, end in all_proposals(grid_size).tolist():
+            covered = [
+                max(0, min(end, other_end) - max(start, other_start)) / (max(end, other_end) - min(start, other_start))
+                for other_start, other_end in sparse
+            ]
+            assert max(covered) > 0.5 if grid_size < 100 else True
+    assert len(sparse_proposals(128)) == 576
+
+
+# On the command line
+
+
+@pytest.fixture
+def scada(capsys):
+    """`scada(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        return (main([str(argument) for argument in arguments]), *capsys.readouterr())
+
+    return run
+
+
+def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
+    pipe, index = make_pipe(), tmp_path / "index"
+    pipe.save_pretrained(tmp_path / "model")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    code, out, err = scada("index", folder, "--model", tmp_path / "model", "--output", index)
+    assert code == 0 and out == (
+        f"{index}: 5 videos, 10 windows. Encoded 5 videos, kept 0 of the same size and time, forgot 0 that are "
+        "changed or gone, skipped 1.\n"
+    )
+    assert "Skipped broken.mp4: VideoReadError: " in err and "6/6" in err
+    code, out, err = scada("search", index, *SENTENCES, "--top_k", 3, "--json")
+    record = json.loads(out)
+    assert code == 0 and record["results"] == search(index, SENTENCES, pipe, top_k=3)
+    (tmp_path / "found.json").write_text(out)
+    code, out, _ = scada("search", index, *SENTENCES, "--top_k", 3, "--cut", tmp_path / "clips")
+    head, *lines = out.splitlines()
+    assert head.split() == ["sentence", "rank", "start", "end", "score", "video"] and len(lines) == 6
+    for number, line in enumerate(lines):
+        segment = record["results"][number // 3]["segments"][number % 3]
+        times = [*(format_time(segment[name], False) for name in ("start", "end")), f"{segment['score']:.3f}"]
+        assert line.split()[-5:] == [str(number % 3 + 1), *times, segment["video"]]
+    clips = sorted(path.name for path in (tmp_path / "clips").iterdir())
+    assert scada("cut", tmp_path / "found.json", tmp_path / "again")[0] == 0
+    assert len(clips) == 6 and sorted(path.name for path in (tmp_path / "again").iterdir()) == clips
+    suffixes = [Path(segment["video"]).suffix for result in record["results"] for segment in result["segments"]]
+    assert [Path(name).suffix for name in clips] == suffixes
+
+
+def test_wrong_calls(make_pipe, folder, tmp_path, scada):
+    code, out, err = scada("index", tmp_path / "nowhere", "--model", "m", "--output", tmp_path / "index")
+    assert (code, out) == (1, "") and err.startswith("scada index: There is no folder of videos at")
+    code, out, err = scada("search", tmp_path / "nowhere", "it")
+    assert (code, out) == (1, "") and err.startswith("scada search: There is no index at")
+    for shard in ("4/4", "1", "a/b"):
+        with pytest.raises(SystemExit):
+            scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--shard", shard)
