@@ -26,7 +26,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, all_proposals, decode_offsets, score_logits
+from .head_scada import (
+    LocalizationHead,
+    all_proposals,
+    best_proposals,
+    decode_offsets,
+    score_logits,
+    take_proposals,
+)
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
 from .video_features_scada import ScadaVideoFeatures
 
@@ -72,7 +79,9 @@ class ScadaTemporalGroundingOutput(ModelOutput):
             Sum of `loss_dict`; of `num_items_in_batch`, if given, this batch's share.
         logits (`torch.FloatTensor` of shape `(B, M, P)`):
             Log-odds of each proposal's score, so that `logits.sigmoid()` is the score; the dtype's lowest value for
-            sentences that are padding. `P` is all proposals at inference and a random sample of them in training.
+            sentences that are padding. At inference these are the proposals with the best scores, the configuration's
+            `num_kept_proposals` of each sentence (or all, if there are fewer), in the order of all; in training a
+            random sample.
         pred_segments (`torch.FloatTensor` of shape `(B, M, P, 2)`):
             Refined start and end of each proposal, in `[0, 1]` of the window.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
@@ -535,7 +544,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         >>> features = model.encode_video(inputs["pixel_values_videos"])  # doctest: +SKIP
         >>> features.save("kitchen.safetensors")  # doctest: +SKIP
         >>> model(video_features=features, input_ids=inputs["input_ids"]).logits.shape  # doctest: +SKIP
-        torch.Size([1, 2, 8256])
+        torch.Size([1, 2, 256])
 
         ```
         """
@@ -656,6 +665,9 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, features_of_videos)
         scores = score_logits(head.iou_logits.float())  # (Q, P)
         segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+        if not self.training:
+            kept = best_proposals(scores, self.config.num_kept_proposals)
+            scores, segments = scores.gather(1, kept), take_proposals(segments, kept)
 
         logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
         pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))
