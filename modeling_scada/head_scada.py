@@ -109,8 +109,8 @@ def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): All proposals.
-        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences; with none, all proposals
-            are equally likely.
+        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences; those that begin before 0
+            are padding. With none, all proposals are equally likely.
         num_drawn (`int`): How many to draw.
 
     Returns:
@@ -118,12 +118,15 @@ def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num
     """
     iou = temporal_iou(proposals_grid.float(), targets_grid[None].float())[0].T  # (N, P)
     high, low = iou > 0.7, (iou < 0.3).all(0, keepdim=True)
-    shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3), low)]
-    weights = torch.stack([share.sum(0) / max(len(share), 1) for share in shares]).sum(0)
+    is_target = targets_grid[:, 0] >= 0
+    num_targets = is_target.sum().clamp_min(1)
+    shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3))]
+    weights = torch.stack(shares).sum((0, 1)) / num_targets + low[0] / low.sum().clamp_min(1)
     # The largest of `log(weight) + Gumbel noise` are a draw without replacement; the exponential's logarithm is it.
     noise = torch.empty_like(weights).exponential_()
     keys = weights / noise
-    keys[iou.argmax(1)] = float("inf")
+    nearest = torch.zeros_like(keys).index_add(0, iou.argmax(1), is_target.to(keys))
+    keys = keys.masked_fill(nearest > 0, torch.inf)
     return keys.topk(num_drawn).indices.sort().values
 
 
@@ -207,6 +210,19 @@ class SentenceScale(nn.Module):
         return features * (1 + self.projection(sentence))[:, None]
 
 
+class BiLSTM(nn.RNNBase):
+    """`nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)`, which `torch.compile` does not take."""
+
+    def __init__(self, dim: int):
+        super().__init__("LSTM", dim, dim // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        # (Q, S, D) -> (Q, S, D)
+        state = features.new_zeros(2, len(features), self.hidden_size)
+        weights: Any = self._flat_weights
+        return torch.lstm(features, (state, state), weights, True, 1, 0.0, self.training, True, True)[0]
+
+
 class PointLinear(nn.Linear):
     """
     One linear layer over the 16 sampled points of each proposal, without building the sampled points.
@@ -269,7 +285,7 @@ class RetrievalBranch(nn.Module):
         self.grid_size = config.grid_size
         self.norm = nn.LayerNorm(video_dim)
         self.projection = nn.Linear(video_dim, dim)
-        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.lstm = BiLSTM(dim)
         self.neck_out = nn.Linear(2 * dim, dim)
         self.proposal_features = ProposalFeatures(dim, config.num_sample_points)
         self.proposal_out = nn.Linear(dim, config.retrieval_dim)
@@ -285,7 +301,7 @@ class RetrievalBranch(nn.Module):
             `torch.Tensor` of shape `(B, P, E)`: Of length 1.
         """
         features = self.projection(resample(self.norm(features.to(self.norm.weight.dtype)), self.grid_size))
-        recurrent, _ = self.lstm(features)
+        recurrent = self.lstm(features)
         features = F.relu(self.neck_out(torch.cat([features, recurrent], dim=-1)))
         return F.normalize(self.proposal_out(F.relu(self.proposal_features(features, proposals_grid))), dim=-1)
 
@@ -318,7 +334,7 @@ class LocalizationHead(nn.Module):
         self.norm = nn.LayerNorm(video_dim)
         self.projection = nn.Linear(video_dim, dim)
         self.projection_scale = SentenceScale(text_dim, dim)
-        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.lstm = BiLSTM(dim)
         self.neck_conv = nn.Conv1d(dim, dim, kernel_size=3, padding=1)
         self.neck_out = nn.Linear(2 * dim, dim)
         self.neck_scale = SentenceScale(text_dim, dim)
@@ -372,7 +388,7 @@ class LocalizationHead(nn.Module):
         else:
             features = self.projection(resample(features, self.config.grid_size))
         features = self.projection_scale(features, sentence)
-        recurrent, _ = self.lstm(features)
+        recurrent = self.lstm(features)
         direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)
         features = F.relu(self.neck_out(torch.cat([recurrent, direct], dim=-1)))
         features = self.neck_scale(features, sentence)
