@@ -219,7 +219,7 @@ class BiLSTM(nn.RNNBase):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         # (Q, S, D) -> (Q, S, D)
         state = features.new_zeros(2, len(features), self.hidden_size)
-        weights: Any = self._flat_weights
+        weights = [getattr(self, name) for name in self._flat_weights_names]
         return torch.lstm(features, (state, state), weights, True, 1, 0.0, self.training, True, True)[0]
 
 
