@@ -73,6 +73,32 @@ class ResizableVideoMAEEmbeddings(nn.Module):
         return embeddings
 
 
+def _embed_patches(conv: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """A convolution of patches that do not overlap, `(n, C, ...)` to `(n, C_out, ...)`, as one matrix product."""
+    sizes = list(zip(pixels.shape[2:], conv.kernel_size, strict=True))
+    patches = pixels.reshape(*pixels.shape[:2], *(part for size, patch in sizes for part in (size // patch, patch)))
+    grid = range(2, patches.dim(), 2)
+    patches = patches.permute(0, *grid, 1, *(dim + 1 for dim in grid)).flatten(1 + len(grid))
+    return nn.functional.linear(patches, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+
+
+class PatchConv2d(nn.Conv2d):
+    """A `Conv2d` of patches that do not overlap, as one matrix product: its own kernels are slow on GPUs."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _embed_patches(self, pixels)
+
+
+class PatchConv3d(nn.Conv3d):
+    """As [`PatchConv2d`], of tubelets."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _embed_patches(self, pixels)
+
+
+PATCH_CONVS: dict[type, type] = {nn.Conv2d: PatchConv2d, nn.Conv3d: PatchConv3d}
+
+
 @dataclass(frozen=True)
 class EncoderType:
     """
@@ -281,7 +307,8 @@ class VideoBackbone(nn.Module):
 
     Args:
         encoder (`PreTrainedModel`): Of one of `ENCODER_TYPES`. VideoMAE's embeddings are replaced by ones that follow
-            the image size, and parts that only other tasks need are dropped.
+            the image size, convolutions of patches become matrix products of the same weights, and parts that only
+            other tasks need are dropped.
 
     Raises:
         ValueError: If the encoder is of a type that is not supported.
@@ -306,6 +333,10 @@ class VideoBackbone(nn.Module):
             for name, replacement in ENCODER_TYPES[model_type].unused.items():
                 if getattr(module, name, None) is not None:
                     setattr(module, name, replacement())
+        for module in [] if is_convolutional else encoder.modules():
+            # Their images are multiples of the patches, see `grid`.
+            if type(module) in PATCH_CONVS and module.kernel_size == module.stride:
+                module.__class__ = PATCH_CONVS[type(module)]
         self.encoder: Any = encoder
 
     @property

@@ -44,7 +44,10 @@ class ScadaConfig(PreTrainedConfig):
         num_sample_points (`int`, *optional*, defaults to 16):
             Points at which the sequence is sampled over a proposal widened by half its length on both sides.
         num_train_proposals (`int`, *optional*, defaults to 512):
-            Proposals drawn at random for each training step; at inference all of them are scored.
+            Proposals drawn at random for each training step.
+        num_kept_proposals (`int`, *optional*, defaults to 256):
+            Proposals of each sentence that come out at inference, those of all with the best scores. Post-processing
+            reads no more than 256.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
         listwise_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -83,6 +86,7 @@ class ScadaConfig(PreTrainedConfig):
     grid_size: int = 128
     num_sample_points: int = 16
     num_train_proposals: int = 512
+    num_kept_proposals: int = 256
     initializer_range: float = 0.02
     listwise_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
@@ -129,6 +133,7 @@ class ScadaConfig(PreTrainedConfig):
             "grid_size": 2,
             "num_sample_points": 2,
             "num_train_proposals": 1,
+            "num_kept_proposals": 1,
             "retrieval_dim": 0,
         }
         for name, minimum in minima.items():

@@ -24,7 +24,8 @@ class HeadOutput:
 
     Attributes:
         boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
-        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` of each proposal, in `0..S`.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` of each proposal, in `0..S`; of shape
+            `(Q, P, 2)` where each sentence has its own.
         iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
         offsets (`torch.Tensor` of shape `(Q, P, 4)`): Offsets of start, end, centre and width, in units of the
             proposal's length.
@@ -97,6 +98,25 @@ def sample_points(proposals_grid: torch.Tensor, num_points: int, grid_size: int)
     return steps.long(), weights
 
 
+def point_rows(
+    steps: torch.Tensor, weights: torch.Tensor, num_sentences: int, grid_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Where the points of all sentences' proposals are in a table whose rows are ordered (point, sentence, step).
+
+    Args:
+        steps, weights (`torch.Tensor` of shape `(P, points, 2)`): Of [`sample_points`].
+        num_sentences (`int`): Number of sentences `Q`.
+        grid_size (`int`): Number of steps `S`.
+
+    Returns:
+        `tuple`: rows and weights, each of shape `(Q P, 2 points)`.
+    """
+    first_rows = grid_size * torch.arange(steps.shape[1] * num_sentences, device=steps.device)
+    rows = steps + first_rows.view(-1, num_sentences).T[:, None, :, None]  # (Q, P, points, 2)
+    return rows.flatten(2).flatten(0, 1), weights.expand_as(rows).flatten(2).flatten(0, 1)
+
+
 def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num_drawn: int) -> torch.Tensor:
     """
     A random sample of proposals for training in which no target starves, however short it is. [D]
@@ -108,8 +128,8 @@ def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): All proposals.
-        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences; with none, all proposals
-            are equally likely.
+        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences; those that begin before 0
+            are padding. With none, all proposals are equally likely.
         num_drawn (`int`): How many to draw.
 
     Returns:
@@ -117,12 +137,15 @@ def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num
     """
     iou = temporal_iou(proposals_grid.float(), targets_grid[None].float())[0].T  # (N, P)
     high, low = iou > 0.7, (iou < 0.3).all(0, keepdim=True)
-    shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3), low)]
-    weights = torch.stack([share.sum(0) / max(len(share), 1) for share in shares]).sum(0)
+    is_target = targets_grid[:, 0] >= 0
+    num_targets = is_target.sum().clamp_min(1)
+    shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3))]
+    weights = torch.stack(shares).sum((0, 1)) / num_targets + low[0] / low.sum().clamp_min(1)
     # The largest of `log(weight) + Gumbel noise` are a draw without replacement; the exponential's logarithm is it.
     noise = torch.empty_like(weights).exponential_()
     keys = weights / noise
-    keys[iou.argmax(1)] = float("inf")
+    nearest = torch.zeros_like(keys).index_add(0, iou.argmax(1), is_target.to(keys))
+    keys = keys.masked_fill(nearest > 0, torch.inf)
     return keys.topk(num_drawn).indices.sort().values
 
 
@@ -131,7 +154,7 @@ def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_siz
     Refined segments: the mean of the two decodings, (start, end) and (centre, width).
 
     Args:
-        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)` or `(..., P, 2)`): Edges in `0..S`.
         offsets (`torch.Tensor` of shape `(..., P, 4)`): Of start, end, centre, width, in units of the length.
         grid_size (`int`): Number of steps `S`.
 
@@ -139,12 +162,12 @@ def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_siz
         `torch.Tensor` of shape `(..., P, 2)`: Start and end in `[0, 1]` of the window, start <= end.
     """
     proposals = proposals_grid.float()
-    length = proposals[:, 1] - proposals[:, 0]
-    offset_start, offset_end, offset_center, offset_width = (offsets.float() * length[:, None]).unbind(-1)
+    length = proposals[..., 1] - proposals[..., 0]
+    offset_start, offset_end, offset_center, offset_width = (offsets.float() * length[..., None]).unbind(-1)
     center = proposals.mean(-1) + offset_center
     half_width = (length + offset_width) / 2
-    start = (proposals[:, 0] + offset_start + center - half_width) / 2
-    end = (proposals[:, 1] + offset_end + center + half_width) / 2
+    start = (proposals[..., 0] + offset_start + center - half_width) / 2
+    end = (proposals[..., 1] + offset_end + center + half_width) / 2
     segments = torch.stack([torch.minimum(start, end), torch.maximum(start, end)], dim=-1)
     return (segments / grid_size).clamp(0, 1)
 
@@ -161,6 +184,24 @@ def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
     """
     # 1 / (sigmoid(a) sigmoid(b)) - 1 = exp(-a) + exp(-b) + exp(-a - b)
     return -torch.cat([-iou_logits, -iou_logits.sum(-1, keepdim=True)], dim=-1).logsumexp(-1)
+
+
+def best_proposals(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
+    """
+    Args:
+        scores (`torch.Tensor` of shape `(Q, P)`): Or any that rank as they do.
+        num_kept (`int`): How many to keep of each sentence, or all, if there are fewer.
+
+    Returns:
+        `torch.LongTensor` of shape `(Q, num_kept)`: Indices of the best, in order of the indices, so that equal scores
+        are ranked as they would be among all.
+    """
+    return scores.topk(min(num_kept, scores.shape[-1]), sorted=False).indices.sort(-1).values
+
+
+def take_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """`(Q, P, C)` and indices `(Q, K)` -> `(Q, K, C)`."""
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
@@ -188,6 +229,19 @@ class SentenceScale(nn.Module):
         return features * (1 + self.projection(sentence))[:, None]
 
 
+class BiLSTM(nn.RNNBase):
+    """`nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)`, which `torch.compile` does not take."""
+
+    def __init__(self, dim: int):
+        super().__init__("LSTM", dim, dim // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        # (Q, S, D) -> (Q, S, D)
+        state = features.new_zeros(2, len(features), self.hidden_size)
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        return torch.lstm(features, (state, state), weights, True, 1, 0.0, self.training, True, True)[0]
+
+
 class PointLinear(nn.Linear):
     """
     One linear layer over the 16 sampled points of each proposal, without building the sampled points.
@@ -202,25 +256,21 @@ class PointLinear(nn.Linear):
         super().__init__(num_points * dim, dim)
         self.num_points = num_points
 
-    def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, features: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
         Args:
             features (`torch.Tensor` of shape `(Q, S, D)`): The sequence, per sentence.
-            proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+            rows (`torch.LongTensor` of shape `(Q P, 2 points)`): See [`point_rows`].
+            weights (`torch.FloatTensor` of shape `(Q P, 2 points)`): Likewise.
 
         Returns:
             `torch.Tensor` of shape `(Q, P, D)`.
         """
-        num_sentences, grid_size, dim = features.shape
-        mapped = F.linear(features, self.weight.view(-1, dim))  # (Q, S, out * points)
-        # Rows ordered (point, step); all sentences side by side in the columns.
-        table = mapped.view(num_sentences, grid_size, -1, self.num_points).permute(3, 1, 0, 2)
-        table = table.reshape(self.num_points * grid_size, -1)
-        steps, weights = sample_points(proposals_grid, self.num_points, grid_size)
-        rows = steps + grid_size * torch.arange(self.num_points, device=steps.device)[:, None]
-        sums = F.embedding_bag(rows.flatten(1), table, per_sample_weights=weights.flatten(1).to(table), mode="sum")
-        # Contiguous, or each layer that reads it would keep a copy of its own.
-        return sums.view(len(rows), num_sentences, -1).transpose(0, 1).contiguous() + self.bias
+        num_sentences, _, dim = features.shape
+        # (points, Q S, D). The weights are read where they are, and nothing is copied.
+        table = features.flatten(0, 1) @ self.weight.view(-1, self.num_points, dim).permute(1, 2, 0)
+        sums = F.embedding_bag(rows, table.flatten(0, 1), per_sample_weights=weights.to(table), mode="sum")
+        return sums.add_(self.bias).view(num_sentences, -1, dim)
 
 
 class ProposalFeatures(nn.Module):
@@ -231,7 +281,9 @@ class ProposalFeatures(nn.Module):
         self.linear = PointLinear(dim, num_points)
 
     def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
-        return self.linear(features, proposals_grid)
+        num_sentences, grid_size, _ = features.shape
+        points = sample_points(proposals_grid, self.linear.num_points, grid_size)
+        return self.linear(features, *point_rows(*points, num_sentences, grid_size))
 
 
 class RetrievalBranch(nn.Module):
@@ -252,7 +304,7 @@ class RetrievalBranch(nn.Module):
         self.grid_size = config.grid_size
         self.norm = nn.LayerNorm(video_dim)
         self.projection = nn.Linear(video_dim, dim)
-        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.lstm = BiLSTM(dim)
         self.neck_out = nn.Linear(2 * dim, dim)
         self.proposal_features = ProposalFeatures(dim, config.num_sample_points)
         self.proposal_out = nn.Linear(dim, config.retrieval_dim)
@@ -268,7 +320,7 @@ class RetrievalBranch(nn.Module):
             `torch.Tensor` of shape `(B, P, E)`: Of length 1.
         """
         features = self.projection(resample(self.norm(features.to(self.norm.weight.dtype)), self.grid_size))
-        recurrent, _ = self.lstm(features)
+        recurrent = self.lstm(features)
         features = F.relu(self.neck_out(torch.cat([features, recurrent], dim=-1)))
         return F.normalize(self.proposal_out(F.relu(self.proposal_features(features, proposals_grid))), dim=-1)
 
@@ -301,7 +353,7 @@ class LocalizationHead(nn.Module):
         self.norm = nn.LayerNorm(video_dim)
         self.projection = nn.Linear(video_dim, dim)
         self.projection_scale = SentenceScale(text_dim, dim)
-        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
+        self.lstm = BiLSTM(dim)
         self.neck_conv = nn.Conv1d(dim, dim, kernel_size=3, padding=1)
         self.neck_out = nn.Linear(2 * dim, dim)
         self.neck_scale = SentenceScale(text_dim, dim)
@@ -332,12 +384,14 @@ class LocalizationHead(nn.Module):
         features_of_videos: torch.Tensor | None = None,
     ) -> HeadOutput:
         """
+        In training the proposals are at most `num_train_proposals`, drawn around the targets (see
+        [`draw_proposals`]). At inference they are all, if there are targets (for the loss), else the
+        `num_kept_proposals` of each sentence with the best scores, in the order of [`all_proposals`].
+
         Args:
             features (`torch.Tensor` of shape `(Q, N, C)`): Snippet features of each sentence's video.
             sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
-            targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): All sentences' target segments, in `0..S`. In
-                training at most `num_train_proposals` proposals are drawn around them, see [`draw_proposals`]; at
-                inference all are scored.
+            targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): All sentences' target segments, in `0..S`.
             features_of_videos (`torch.Tensor` of shape `(B, N, C)`, *optional*): Snippet features that no sentence
                 changed, for the retrieval branch.
 
@@ -353,22 +407,24 @@ class LocalizationHead(nn.Module):
         else:
             features = self.projection(resample(features, self.config.grid_size))
         features = self.projection_scale(features, sentence)
-        recurrent, _ = self.lstm(features)
+        recurrent = self.lstm(features)
         direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)
         features = F.relu(self.neck_out(torch.cat([recurrent, direct], dim=-1)))
         features = self.neck_scale(features, sentence)
 
         boundary_logits = self.boundary(features.transpose(1, 2)).transpose(1, 2)
 
+        sequence = F.relu(self.proposal_projection(features.transpose(1, 2))).transpose(1, 2)
+        sequence = self.proposal_scale(sequence, sentence)
         proposals_grid = all_proposals(self.config.grid_size, features.device)
+        if not self.training and targets_grid is None and self.config.num_kept_proposals < len(proposals_grid):
+            return HeadOutput(boundary_logits, *self._best(sequence, proposals_grid))
         if self.training and self.config.num_train_proposals < len(proposals_grid):
             if targets_grid is None:
                 targets_grid = proposals_grid[:0]
             drawn = draw_proposals(proposals_grid, targets_grid, self.config.num_train_proposals)
             proposals_grid = proposals_grid[drawn]
-        sequence = F.relu(self.proposal_projection(features.transpose(1, 2))).transpose(1, 2)
-        sequence = self.proposal_scale(sequence, sentence)
-        proposal_features = F.relu(self.proposal_features(sequence, proposals_grid))
+        proposal_features = F.relu_(self.proposal_features(sequence, proposals_grid))
         iou_logits = torch.cat([self.iou_classifier(proposal_features), self.iou_regressor(proposal_features)], dim=-1)
         offsets = self.offset_regressor(proposal_features)
         if features_of_videos is None:
@@ -378,6 +434,56 @@ class LocalizationHead(nn.Module):
         sentence_embeds = retrieval.embed_sentences(sentence)
         return HeadOutput(boundary_logits, proposals_grid, iou_logits, offsets, proposal_embeds, sentence_embeds)
 
+    def _best(
+        self, sequence: torch.Tensor, proposals_grid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The proposals with the best scores, without the rest of what only others would need.
+
+        Args:
+            sequence (`torch.Tensor` of shape `(Q, S, D)`): What the proposals read.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`): All of them.
+
+        Returns:
+            `tuple`: of the `K` best of each sentence the edges `(Q, K, 2)`, the IoUs `(Q, K, 2)` and the offsets
+            `(Q, K, 4)`.
+        """
+        # What cannot be decided without waiting for a GPU, or in a graph, costs next to nothing on a GPU.
+        if sequence.device.type != "cpu" or torch.compiler.is_compiling():
+            features = F.relu_(self.proposal_features(sequence, proposals_grid))
+            iou_logits = torch.cat([self.iou_classifier(features), self.iou_regressor(features)], dim=-1)
+            kept = best_proposals(score_logits(iou_logits.float()), self.config.num_kept_proposals)
+            offsets = self.offset_regressor(take_proposals(features, kept))
+            return proposals_grid[kept], take_proposals(iou_logits, kept), offsets
+        # On a CPU one by one, as what belongs to a sentence fits into the caches.
+        points = sample_points(proposals_grid, self.config.num_sample_points, self.config.grid_size)
+        points = point_rows(*points, 1, self.config.grid_size)
+        of_sentences = [
+            self._best_of_sentence(self.proposal_features.linear(row, *points)[0], proposals_grid)
+            for row in sequence.split(1)
+        ]
+        edges, iou_logits, offsets = (torch.stack(parts) for parts in zip(*of_sentences, strict=True))
+        return edges, iou_logits, offsets
+
+    def _best_of_sentence(
+        self, features: torch.Tensor, proposals_grid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[`_best`] of the features `(P, D)`, which asks for the regression only where it can matter."""
+        num_kept, features = self.config.num_kept_proposals, F.relu_(features)
+        classification = torch.cat([self.iou_classifier(part) for part in features.split(1024)])
+        # No score is above its classification, so only those matter whose classification is as high as the worst score
+        # that is kept. With a trained head these are seldom more than twice as many.
+        count, needed = 0, 2 * num_kept
+        while needed > count:
+            count = needed
+            scored = best_proposals(classification.T, count)[0]
+            iou_logits = torch.cat([classification[scored], self.iou_regressor(features[scored])], dim=-1)
+            worst_kept = score_logits(iou_logits.float()).topk(num_kept).values[-1]
+            needed = int((classification.float() >= worst_kept).sum())
+        kept = best_proposals(score_logits(iou_logits.float())[None], num_kept)[0]
+        scored, iou_logits = scored[kept], iou_logits[kept]
+        return proposals_grid[scored], iou_logits, self.offset_regressor(features[scored])
+
 
 def _mlp(dim: int, num_outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_outputs))
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, num_outputs))

@@ -26,7 +26,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
-from .head_scada import LocalizationHead, all_proposals, decode_offsets, score_logits
+from .head_scada import (
+    LocalizationHead,
+    all_proposals,
+    best_proposals,
+    decode_offsets,
+    score_logits,
+    take_proposals,
+)
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
 from .video_features_scada import ScadaVideoFeatures
 
@@ -51,6 +58,8 @@ class ScadaModelOutput(ModelOutput):
             Sentence vectors.
         video_index (`torch.LongTensor` of shape `(Q,)`):
             The video of each sentence.
+        sentence_index (`torch.LongTensor` of shape `(Q,)`):
+            The place of each sentence among the `B M` of the batch, with padding.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
             States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`; with
             an adapter `(Q, N, h, w, C)` from the first layer on that depends on the sentence.
@@ -59,6 +68,7 @@ class ScadaModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     sentence_embeds: torch.Tensor | None = None
     video_index: torch.Tensor | None = None
+    sentence_index: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
@@ -72,7 +82,9 @@ class ScadaTemporalGroundingOutput(ModelOutput):
             Sum of `loss_dict`; of `num_items_in_batch`, if given, this batch's share.
         logits (`torch.FloatTensor` of shape `(B, M, P)`):
             Log-odds of each proposal's score, so that `logits.sigmoid()` is the score; the dtype's lowest value for
-            sentences that are padding. `P` is all proposals at inference and a random sample of them in training.
+            sentences that are padding. At inference these are the proposals with the best scores, the configuration's
+            `num_kept_proposals` of each sentence (or all, if there are fewer), in the order of all; in training a
+            random sample.
         pred_segments (`torch.FloatTensor` of shape `(B, M, P, 2)`):
             Refined start and end of each proposal, in `[0, 1]` of the window.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
@@ -105,7 +117,7 @@ class ScadaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Backbone and sentence encoder initialise themselves, with their own classes' rules. Only modules that hold
         # weights themselves can be handled here: in code outside transformers, all others are skipped without a word.
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters():
                 if "weight" in name:
                     init.xavier_uniform_(parameter)
@@ -242,7 +254,11 @@ class ScadaModel(ScadaPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(Q, C_text)`.
         """
-        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # transformers looks whether there is padding, for which a GPU would have to wait.
+        is_full = not torch.compiler.is_compiling() and attention_mask.device.type == "cpu" and attention_mask.all()
+        attention_mask = attention_mask.to(input_ids.device, non_blocking=True)
+        encoded = self.text_encoder(input_ids=input_ids, attention_mask=None if is_full else attention_mask)
+        states = encoded.last_hidden_state
         mask = attention_mask[..., None].to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         return F.layer_norm(mean, mean.shape[-1:])
@@ -320,7 +336,8 @@ class ScadaModel(ScadaPreTrainedModel):
             attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
                 1 for tokens, 0 for padding. All tokens, if not given.
             sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
-                1 for sentences, 0 for padding. All sentences, if not given.
+                1 for sentences, 0 for padding. All sentences, if not given. Leave the masks on the CPU, and a GPU has
+                to wait for nothing.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the video backbone's states too.
             video_features ([`ScadaVideoFeatures`], *optional*):
@@ -335,9 +352,13 @@ class ScadaModel(ScadaPreTrainedModel):
         )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        keep = sentence_mask.bool()
-        video_index = keep.nonzero()[:, 0]  # (Q,)
-        sentence_embeds = self.encode_sentences(input_ids[keep], attention_mask[keep])
+        sentence_index = _sentence_index(sentence_mask)  # (Q,)
+        # In a graph padding is encoded too, and a row without any token would have nothing to attend to.
+        attention_mask = attention_mask.masked_fill(_is_padding(sentence_mask, attention_mask)[..., None], 1)
+        attention_mask = attention_mask.flatten(0, 1)[sentence_index.to(attention_mask.device)]
+        sentence_index = sentence_index.to(input_ids.device, non_blocking=True)
+        video_index = sentence_index // input_ids.shape[1]
+        sentence_embeds = self.encode_sentences(input_ids.flatten(0, 1)[sentence_index], attention_mask)
 
         hidden_states = None
         if video_features is None:
@@ -362,6 +383,7 @@ class ScadaModel(ScadaPreTrainedModel):
             last_hidden_state=fused,
             sentence_embeds=sentence_embeds,
             video_index=video_index,
+            sentence_index=sentence_index,
             hidden_states=hidden_states,
         )
 
@@ -537,7 +559,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         >>> features = model.encode_video(inputs["pixel_values_videos"])  # doctest: +SKIP
         >>> features.save("kitchen.safetensors")  # doctest: +SKIP
         >>> model(video_features=features, input_ids=inputs["input_ids"]).logits.shape  # doctest: +SKIP
-        torch.Size([1, 2, 8256])
+        torch.Size([1, 2, 256])
 
         ```
         """
@@ -644,8 +666,9 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             return_dict=True,
         )
         batch_shape = input_ids.shape[:2]
-        keep = sentence_mask.bool()
-        targets_grid = None
+        is_padding = _is_padding(sentence_mask, input_ids)
+        sentence_index: Any = outputs.sentence_index
+        targets, targets_grid = None, None
         if labels is not None:
             labels = labels[:, :, None] if labels.dim() == 3 else labels
             if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
@@ -654,20 +677,26 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     f"with {batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
                     "`segments`."
                 )
-            targets_grid = labels[keep][labels[keep][..., 0] >= 0] * self.config.grid_size
+            targets = labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]  # (Q, K, 2)
+            targets_grid = targets.flatten(0, 1) * self.config.grid_size
         head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, features_of_videos)
         scores = score_logits(head.iou_logits.float())  # (Q, P)
         segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+        if not self.training:
+            kept = best_proposals(scores, self.config.num_kept_proposals)
+            scores, segments = scores.gather(1, kept), take_proposals(segments, kept)
 
-        logits = scores.new_full((*batch_shape, scores.shape[-1]), torch.finfo(scores.dtype).min)
-        pred_segments = segments.new_zeros((*batch_shape, *segments.shape[1:]))
-        logits[keep] = scores
-        pred_segments[keep] = segments
+        lowest = torch.finfo(scores.dtype).min
+        logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
+        logits = logits.unflatten(0, batch_shape).masked_fill(is_padding[..., None], lowest)
+        pred_segments = segments.new_zeros(is_padding.numel(), *segments.shape[1:])
+        pred_segments = pred_segments.index_copy(0, sentence_index, segments).unflatten(0, batch_shape)
+        pred_segments = pred_segments.masked_fill(is_padding[..., None, None], 0)
 
         loss, loss_dict = None, None
-        if labels is not None:
+        if targets is not None:
             loss_dict = temporal_grounding_loss(
-                head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, labels[keep]
+                head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, targets
             )
             weights = {
                 "loss_listwise": self.config.listwise_loss_weight,
@@ -677,18 +706,18 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                 terms = ranking_loss(
                     head.iou_logits[..., 0],
                     head.proposals_grid,
-                    labels[keep],
+                    targets,
                     outputs.video_index,  # type: ignore[arg-type]
                     self.config.grid_size,
                 )
                 loss_dict |= {name: weights[name] * term for name, term in terms.items()}
             if features_of_videos is not None:
-                tokens = input_ids[keep] * attention_mask[keep]
+                tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[sentence_index]
                 loss_dict["loss_retrieval"] = retrieval_loss(
                     head.proposal_embeds,
                     head.sentence_embeds,
                     head.proposals_grid,
-                    labels[keep],
+                    targets,
                     outputs.video_index,  # type: ignore[arg-type]
                     (tokens[:, None] == tokens).all(-1),
                     self.config.grid_size,
@@ -696,7 +725,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             loss = torch.stack(list(loss_dict.values())).sum()
             if num_items_in_batch is not None:
                 # None at all if no video of the batch could be read.
-                loss = loss * labels.ne(-100).sum() / max(num_items_in_batch, 1)
+                loss = loss * targets.ne(-100).sum() / torch.as_tensor(num_items_in_batch).clamp_min(1)
         return ScadaTemporalGroundingOutput(
             loss=loss,
             logits=logits,
@@ -745,16 +774,34 @@ def _check_sentences(
             f"Received `input_ids` of shape {tuple(input_ids.shape)} for {num_videos} videos; expected (videos, "
             "sentences, tokens), as ScadaProcessor makes it."
         )
+    # On the CPU, where they are read; in a graph nothing is.
+    device = input_ids.device if torch.compiler.is_compiling() else "cpu"
     if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones(input_ids.shape, dtype=torch.long, device=device)
     if sentence_mask is None:
-        sentence_mask = torch.ones(input_ids.shape[:2], dtype=torch.long, device=input_ids.device)
+        sentence_mask = torch.ones(input_ids.shape[:2], dtype=torch.long, device=device)
     if attention_mask.shape != input_ids.shape or sentence_mask.shape != input_ids.shape[:2]:
         raise ValueError(
             f"Received `attention_mask` of shape {tuple(attention_mask.shape)} and `sentence_mask` of shape "
             f"{tuple(sentence_mask.shape)}; expected {tuple(input_ids.shape)} and {tuple(input_ids.shape[:2])}."
         )
     return input_ids, attention_mask, sentence_mask
+
+
+def _is_padding(sentence_mask: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Which of the `(B, M)` sentences there are not, on the device of the other tensor."""
+    return ~sentence_mask.bool().to(other.device, non_blocking=True)
+
+
+def _sentence_index(sentence_mask: torch.Tensor) -> torch.Tensor:
+    """
+    The places of the sentences among the `B M` with padding, `(Q,)`.
+
+    In a graph, whose shapes cannot depend on a mask, these are all places.
+    """
+    if torch.compiler.is_compiling():
+        return torch.arange(sentence_mask.numel(), device=sentence_mask.device)
+    return sentence_mask.flatten().nonzero()[:, 0]
 
 
 __all__ = ["AutoModelForTemporalGrounding", "ScadaForTemporalGrounding", "ScadaModel", "ScadaPreTrainedModel"]

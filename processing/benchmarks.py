@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 from modeling_scada import (
@@ -51,6 +52,10 @@ CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
 INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
+
+BACKBONE_DTYPES = (torch.float32, torch.bfloat16)
+# Rows and columns of a matrix whose product with another runs at the rate that is called the limit.
+MATRIX_SIZE = 2048
 
 PIPELINE_MODE = "scada"
 NUM_WORKERS = (0, 1, 2)
@@ -272,6 +277,61 @@ def benchmark_mode(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
     return result
+
+
+@torch.no_grad()
+def benchmark_backbone(
+    plain: ScadaForTemporalGrounding, pixel_values_videos: torch.Tensor, repeats: int
+) -> dict[str, Any]:
+    """
+    Args:
+        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU.
+        pixel_values_videos (`torch.Tensor` of shape `(1, T, 3, H, W)`): In float32, on the CPU.
+        repeats (`int`): Forward passes that are timed.
+
+    Returns:
+        `dict[str, Any]`: The figures that the module's docstring names, by dtype where there are several.
+    """
+    # Attention as matrix products, which are all that is counted.
+    counted: Any = copy.deepcopy(plain.model.video_backbone).to("meta")
+    counted.encoder.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        counted(pixel_values_videos.to("meta"))
+    operations = counter.get_total_flops()
+
+    ways: dict[Any, Callable[[], Any]] = {}
+    for dtype in BACKBONE_DTYPES:
+        backbone: Any = copy.deepcopy(plain.model.video_backbone).to(DEVICE, dtype).eval()
+        matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=dtype)
+        ways[dtype, "backbone"] = partial(backbone, pixel_values_videos.to(DEVICE, dtype))
+        ways[dtype, "product"] = partial(torch.mm, matrix, matrix)
+    seconds = median_seconds(ways, repeats)
+    result: dict[str, Any] = {"operations": operations, "seconds": {}, "operations_per_second": {}, "of_limit": {}}
+    for dtype in BACKBONE_DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        rate = 2 * MATRIX_SIZE**3 / seconds[dtype, "product"]
+        result["seconds"][name] = seconds[dtype, "backbone"]
+        result["operations_per_second"][name] = rate
+        result["of_limit"][name] = operations / rate / seconds[dtype, "backbone"]
+    return result
+
+
+def backbone_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each of the results of [`benchmark_backbone`] with their `size`."""
+    return table_of(
+        [
+            {
+                "size": row["size"],
+                "operations, 10^9": numbers_text([row["operations"] / 1e9]),
+                "forward pass, s: float32 / bfloat16": numbers_text(row["seconds"].values()),
+                "matrix product, 10^9 a second": numbers_text(
+                    rate / 1e9 for rate in row["operations_per_second"].values()
+                ),
+                "of the limit": numbers_text(row["of_limit"].values()),
+            }
+            for row in rows
+        ]
+    )
 
 
 def make_videos(

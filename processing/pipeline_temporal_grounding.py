@@ -302,9 +302,9 @@ class TemporalGroundingPipeline(Pipeline):
         )
 
     def _tokens(self, sentences: list[list[str]]) -> dict[str, torch.Tensor]:
-        """The tokens of the sentences of `B` videos, on the model's device."""
-        encoded = self.processor.encode_text(sentences)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in encoded.items()}
+        """The tokens of the sentences of `B` videos, on the model's device, and their masks, which the CPU reads."""
+        tokens = {name: torch.from_numpy(array) for name, array in self.processor.encode_text(sentences).items()}
+        return tokens | {"input_ids": tokens["input_ids"].to(self.device)}
 
     def _run(self, tokens: dict[str, torch.Tensor], **videos: Any) -> dict[str, torch.Tensor]:
         """The model on pixels or features of `B` videos and their sentences' tokens; its outputs on the CPU."""

@@ -17,6 +17,10 @@ for equality before anything is timed.
     - `peak_bytes` of a training step at 1, 4 and 8 sentences, on a GPU;
     - `step_seconds`: forward, backward and AdamW at 1 sentence;
     - `inference_seconds` for 1, 4 and 16 sentences, in the modes where inference differs.
+- `backbone`: a forward pass of the backbone alone, in float32 and in bfloat16 on any device,
+    - `operations` of its matrix products and convolutions, two for a multiplication and addition;
+    - `seconds`, and `operations_per_second` of a product of two matrices of 2048 x 2048 in the same run;
+    - `of_limit`: the seconds that the operations would take at that rate, over the seconds that they take.
 - `input_pipeline`: which of the two waits, the training step or the reading of videos. For each size, with one video
   and one sentence a batch,
     - `videos_per_second` of a `DataLoader` over the collator, with 0, 1 and 2 workers: decoding, scaling, normalising
@@ -56,6 +60,8 @@ from processing.benchmarks import (
     SIZES,
     SMALL_VIDEOS,
     VIDEOS,
+    backbone_table,
+    benchmark_backbone,
     benchmark_input_pipeline,
     benchmark_mode,
     benchmark_proposal_features,
@@ -73,7 +79,7 @@ def main() -> None:
     """Runs the parts asked for and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
-    parts = ["proposal_features", "tuning", "input_pipeline"]
+    parts = ["proposal_features", "tuning", "backbone", "input_pipeline"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="Of the backbone.")
@@ -106,6 +112,7 @@ def main() -> None:
     num_of_part = {
         "proposal_features": 1,
         "tuning": len(sizes_to_run) * len(args.modes),
+        "backbone": len(sizes_to_run),
         "input_pipeline": len(sizes_to_run),
     }
     progress = tqdm(total=sum(num_of_part[part] for part in args.parts), desc="benchmark")
@@ -131,6 +138,15 @@ def main() -> None:
                 rows.append(row | benchmark_mode(plain, mode, batch, None if args.no_time else args.repeats))
                 save()
         print(markdown_table(rows))
+    if "backbone" in args.parts:
+        rows = results["backbone"] = []
+        for size in sizes_to_run:
+            progress.set_postfix_str(f"{size}, backbone")
+            plain = ScadaForTemporalGrounding(model_config(size)).eval()
+            pixels = make_batch(args.num_frames, plain.config.video_config.image_size)["pixel_values_videos"]
+            rows.append({"size": size} | benchmark_backbone(plain, pixels, args.repeats))
+            save()
+        print(backbone_table(rows))
     if "input_pipeline" in args.parts:
         rows = []
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """Every type of encoder that the video backbone supports: layout, clips, gradients, adapters, files, errors."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding, TuningArguments
@@ -148,6 +150,20 @@ PLACEMENTS = {
     "outer": {"inner_layers": [], "outer_layers": "all"},
     "both": {"inner_layers": "all", "outer_layers": "all"},
 }
+
+
+class ConvolutionCounter(TorchDispatchMode):
+    """Counts convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "convolution" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
 each_type = pytest.mark.parametrize("name", CASES)
 
 
@@ -365,6 +381,27 @@ def test_a_patch_changes_its_own_place(make_encoder, name):
 
 
 # Weights and gradients
+
+
+@each_type
+def test_patches_are_embedded_by_a_matrix_product(make_encoder, name):
+    """Equal to the convolution, with its weights; copies too."""
+    backbone = VideoBackbone(make_encoder(name)).double()
+    conv, *others = [module for module in backbone.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
+    assert not others
+    inputs = []
+    hook = conv.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad(), ConvolutionCounter() as counter:
+        backbone(CASES[name].pixels().double())
+        hook.remove()
+        for module in (conv, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+            found = module(inputs[0])
+            assert counter.count == 0
+            plain = nn.Conv3d if isinstance(conv, nn.Conv3d) else nn.Conv2d
+            expected = plain.forward(conv, inputs[0])
+            assert counter.count == 1
+            counter.count = 0
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 @each_type

@@ -270,6 +270,17 @@ def test_the_counts_are_as_the_placement_of_the_weights_demands(record):
         assert all(value < kept[mode][int(n)] for n, value in rows[mode]["bytes_kept_checkpointed"].items())
 
 
+def test_the_backbone_is_beside_its_limit(record):
+    (row,) = record["results"]["backbone"]
+    # Of 4 clips and 4 layers of width 32: 32 tokens of 2 x 16 x 16 x 3 pixels each, four projections, an MLP of 64.
+    linear = 2 * 4 * 32 * (1536 * 32 + 4 * (4 * 32 * 32 + 2 * 32 * 64))
+    attention = 4 * 4 * 2 * 2 * 32 * 32 * 32
+    assert row["size"] == "tiny" and row["operations"] == linear + attention
+    for dtype in ("float32", "bfloat16"):
+        limit_seconds = row["operations"] / row["operations_per_second"][dtype]
+        assert row["of_limit"][dtype] == pytest.approx(limit_seconds / row["seconds"][dtype])
+
+
 def test_the_input_pipeline_has_its_figures(record):
     pipeline = record["results"]["input_pipeline"]
     (row,) = pipeline.pop("rows")

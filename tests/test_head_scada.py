@@ -241,6 +241,51 @@ def test_training_draws_distinct_proposals_and_evaluation_takes_all(head, inputs
     assert output.iou_logits.shape == (3, 78, 2) and output.boundary_logits.shape == (3, 12, 2)
 
 
+@pytest.mark.parametrize("way", ["on the CPU", "in a graph"])
+@pytest.mark.parametrize("scale", [1.0, 10.0], ids=str)
+def test_the_best_proposals_are_those_of_the_full_computation(randomize_weights, monkeypatch, scale, way):
+    """For 1,000 sentences, with scores that need some of the regressions and all of them."""
+    head = make_head(randomize_weights, grid_size=24, num_sample_points=4, num_kept_proposals=20).double()
+    head.iou_classifier[-1].weight.data *= 10 * scale
+    head.iou_regressor[-1].weight.data *= scale
+    asked = []
+    head.iou_regressor.register_forward_hook(lambda _, args, output: asked.append(output.numel()))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: way == "in a graph")
+    torch.manual_seed(0)
+    features, sentences = torch.randn(1000, 24, VIDEO_DIM).double(), torch.randn(1000, TEXT_DIM).double()
+    with torch.no_grad():
+        found = head(features, sentences)
+        if way == "on the CPU":
+            assert min(asked) == 40 and max(asked) > 40  # of 300
+        everything = head(features, sentences, targets_grid=torch.zeros(0, 2))
+    scores = everything.iou_logits.sigmoid().prod(-1).numpy()
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    ranking = np.argsort(-found.iou_logits.sigmoid().prod(-1).numpy(), axis=1, kind="stable")
+    assert found.iou_logits.shape == (1000, 20, 2) and found.offsets.shape == (1000, 20, 4)
+    for row, (best, own) in enumerate(zip(order, ranking, strict=True)):
+        assert torch.equal(found.proposals_grid[row, own], everything.proposals_grid[best])
+        torch.testing.assert_close(found.iou_logits[row, own], everything.iou_logits[row, best], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.offsets[row, own], everything.offsets[row, best], rtol=0, atol=1e-12)
+    edges = found.proposals_grid.numpy()
+    assert (np.diff(25 * edges[..., 0] + edges[..., 1], axis=1) > 0).all()  # in the order of all
+
+
+@pytest.mark.parametrize("num_kept", [1, 40, 77, 78, 1000])
+def test_any_number_of_proposals_is_kept(randomize_weights, inputs, num_kept):
+    """Of 78; twice as many may be more than there are."""
+    head = make_head(randomize_weights, num_kept_proposals=num_kept)
+    found, everything = head(*inputs), make_head(randomize_weights)(*inputs)
+    best = everything.iou_logits.sigmoid().prod(-1).sort(descending=True).values[:, :num_kept]
+    torch.testing.assert_close(found.iou_logits.sigmoid().prod(-1).sort(descending=True).values, best)
+
+
+def test_what_is_not_a_number_stays_so(head, inputs):
+    """Post-processing says what to do about it."""
+    head.config.num_kept_proposals = 10
+    head.iou_classifier[0].bias.data[:] = float("nan")
+    assert head(*inputs).iou_logits.isnan().any()
+
+
 def test_training_takes_all_proposals_where_there_are_fewer_than_asked_for(randomize_weights, inputs):
     head = make_head(randomize_weights, num_train_proposals=79).train()
     assert torch.equal(head(*inputs).proposals_grid, all_proposals(12))

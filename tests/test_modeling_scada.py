@@ -312,6 +312,20 @@ def test_training_scores_a_sample_of_proposals(tiny_model, tiny_batch):
     assert outputs.logits.shape == (2, 2, 32) and outputs.pred_segments.shape == (2, 2, 32, 2)
 
 
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_inference_keeps_the_best_proposals(tiny_model, tiny_batch, with_labels):
+    batch = tiny_batch if with_labels else without_labels(tiny_batch)
+    everything = run(tiny_model, batch)
+    tiny_model.config.num_kept_proposals = 10
+    outputs = run(tiny_model, batch)
+    assert outputs.logits.shape == (2, 2, 10) and outputs.pred_segments.shape == (2, 2, 10, 2)
+    for row in tiny_batch["sentence_mask"].nonzero().tolist():
+        best = everything.logits[*row].topk(10).indices.sort().values
+        assert_close(outputs.logits[*row], everything.logits[*row][best])
+        assert_close(outputs.pred_segments[*row], everything.pred_segments[*row][best])
+    assert not with_labels or outputs.loss == everything.loss
+
+
 def test_a_few_steps_lower_the_loss(tiny_model, tiny_batch):
     before = run(tiny_model, tiny_batch).loss
     optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
@@ -661,6 +675,7 @@ def test_a_model_type_that_transformers_does_not_know_is_refused(name, sub_confi
         ({"grid_size": 1}, "grid_size=1; it has to be at least 2"),
         ({"num_sample_points": 1}, "num_sample_points=1; it has to be at least 2"),
         ({"num_train_proposals": 0}, "num_train_proposals=0; it has to be at least 1"),
+        ({"num_kept_proposals": 0}, "num_kept_proposals=0; it has to be at least 1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):
