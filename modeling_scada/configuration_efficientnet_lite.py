@@ -22,14 +22,16 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         embedding_size (`int`, *optional*, defaults to 32):
             Channels of the stem.
         hidden_sizes (`list[int]`, *optional*, defaults to `[16, 24, 40, 80, 112, 192, 320, 1280]`):
-            Channels of the seven stages of blocks, and of the last stage, a convolution of 1 x 1.
+            Channels of the seven stages of blocks, and of the last stage, a convolution of 1 x 1. As many as `depths`
+            for a model that ends before it, or earlier: one of lite0's first five stages has the first five of both.
         depths (`list[int]`, *optional*, defaults to `[1, 2, 2, 3, 3, 4, 1]`):
-            Blocks of the seven stages.
+            Blocks of the stages of blocks.
         batch_norm_eps (`float`, *optional*, defaults to 0.001):
             Added to the variance in the batch norms.
 
     Raises:
-        StrictDataclassClassValidationError: If there are not eight sizes and seven depths, or one is not positive.
+        StrictDataclassClassValidationError: If there are not eight sizes and seven depths, or as many of both from
+            one to seven, or a number is not positive.
 
     Example:
 
@@ -53,10 +55,13 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     def validate_sizes(self):
         """Part of `@strict` validation."""
         sizes = [self.num_channels, self.image_size, self.embedding_size, *self.hidden_sizes, *self.depths]
-        if len(self.hidden_sizes) != 8 or len(self.depths) != 7 or min(sizes) < 1:
+        num_sizes, num_depths = len(self.hidden_sizes), len(self.depths)
+        is_cut = 1 <= num_sizes == num_depths <= 7
+        if not (is_cut or (num_sizes, num_depths) == (8, 7)) or min(sizes) < 1:
             raise ValueError(
                 f"Received hidden_sizes={list(self.hidden_sizes)} and depths={list(self.depths)}; expected eight and "
-                "seven positive numbers, and other sizes that are positive."
+                "seven positive numbers, or as many of both for the first stages alone, and other sizes that are "
+                "positive."
             )
 
 

@@ -122,10 +122,12 @@ class EfficientNetLiteModel(PreTrainedModel):
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
         self.stem = EfficientNetLiteUnit(config, config.num_channels, config.embedding_size, kernel_size=3, stride=2)
-        *widths, head_width = config.hidden_sizes
+        num_stages = len(config.depths)
         self.stages = nn.ModuleList()
         in_channels = config.embedding_size
-        for width, depth, (kernel_size, stride, expansion) in zip(widths, config.depths, BLOCKS, strict=True):
+        for width, depth, (kernel_size, stride, expansion) in zip(
+            config.hidden_sizes[:num_stages], config.depths, BLOCKS[:num_stages], strict=True
+        ):
             blocks = []
             for index in range(depth):
                 blocks.append(
@@ -133,7 +135,8 @@ class EfficientNetLiteModel(PreTrainedModel):
                 )
                 in_channels = width
             self.stages.append(EfficientNetLiteStage(*blocks))
-        self.stages.append(EfficientNetLiteStage(EfficientNetLiteUnit(config, in_channels, head_width)))
+        for head_width in config.hidden_sizes[num_stages:]:
+            self.stages.append(EfficientNetLiteStage(EfficientNetLiteUnit(config, in_channels, head_width)))
         self.post_init()
 
     @can_return_tuple
@@ -144,7 +147,7 @@ class EfficientNetLiteModel(PreTrainedModel):
 
         Returns:
             `BaseModelOutputWithNoAttention`: `last_hidden_state` of shape `(B, hidden_sizes[-1], H / 32, W / 32)`,
-            the size rounded up.
+            the size rounded up; of a model of five stages or four, `H / 16` and `W / 16`, and so on.
         """
         hidden_states = self.stem(pixel_values)
         for stage in self.stages:

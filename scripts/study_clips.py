@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_train", type=int, default=240, help="Videos to train on.")
     parser.add_argument("--num_validation", type=int, default=30, help="Videos to choose a model by.")
     parser.add_argument("--num_test", type=int, default=60, help="Videos to test on.")
+    parser.add_argument("--max_distractors", type=int, default=2, help="Clips without a sentence, at most.")
+    parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Longest gap; pieces of other clips.")
     args = parser.parse_args(argv)
     for mode in args.modes:
         arguments_of(mode)
@@ -62,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         num_train=args.num_train,
         num_validation=args.num_validation,
         num_test=args.num_test,
+        max_distractors=args.max_distractors,
+        max_gap_seconds=args.max_gap_seconds,
     )
     runs = [row for row in rows if row["mode"] != "constant"]
     text = "\n".join([as_table(summarise(runs)), "", *compare_to_frozen(rows)])

@@ -282,9 +282,27 @@ def test_a_configuration_with_such_a_backbone_needs_no_width(tiny_config, batch)
     assert logits(ScadaForTemporalGrounding(config).eval(), batch).shape == (2, 3, 136)
 
 
+@pytest.mark.parametrize("num_stages", [1, 5, 7])
+def test_efficientnet_lite_may_end_after_a_stage(num_stages, make_encoder, tmp_path):
+    """Weights of the whole model in a folder whose configuration names the first stages alone."""
+    whole = make_encoder("efficientnet_lite")
+    whole.save_pretrained(tmp_path)
+    config = copy.deepcopy(CONFIGS["efficientnet_lite"])
+    config.update({name: getattr(config, name)[:num_stages] for name in ("hidden_sizes", "depths")})
+    config.save_pretrained(tmp_path)
+    cut = AutoModel.from_pretrained(tmp_path).eval()
+    frames = torch.randn(2, 3, 40, 56)
+    with torch.no_grad():
+        expected = whole.stem(frames)
+        for stage in list(whole.stages)[:num_stages]:
+            expected = stage(expected)
+        assert torch.equal(cut(frames).last_hidden_state, expected)
+    assert VideoBackbone(cut).layer_dims == [8, 8, 12, 12, 12, 16, 16][:num_stages]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"depths": [1] * 6}, "seven"), ({"hidden_sizes": [4] * 7}, "eight"), ({"depths": [0] * 7}, "positive")],
+    [({"depths": [1] * 6}, "seven"), ({"hidden_sizes": [4] * 6}, "eight"), ({"depths": [0] * 7}, "positive")],
 )
 def test_sizes_of_efficientnet_lite_that_do_not_fit(change, message):
     with pytest.raises(Exception, match=message):

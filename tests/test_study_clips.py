@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,20 @@ def test_a_fold_runs_and_goes_on_where_it_was(clips, monkeypatch):
     monkeypatch.setattr(study, "train", None)  # a second run of the same would fail
     script.main(argv.split())
     assert study.read_rows(clips / "out" / "results.jsonl") == rows
+
+
+def test_without_gaps_and_distractors_the_asked_clips_tile_the_video(clips, monkeypatch):
+    monkeypatch.setattr(study_clips, "run_study", lambda *args: [])
+    for name in ("as_table", "draw_curves"):  # of no runs
+        monkeypatch.setattr(script, name, lambda *args: "")
+    argv = f"{REPOSITORY}/hub_configs/clips_efficientnet_lite0.json --table {clips}/clips.csv --videos {clips}"
+    argv += f" --output_dir {clips}/out --folds 2 --only_folds 0 --num_train 4 --num_validation 2 --num_test 2"
+    script.main([*argv.split(), "--max_distractors", "0", "--max_gap_seconds", "0"])
+    for rows in load_from_disk(str(clips / "out" / "fold_0" / "data")).values():
+        for row in rows:
+            edges = [0.0, *(segments[0][1] for segments in row["segments"])]
+            assert [segments[0] for segments in row["segments"]] == [list(pair) for pair in pairwise(edges)]
+            assert edges[-1] == row["duration"]
 
 
 def test_a_recipe_without_a_validation_split_is_refused(clips):
