@@ -34,6 +34,8 @@ def format_table(record: dict[str, Any]) -> str:
     """
     is_long = record["duration"] >= LONG_SECONDS
     rows = [["sentence", "rank", "start", "end", "score"]]
+    if any("video" in segment for result in record["results"] for segment in result["segments"]):
+        rows[0].append("video")
     for result in record["results"]:
         for index, segment in enumerate(result["segments"]):
             times = [format_time(segment[name], is_long) for name in ("start", "end")]
@@ -41,8 +43,6 @@ def format_table(record: dict[str, Any]) -> str:
             rows.append([sentence, str(index + 1), *times, f"{segment['score']:.3f}"])
             if "video" in segment:
                 rows[-1].append(segment["video"])
-    if "video" not in record:
-        rows[0].append("video")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for sentence, *cells in rows:

@@ -10,6 +10,10 @@ from transformers import AutoModel, DistilBertConfig, VideoMAEConfig, VideoMAEMo
 from modeling_scada.backbone_scada import ResizableVideoMAEEmbeddings, VideoBackbone
 
 
+# transformers embeds the patches with a convolution, we with a matrix product: another order of the same sums.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
+
 @pytest.fixture
 def encoder(tiny_config, randomize_weights) -> VideoMAEModel:
     torch.manual_seed(0)
@@ -79,7 +83,7 @@ def test_outputs_at_the_pretrained_size_equal_those_of_transformers(backbone, pl
         features, _ = backbone(clips)
         expected = plain(clips).last_hidden_state
     assert features.shape == (3, 8, 2, 2, 32)
-    assert torch.equal(features.reshape(3, 32, 32), expected)
+    torch.testing.assert_close(features.reshape(3, 32, 32), expected, **ROUNDING)
 
 
 def test_outputs_at_another_size_equal_those_of_transformers_with_interpolated_embeddings(backbone, plain):
@@ -112,7 +116,7 @@ def test_masked_positions_still_work(backbone, plain):
     with torch.no_grad():
         result = backbone.encoder(clips, bool_masked_pos=mask).last_hidden_state
         expected = plain(clips, bool_masked_pos=mask).last_hidden_state
-    assert result.shape == (2, 26, 32) and torch.equal(result, expected)
+    torch.testing.assert_close(result, expected, **ROUNDING)
 
 
 def test_an_encoder_may_be_wrapped_twice(backbone):
@@ -177,7 +181,7 @@ def test_hidden_states(tiny_config, randomize_weights, use_mean_pooling):
     assert len(states) == len(expected) == 3
     for state, reference in zip(states, expected, strict=True):
         assert state.shape == (2, 16, 2, 2, 32)
-        assert torch.equal(state.reshape(4, 32, 32), reference)
+        torch.testing.assert_close(state.reshape(4, 32, 32), reference, **ROUNDING)
     torch.testing.assert_close(features, normalized)
     assert backbone(videos)[1] is None
 
@@ -188,7 +192,7 @@ def test_rectangular_patches_and_images(tiny_config):
     plain, backbone = copy.deepcopy(encoder), VideoBackbone(encoder)
     clips = torch.randn(1, 16, 3, 32, 48)
     with torch.no_grad():
-        assert torch.equal(backbone(clips)[0].reshape(1, 96, 32), plain(clips).last_hidden_state)
+        torch.testing.assert_close(backbone(clips)[0].reshape(1, 96, 32), plain(clips).last_hidden_state, **ROUNDING)
         assert backbone(torch.randn(1, 16, 3, 16, 32))[0].shape == (1, 8, 2, 2, 32)
 
 

@@ -50,7 +50,7 @@ def test_embeddings_are_those_of_a_plain_computation(tiny_model, tiny_batch):
     with torch.no_grad():
         actual = branch.embed_proposals(features, proposals)
         sequence = branch.projection(branch.norm(features))
-        sequence = branch.neck_out(torch.cat([sequence, branch.lstm(sequence)[0]], dim=-1)).relu()[0]
+        sequence = branch.neck_out(torch.cat([sequence, branch.lstm(sequence)], dim=-1)).relu()[0]
         steps, weights = sample_points(proposals, 16, 16)
         points = (sequence[steps] * weights[..., None]).sum(2)  # (P, points, D)
         layer = branch.proposal_features.linear

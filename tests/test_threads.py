@@ -202,7 +202,7 @@ def test_a_compiled_model_gives_the_answers_of_one_thread(make_adapted, batches)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager")
     for index, actual in enumerate(in_threads(lambda index: run(compiled, batches[index % 5]), 50)):
-        torch.testing.assert_close(actual.logits, expected[index % 5].logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual.logits, expected[index % 5].logits, rtol=1e-5, atol=1e-5)
     torch.compiler.reset()
 
 
