@@ -48,6 +48,13 @@ class ScadaConfig(PreTrainedConfig):
         num_kept_proposals (`int`, *optional*, defaults to 256):
             Proposals of each sentence that come out at inference, those of all with the best scores. Post-processing
             reads no more than 256.
+        num_places (`int`, *optional*, defaults to 1):
+            Areas a side into which the backbone's picture is divided; the head reads the mean of each, side by side.
+            With 1 it is the mean over the whole picture, as in the paper. More tell where something happens [D].
+        subtract_video_mean (`bool`, *optional*, defaults to `False`):
+            Whether the head reads what differs from the video's mean over time: without the scene and the clothes [D].
+        feature_dropout (`float`, *optional*, defaults to 0.0):
+            Share of the backbone's channels that are hidden from the head, others for each sentence and step.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
         listwise_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -87,6 +94,9 @@ class ScadaConfig(PreTrainedConfig):
     num_sample_points: int = 16
     num_train_proposals: int = 512
     num_kept_proposals: int = 256
+    num_places: int = 1
+    subtract_video_mean: bool = False
+    feature_dropout: float = 0.0
     initializer_range: float = 0.02
     listwise_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
@@ -134,6 +144,7 @@ class ScadaConfig(PreTrainedConfig):
             "num_sample_points": 2,
             "num_train_proposals": 1,
             "num_kept_proposals": 1,
+            "num_places": 1,
             "retrieval_dim": 0,
         }
         for name, minimum in minima.items():
@@ -142,6 +153,8 @@ class ScadaConfig(PreTrainedConfig):
         for name in ("listwise_loss_weight", "matching_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Received {name}={getattr(self, name)}; it has to be a number from 0 on.")
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"Received feature_dropout={self.feature_dropout}; it has to be from 0 to below 1.")
         if self.hidden_size % 2:
             raise ValueError(f"Received hidden_size={self.hidden_size}; it has to be even.")
 

@@ -204,6 +204,28 @@ def take_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def mean_of_places(features: torch.Tensor, num_places: int) -> torch.Tensor:
+    """`(X, N, h, w, C)` -> `(X, N, num_places² C)`: means of so many areas a side, row by row, side by side."""
+    if num_places == 1:
+        return features.mean(dim=(2, 3))
+    areas = F.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), num_places)
+    return areas.permute(0, 2, 3, 1).flatten(1).unflatten(0, features.shape[:2])
+
+
+def add_outer_features(features: torch.Tensor, from_outer_branches: list[torch.Tensor | None]) -> torch.Tensor:
+    """
+    `(Q, N, num_places² C)` and those of the outer branches, `(Q, N_i, C)`, which are the same at each place and may
+    have finer steps of time (convolutional stages).
+    """
+    for outer_features in from_outer_branches:
+        if outer_features is not None:
+            if outer_features.shape[1] != features.shape[1]:
+                outer_features = F.adaptive_avg_pool1d(outer_features.mT, features.shape[1]).mT
+            num_places = features.shape[2] // outer_features.shape[2]
+            features = features + outer_features.to(features.dtype).repeat(1, 1, num_places)
+    return features
+
+
 def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
     """(Q, N, C) -> (Q, S, C): averages over areas where `N > S`, linear where `N < S`."""
     if features.shape[1] == grid_size:
@@ -294,7 +316,7 @@ class RetrievalBranch(nn.Module):
 
     Args:
         config ([`ScadaConfig`]): With `retrieval_dim`, the size `E` of the embeddings.
-        video_dim (`int`): Width `C` of the snippet features.
+        video_dim (`int`): Width of the snippet features, `num_places² C`.
         text_dim (`int`): Width `C_text` of the sentence vector.
     """
 
@@ -302,6 +324,7 @@ class RetrievalBranch(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.grid_size = config.grid_size
+        self.subtract_video_mean = config.subtract_video_mean
         self.norm = nn.LayerNorm(video_dim)
         self.projection = nn.Linear(video_dim, dim)
         self.lstm = BiLSTM(dim)
@@ -319,7 +342,10 @@ class RetrievalBranch(nn.Module):
         Returns:
             `torch.Tensor` of shape `(B, P, E)`: Of length 1.
         """
-        features = self.projection(resample(self.norm(features.to(self.norm.weight.dtype)), self.grid_size))
+        features = features.to(self.norm.weight.dtype)
+        if self.subtract_video_mean:
+            features = features - features.mean(1, keepdim=True)
+        features = self.projection(resample(self.norm(features), self.grid_size))
         recurrent = self.lstm(features)
         features = F.relu(self.neck_out(torch.cat([features, recurrent], dim=-1)))
         return F.normalize(self.proposal_out(F.relu(self.proposal_features(features, proposals_grid))), dim=-1)
@@ -342,7 +368,7 @@ class LocalizationHead(nn.Module):
 
     Args:
         config ([`ScadaConfig`]): Sizes of the head.
-        video_dim (`int`): Width `C` of the snippet features.
+        video_dim (`int`): Width of the snippet features, `num_places² C`.
         text_dim (`int`): Width `C_text` of the sentence vector.
     """
 
@@ -400,7 +426,9 @@ class LocalizationHead(nn.Module):
         """
         # The encoders may be of another precision, such as a checkpoint in bfloat16 under a new head.
         features, sentence = features.to(self.norm.weight.dtype), sentence.to(self.norm.weight.dtype)
-        features = self.norm(features)
+        if self.config.subtract_video_mean:
+            features = features - features.mean(1, keepdim=True)
+        features = self.norm(F.dropout1d(features.mT, self.config.feature_dropout, self.training).mT)
         # Both are linear, and interpolation weights sum to one: the order is free, and the shorter one is projected.
         if features.shape[1] < self.config.grid_size:
             features = resample(self.projection(features), self.config.grid_size)

@@ -28,13 +28,16 @@ from .backbone_scada import VideoBackbone, build_encoder, encoder_of
 from .configuration_scada import ScadaConfig
 from .head_scada import (
     LocalizationHead,
+    add_outer_features,
     all_proposals,
     best_proposals,
     decode_offsets,
+    mean_of_places,
     score_logits,
     take_proposals,
 )
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
+from .sentences_scada import check_sentences, padding_of, sentence_index_of
 from .video_features_scada import ScadaVideoFeatures
 
 
@@ -52,8 +55,8 @@ class ScadaModelOutput(ModelOutput):
     Output of [`ScadaModel`] for `Q` sentences over `B` videos.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(Q, N, C)`):
-            Snippet features of each sentence's video, averaged over space, with an adapter's outer branches added.
+        last_hidden_state (`torch.FloatTensor` of shape `(Q, N, num_places² C)`):
+            Snippet features of each sentence's video, means over space, with an adapter's outer branches added.
         sentence_embeds (`torch.FloatTensor` of shape `(Q, C_text)`):
             Sentence vectors.
         video_index (`torch.LongTensor` of shape `(Q,)`):
@@ -293,7 +296,8 @@ class ScadaModel(ScadaPreTrainedModel):
                 states = self.video_backbone.states_before(first, pixel_values_videos)
         sequences = tuple(sequence for sequence in from_outer_branches if sequence is not None) or None
         if first is None:
-            return ScadaVideoFeatures(snippet_features=features.mean(dim=(2, 3)), outer_sequences=sequences)
+            features = mean_of_places(features, self.config.num_places)
+            return ScadaVideoFeatures(snippet_features=features, outer_sequences=sequences)
         frame_size = torch.tensor(pixel_values_videos.shape[-2:], device=states.device).expand(len(states), 2)
         return ScadaVideoFeatures(states=states, outer_sequences=sequences, frame_size=frame_size)
 
@@ -314,7 +318,7 @@ class ScadaModel(ScadaPreTrainedModel):
         no_sentence = tensor.new_zeros(len(tensor), self.text_encoder.config.hidden_size)
         videos = torch.arange(len(tensor), device=tensor.device)
         features, _, from_outer_branches = self._answer(video_features, no_sentence, videos)
-        return _add_outer_features(features, from_outer_branches)
+        return add_outer_features(features, from_outer_branches)
 
     @can_return_tuple
     def forward(
@@ -347,14 +351,14 @@ class ScadaModel(ScadaPreTrainedModel):
             ValueError: If there are both pixels and features or neither, if the features are those of another model,
                 if hidden states are asked for with features, or if the shapes do not fit each other or the backbone.
         """
-        input_ids, attention_mask, sentence_mask = _check_sentences(
+        input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        sentence_index = _sentence_index(sentence_mask)  # (Q,)
+        sentence_index = sentence_index_of(sentence_mask)  # (Q,)
         # In a graph padding is encoded too, and a row without any token would have nothing to attend to.
-        attention_mask = attention_mask.masked_fill(_is_padding(sentence_mask, attention_mask)[..., None], 1)
+        attention_mask = attention_mask.masked_fill(padding_of(sentence_mask, attention_mask)[..., None], 1)
         attention_mask = attention_mask.flatten(0, 1)[sentence_index.to(attention_mask.device)]
         sentence_index = sentence_index.to(input_ids.device, non_blocking=True)
         video_index = sentence_index // input_ids.shape[1]
@@ -367,7 +371,7 @@ class ScadaModel(ScadaPreTrainedModel):
                 features, hidden_states = self.video_backbone(
                     pixel_values_videos, output_hidden_states=output_hidden_states
                 )
-            fused = features.mean(dim=(2, 3))  # (B or Q, N, C)
+            fused = mean_of_places(features, self.config.num_places)  # (B or Q, N, C)
         else:
             if output_hidden_states:
                 raise ValueError(
@@ -377,7 +381,7 @@ class ScadaModel(ScadaPreTrainedModel):
             fused, per_sentence, from_outer_branches = self._answer(video_features, sentence_embeds, video_index)
         if not per_sentence:
             fused = fused.index_select(0, video_index)
-        fused = _add_outer_features(fused, from_outer_branches)
+        fused = add_outer_features(fused, from_outer_branches)
 
         return ScadaModelOutput(
             last_hidden_state=fused,
@@ -446,17 +450,8 @@ class ScadaModel(ScadaPreTrainedModel):
         grid = self.video_backbone.grid_of(states, (height, width))
         with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_later_branches):
             features = self.video_backbone.forward_from(first, states, (height, width))
-        return features.mean(dim=(2, 3)), per_sentence, from_outer_branches + from_later_branches
-
-
-def _add_outer_features(features: torch.Tensor, from_outer_branches: list[torch.Tensor | None]) -> torch.Tensor:
-    """`(Q, N, C)` and those of the outer branches, which may have finer steps of time (convolutional stages)."""
-    for outer_features in from_outer_branches:
-        if outer_features is not None:
-            if outer_features.shape[1] != features.shape[1]:
-                outer_features = F.adaptive_avg_pool1d(outer_features.mT, features.shape[1]).mT
-            features = features + outer_features.to(features.dtype)
-    return features
+        features = mean_of_places(features, self.config.num_places)
+        return features, per_sentence, from_outer_branches + from_later_branches
 
 
 class ScadaForTemporalGrounding(ScadaPreTrainedModel):
@@ -473,7 +468,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        video_dim = self.model.video_backbone.layer_dims[-1]
+        video_dim = self.model.video_backbone.layer_dims[-1] * config.num_places**2
         self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
@@ -646,7 +641,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         Raises:
             ValueError: See [`ScadaModel`].
         """
-        input_ids, attention_mask, sentence_mask = _check_sentences(
+        input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
         features_of_videos = None
@@ -666,7 +661,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             return_dict=True,
         )
         batch_shape = input_ids.shape[:2]
-        is_padding = _is_padding(sentence_mask, input_ids)
+        is_padding = padding_of(sentence_mask, input_ids)
         sentence_index: Any = outputs.sentence_index
         targets, targets_grid = None, None
         if labels is not None:
@@ -751,57 +746,6 @@ def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *ar
             return run(*args)
         args = (args[0].detach().requires_grad_(torch.is_grad_enabled()), *args[1:])
     return checkpoint(run, *args)
-
-
-def _check_sentences(
-    pixel_values_videos: torch.Tensor | None,
-    video_features: ScadaVideoFeatures | None,
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    sentence_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fills in the masks that were not given and checks that the shapes fit each other."""
-    if (pixel_values_videos is None) == (video_features is None):
-        raise ValueError(
-            f"Received {'neither' if video_features is None else 'both'} of `pixel_values_videos` and "
-            "`video_features`; pass frames, or what `encode_video` made of them."
-        )
-    num_videos = len(pixel_values_videos) if video_features is None else video_features.num_videos  # type: ignore
-    if input_ids is None:
-        raise ValueError("Received no `input_ids`; pass the tokens of the sentences, as ScadaProcessor makes them.")
-    if input_ids.dim() != 3 or len(input_ids) != num_videos:
-        raise ValueError(
-            f"Received `input_ids` of shape {tuple(input_ids.shape)} for {num_videos} videos; expected (videos, "
-            "sentences, tokens), as ScadaProcessor makes it."
-        )
-    # On the CPU, where they are read; in a graph nothing is.
-    device = input_ids.device if torch.compiler.is_compiling() else "cpu"
-    if attention_mask is None:
-        attention_mask = torch.ones(input_ids.shape, dtype=torch.long, device=device)
-    if sentence_mask is None:
-        sentence_mask = torch.ones(input_ids.shape[:2], dtype=torch.long, device=device)
-    if attention_mask.shape != input_ids.shape or sentence_mask.shape != input_ids.shape[:2]:
-        raise ValueError(
-            f"Received `attention_mask` of shape {tuple(attention_mask.shape)} and `sentence_mask` of shape "
-            f"{tuple(sentence_mask.shape)}; expected {tuple(input_ids.shape)} and {tuple(input_ids.shape[:2])}."
-        )
-    return input_ids, attention_mask, sentence_mask
-
-
-def _is_padding(sentence_mask: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Which of the `(B, M)` sentences there are not, on the device of the other tensor."""
-    return ~sentence_mask.bool().to(other.device, non_blocking=True)
-
-
-def _sentence_index(sentence_mask: torch.Tensor) -> torch.Tensor:
-    """
-    The places of the sentences among the `B M` with padding, `(Q,)`.
-
-    In a graph, whose shapes cannot depend on a mask, these are all places.
-    """
-    if torch.compiler.is_compiling():
-        return torch.arange(sentence_mask.numel(), device=sentence_mask.device)
-    return sentence_mask.flatten().nonzero()[:, 0]
 
 
 __all__ = ["AutoModelForTemporalGrounding", "ScadaForTemporalGrounding", "ScadaModel", "ScadaPreTrainedModel"]

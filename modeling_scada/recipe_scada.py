@@ -56,6 +56,9 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             listwise_loss_weight=args.listwise_loss_weight,
             matching_loss_weight=args.matching_loss_weight,
             retrieval_dim=args.retrieval_dim,
+            num_places=args.num_places,
+            subtract_video_mean=args.subtract_video_mean,
+            feature_dropout=args.feature_dropout,
         ).float()
         settings: dict[str, Any] = {"num_frames": args.num_frames}
         if args.image_size is not None:

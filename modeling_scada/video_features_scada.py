@@ -18,7 +18,7 @@ class ScadaVideoFeatures(ModelOutput):
 
     Args:
         snippet_features (`torch.FloatTensor` of shape `(B, N, C)`, *optional*):
-            Features of the backbone, averaged over space.
+            Features of the backbone, means over space; of several places side by side.
         outer_sequences (`tuple[torch.FloatTensor]`, *optional*):
             Of each layer with an outer branch, `(B, N_i, r)`: what is multiplied by the sentence. With `states`, of
             the layers before them.

@@ -84,6 +84,15 @@ class ModelArguments(TuningArguments):
     retrieval_dim: int = field(
         default=0, metadata={"help": "Size of the embeddings that search many videos; 0 for a model without them."}
     )
+    num_places: int = field(
+        default=1, metadata={"help": "Areas a side of the picture that the head tells apart; 1 for its mean."}
+    )
+    subtract_video_mean: bool = field(
+        default=False, metadata={"help": "The head reads what differs from the video's mean over time."}
+    )
+    feature_dropout: float = field(
+        default=0.0, metadata={"help": "Share of the backbone's channels hidden from the head in training."}
+    )
     num_frames: int = field(default=512, metadata={"help": "Frames sampled from a video."})
     image_size: int | None = field(
         default=None, metadata={"help": "Height and width of the frames, in pixels; the backbone's own if not given."}
