@@ -12,9 +12,11 @@ from modeling_scada import ScadaConfig
 from modeling_scada.head_scada import (
     LocalizationHead,
     ProposalFeatures,
+    add_outer_features,
     all_proposals,
     decode_offsets,
     draw_proposals,
+    mean_of_places,
     resample,
 )
 
@@ -222,6 +224,53 @@ def test_resample_is_linear_where_there_are_fewer_snippets_than_steps():
 def test_resample_changes_nothing_where_there_are_as_many_snippets_as_steps():
     features = torch.randn(2, 12, VIDEO_DIM)
     assert torch.equal(resample(features, 12), features)
+
+
+def test_places_are_means_of_areas_row_by_row():
+    features = torch.randn(2, 3, 4, 6, 5)
+    actual = mean_of_places(features, 2)
+    areas = [features[:, :, y : y + 2, x : x + 3].mean((2, 3)) for y in (0, 2) for x in (0, 3)]
+    torch.testing.assert_close(actual, torch.cat(areas, dim=-1))
+    torch.testing.assert_close(mean_of_places(features, 1), features.sum((2, 3)) / 24)
+
+
+def test_outer_features_are_added_at_each_place():
+    features, coarse, fine = torch.randn(2, 3, 8), torch.randn(2, 3, 2), torch.randn(2, 6, 2)
+    actual = add_outer_features(features, [coarse, None, fine])
+    for snippet in range(3):
+        added = coarse[:, snippet] + (fine[:, 2 * snippet] + fine[:, 2 * snippet + 1]) / 2
+        for place in range(4):
+            expected = features[:, snippet, 2 * place : 2 * place + 2] + added
+            torch.testing.assert_close(actual[:, snippet, 2 * place : 2 * place + 2], expected)
+
+
+def test_without_the_videos_mean_the_scene_does_not_matter(randomize_weights, inputs):
+    features, sentence = inputs
+    scene = 3 * torch.randn(3, 1, VIDEO_DIM)
+    for subtract in (True, False):
+        head = make_head(randomize_weights, subtract_video_mean=subtract, retrieval_dim=4)
+        with torch.no_grad():
+            plain, moved = (head(features + shift, sentence).iou_logits for shift in (0, scene))
+            embeds = [head.retrieval.embed_proposals(features + shift, all_proposals(12)) for shift in (0, scene)]
+        if subtract:
+            torch.testing.assert_close(moved, plain, rtol=0, atol=1e-5)
+            torch.testing.assert_close(*embeds, rtol=0, atol=1e-5)
+        else:
+            assert (moved - plain).abs().max() > 1e-3 and (embeds[0] - embeds[1]).abs().max() > 1e-3
+
+
+def test_hidden_channels_are_hidden_for_the_whole_video_and_in_training_only(randomize_weights):
+    head = make_head(randomize_weights, feature_dropout=0.25)
+    features, sentence = 1 + torch.rand(50, 12, VIDEO_DIM), torch.randn(50, TEXT_DIM)
+    seen = []
+    head.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    head(features, sentence)
+    assert torch.equal(seen[-1], features)
+    head.train()(features, sentence)
+    hidden = seen[-1] == 0
+    assert torch.equal(hidden.any(1), hidden.all(1))
+    assert 0.2 < hidden.float().mean() < 0.3  # of 1,000 channels
+    torch.testing.assert_close(seen[-1][~hidden], features[~hidden] / 0.75)
 
 
 def test_training_draws_distinct_proposals_and_evaluation_takes_all(head, inputs):

@@ -676,6 +676,8 @@ def test_a_model_type_that_transformers_does_not_know_is_refused(name, sub_confi
         ({"num_sample_points": 1}, "num_sample_points=1; it has to be at least 2"),
         ({"num_train_proposals": 0}, "num_train_proposals=0; it has to be at least 1"),
         ({"num_kept_proposals": 0}, "num_kept_proposals=0; it has to be at least 1"),
+        ({"num_places": 0}, "num_places=0; it has to be at least 1"),
+        ({"feature_dropout": 1.0}, "feature_dropout=1.0; it has to be from 0 to below 1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):

@@ -94,6 +94,19 @@ def test_answers_are_those_of_the_direct_call(make_tuned, tiny_batch, mode):
     )
 
 
+@pytest.mark.parametrize("mode", ["frozen", "tia", "outer", "both"])
+def test_several_places(make_tuned, tiny_config, tiny_batch, mode):
+    """Four places of a picture: their mean is what a model of one place has, and they are not alike."""
+    tiny_config.num_places = 2
+    model, batch = make_tuned(mode), without_labels(tiny_batch)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert_equal(ask(model, encode(model, batch), batch), run(model, batch))
+    places = run(base.model, batch).last_hidden_state.unflatten(-1, (4, 32))
+    assert places.std(2).min() > 1e-4
+    base.config.num_places = 1
+    torch.testing.assert_close(places.mean(2), run(base.model, batch).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
 @each_mode
 def test_bfloat16(make_tuned, tiny_batch, mode):
     model, batch = make_tuned(mode, torch.bfloat16), without_labels(tiny_batch)
