@@ -1,5 +1,6 @@
-"""What encoding once saves and costs: a second sentence, an index and a search; for `scripts/benchmark_library.py`."""
+"""What encoding once saves, costs and finds; for `scripts/benchmark_library.py`."""
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from transformers import AutoTokenizer, pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 
+from .annotations import load_annotations
 from .benchmarks import DEVICE, SMALL_VIDEOS, VIDEOS, add_tuning, make_videos, model_config
 from .library import ASKED_TOGETHER, Library, find_videos, index_videos, read_shard, search, write_shard
+from .library_metrics import library_metrics, segments_of_sentences
 from .measuring import median_seconds
+from .metrics import temporal_iou
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
 from .provenance import REPOSITORY
 
@@ -152,3 +156,62 @@ def benchmark_search(index: Path, pipe: TemporalGroundingPipeline, num_candidate
         "bytes_per_window": num_bytes / len(library.videos),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in kB
     }
+
+
+def benchmark_recall(
+    folder: Path, index: Path, pipe: TemporalGroundingPipeline, num_sentences: int, candidates: list[int], seed: int
+) -> dict[str, Any]:
+    """
+    What a search finds of a data set's test split, whose videos are indexed together with all others in its folder.
+
+    Returns:
+        `dict[str, Any]`: [`library_metrics`] of a search in which the head looks at all windows, and of those that
+        look at so many candidates; seconds a sentence; the same if each sentence's video is known; and by chance:
+        random videos, and in them the segment that is best of all constant ones.
+    """
+    rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
+    of_sentences = segments_of_sentences(rows)
+    num_sentences = min(num_sentences, len(of_sentences))
+    sentences = [str(one) for one in np.random.default_rng(seed).choice(sorted(of_sentences), num_sentences, False)]
+    index_videos(folder, pipe, index)
+    library = Library(index)
+    searches = []
+    for num_candidates in [*candidates, len(library.videos)]:
+        started = time.perf_counter()
+        results = search(library, sentences, pipe, 10, num_candidates)
+        seconds = (time.perf_counter() - started) / len(sentences)
+        metrics = library_metrics(results, rows)
+        searches.append({"num_candidates": num_candidates, "seconds_a_sentence": seconds, **metrics})
+    known = []
+    for sentence in sentences:
+        video = next(iter(of_sentences[sentence]))
+        segments = [{"video": video, **found} for found in pipe(video, sentence, top_k=10)]  # type: ignore[union-attr]
+        known.append({"sentence": sentence, "segments": segments})
+    return {
+        "windows": len(library.videos),
+        "videos": len(set(library.videos)),
+        "sentences": len(sentences),
+        "videos_of_a_sentence": float(np.mean([len(of_sentences[sentence]) for sentence in sentences])),
+        "searches": searches,
+        "video_known": library_metrics(known, rows),
+        "chance": _chance(rows, [of_sentences[sentence] for sentence in sentences], len(set(library.videos))),
+    }
+
+
+def _chance(rows: list[dict[str, Any]], of_sentences: list[dict[str, Any]], num_videos: int) -> dict[str, float]:
+    durations = {row["video"]: row["duration"] for row in rows}
+    shares = [(start / 20, stop / 20) for start in range(20) for stop in range(start + 1, 21)]
+    best = {1: 0.0, 10: 0.0}
+    for share in shares:
+        right = []  # of each sentence, the number of videos in which this segment is
+        for videos in of_sentences:
+            ious = [
+                temporal_iou(np.array([share]) * durations[video], np.array(targets)).max()
+                for video, targets in videos.items()
+            ]
+            right.append(sum(iou >= 0.5 for iou in ious))
+        for k in best:
+            seen = min(k, num_videos)
+            none = [math.comb(num_videos - count, seen) / math.comb(num_videos, seen) for count in right]
+            best[k] = max(best[k], 100 * (1 - float(np.mean(none))))
+    return {f"R{k}@0.5": value for k, value in best.items()}

@@ -7,11 +7,14 @@ commit and seed, anew after each part.
     python scripts/benchmark_library.py --parts index --videos outputs/shapes/videos
     python scripts/benchmark_library.py --parts search --videos outputs/shapes/videos --num_windows 500 50000
 
+    python scripts/benchmark_library.py --parts recall --data outputs/shapes --model outputs/run
+
 - `asking`: for a backbone's shape with random weights, a sentence about a video, encoding it, and one more sentence
   about it once it is encoded. Results are checked for equality before anything is timed.
 - `index`: the videos of a folder indexed, and read and encoded alone, in turns.
 - `search`: a sentence to an index of these videos, whose rows are copied up to so many windows; a model with random
   weights and a retrieval branch.
+- `recall`: what a search finds of the sentences of a data set's test split, as `make_moving_shapes.py` writes it.
 """
 
 import argparse
@@ -29,12 +32,18 @@ from modeling_scada import ScadaForTemporalGrounding
 from processing.benchmarks import DEVICE, SIZES
 from processing.grounding import load_pipeline
 from processing.library import index_videos
-from processing.library_benchmarks import benchmark_asking, benchmark_index, benchmark_search, copy_rows
+from processing.library_benchmarks import (
+    benchmark_asking,
+    benchmark_index,
+    benchmark_recall,
+    benchmark_search,
+    copy_rows,
+)
 from processing.measuring import cpu_name
 from processing.provenance import current_commit
 
 
-PARTS = ["asking", "index", "search"]
+PARTS = ["asking", "index", "search", "recall"]
 
 
 def main() -> None:
@@ -46,14 +55,20 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="In `asking`.")
     parser.add_argument("--num_frames", type=int, default=64, help="Of the video, in `asking`.")
     parser.add_argument("--videos", type=Path, help="Folder of videos, for `index` and `search`.")
-    parser.add_argument("--model", default="hub_configs/moving_shapes_model", help="For `index` and `search`.")
+    parser.add_argument("--model", default="hub_configs/moving_shapes_model", help="For all but `asking`.")
     parser.add_argument("--num_windows", type=int, nargs="+", default=[500, 50000], help="Of the index, in `search`.")
-    parser.add_argument("--num_candidates", type=int, default=200, help="In `search`.")
+    parser.add_argument(
+        "--num_candidates", type=int, nargs="+", default=[200], help="In `search` (the first) and `recall`."
+    )
+    parser.add_argument("--data", type=Path, help="Folder of a data set with its videos, for `recall`.")
+    parser.add_argument("--num_sentences", type=int, default=100, help="In `recall`.")
     parser.add_argument("--repeats", type=int, default=3, help="Calls that are timed, after one to warm up.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.videos is None and args.parts != ["asking"]:
+    if args.videos is None and {"index", "search"} & set(args.parts):
         parser.error("index and search need --videos")
+    if args.data is None and "recall" in args.parts:
+        parser.error("recall needs --data")
     torch.manual_seed(args.seed)
     results: dict[str, Any] = {}
     record = {
@@ -95,8 +110,12 @@ def main() -> None:
                 index = folder / f"index_{num_windows}"
                 index_videos(args.videos, pipe, index)
                 copy_rows(index, num_windows)
-                rows.append(benchmark_search(index, pipe, args.num_candidates))
+                rows.append(benchmark_search(index, pipe, args.num_candidates[0]))
             save("search", rows)
+        if "recall" in args.parts:
+            pipe = load_pipeline(args.model)
+            counts = (args.num_sentences, args.num_candidates, args.seed)
+            save("recall", benchmark_recall(args.data, folder / "index_recall", pipe, *counts))
 
 
 if __name__ == "__main__":
