@@ -47,6 +47,11 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
         model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
         processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
     else:
+        settings: dict[str, Any] = {"num_frames": args.num_frames}
+        if args.image_size is not None:
+            settings["size"] = {"height": args.image_size, "width": args.image_size}
+        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
+        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
         model = ScadaForTemporalGrounding.from_backbones(
             args.video_model,
             args.text_model,
@@ -56,12 +61,9 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             listwise_loss_weight=args.listwise_loss_weight,
             matching_loss_weight=args.matching_loss_weight,
             retrieval_dim=args.retrieval_dim,
+            image_mean=list(video_processor.image_mean),
+            image_std=list(video_processor.image_std),
         ).float()
-        settings: dict[str, Any] = {"num_frames": args.num_frames}
-        if args.image_size is not None:
-            settings["size"] = {"height": args.image_size, "width": args.image_size}
-        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
-        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
     return model, processor
 
 
