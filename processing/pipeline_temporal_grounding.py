@@ -134,7 +134,7 @@ class TemporalGroundingPipeline(Pipeline):
                 pixels = self._to_device(window["pixel_values_videos"])
                 parts.append({name: tensor.cpu() for name, tensor in model.encode_video(pixels).tensors().items()})
                 timelines += window["timelines"]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         return EncodedVideo(_name_of(video), tensors, timelines, made_with)
 
     def made_with(self, num_frames: int | None = None) -> dict[str, Any]:
