@@ -27,6 +27,7 @@ from .provenance import REPOSITORY
 
 SENTENCES = ["the red circle moves left", "the blue square appears"]
 TOKENIZER = REPOSITORY / "hub_configs" / "moving_shapes_text"
+# Small, or it would take long to make; what memory a video takes is a matter of its length.
 LONG_VIDEO = {"num_videos": 1, "fps": 10, "height": 120, "width": 160}
 
 
