@@ -559,6 +559,41 @@ def encoder_of(model: Any) -> Any:
     return getattr(model, "vision_model", model)
 
 
+def normalize_pixels(
+    pixel_values_videos: torch.Tensor, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
+) -> torch.Tensor:
+    """
+    Normalises `uint8` pixels, on their device, as [`ScadaVideoProcessor`] does; floats are normalised already.
+
+    Args:
+        pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): uint8 or floats.
+        image_mean (`Sequence[float]`, *optional*): Mean of the channels, for pixels in `[0, 1]`.
+        image_std (`Sequence[float]`, *optional*): Their standard deviation.
+
+    Returns:
+        `torch.FloatTensor` of the same shape.
+
+    Raises:
+        ValueError: If the pixels are `uint8` and there is no mean.
+    """
+    if pixel_values_videos.dtype != torch.uint8:
+        return pixel_values_videos
+    if image_mean is None or image_std is None:
+        raise ValueError(
+            "Received uint8 pixels for a model whose configuration has no `image_mean` and `image_std`. Let the "
+            "processor normalise (`do_normalize=True`), or set them in the configuration."
+        )
+
+    def per_channel(values: Sequence[float]) -> torch.Tensor:
+        # Filled on the device: a GPU would have to wait for a copy.
+        filled = [
+            torch.full((1, 1), value, dtype=torch.float32, device=pixel_values_videos.device) for value in values
+        ]
+        return 255 * torch.stack(filled)
+
+    return (pixel_values_videos.to(torch.float32) - per_channel(image_mean)) / per_channel(image_std)
+
+
 def first_of(output: Any) -> torch.Tensor:
     """The states that a layer returns, alone or before its attention weights."""
     return output[0] if isinstance(output, tuple) else output

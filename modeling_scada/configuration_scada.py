@@ -1,5 +1,6 @@
 """Configuration of the SCADA models."""
 
+import math
 from copy import deepcopy
 from dataclasses import fields
 
@@ -63,9 +64,15 @@ class ScadaConfig(PreTrainedConfig):
             Weight of the loss in which the sentences and segments of a video compete. 0 likewise.
         retrieval_dim (`int`, *optional*, defaults to 0):
             Size `E` of the embeddings of proposals and sentences that search many videos; with 0 there are none.
+        image_mean (`list[float]`, *optional*):
+            Mean of the three channels, for pixels in `[0, 1]`, by which the model normalises `uint8` pixels itself.
+            Without it the model takes normalised pixels alone, as all did before it existed.
+        image_std (`list[float]`, *optional*):
+            Standard deviation of the channels, with `image_mean`.
 
     Raises:
-        StrictDataclassClassValidationError: If a size is too small or odd (of huggingface_hub, as for all
+        StrictDataclassClassValidationError: If a size is too small or odd, or mean and deviation are not three numbers
+            each (of huggingface_hub, as for all
             configurations); StrictDataclassFieldValidationError if it has another type.
         ValueError: If a sub-configuration names no model type that transformers knows.
 
@@ -101,6 +108,8 @@ class ScadaConfig(PreTrainedConfig):
     listwise_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
     retrieval_dim: int = 0
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
 
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
@@ -157,6 +166,18 @@ class ScadaConfig(PreTrainedConfig):
             raise ValueError(f"Received feature_dropout={self.feature_dropout}; it has to be from 0 to below 1.")
         if self.hidden_size % 2:
             raise ValueError(f"Received hidden_size={self.hidden_size}; it has to be even.")
+
+    def validate_pixels(self):
+        """Part of `@strict` validation: what `uint8` pixels are normalised by."""
+        mean, std = self.image_mean, self.image_std
+        if mean is None and std is None:
+            return
+        values = [*(mean or ()), *(std or ())]
+        if len(mean or ()) != 3 or len(std or ()) != 3 or not all(map(math.isfinite, values)) or min(values[3:]) <= 0:
+            raise ValueError(
+                f"Received image_mean={mean} and image_std={std}; expected three numbers each, the deviations "
+                "positive, or neither."
+            )
 
     @classmethod
     def own_fields(cls) -> set[str]:

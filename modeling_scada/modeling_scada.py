@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_scada import VideoBackbone, build_encoder, encoder_of
+from .backbone_scada import VideoBackbone, build_encoder, encoder_of, normalize_pixels
 from .configuration_scada import ScadaConfig
 from .head_scada import (
     LocalizationHead,
@@ -271,8 +271,8 @@ class ScadaModel(ScadaPreTrainedModel):
         All that the model needs of videos and that no sentence changes, for `forward` with any sentences.
 
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
-                Normalised frames; `T` a multiple of the backbone's clip length.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`):
+                Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
 
         Returns:
             [`ScadaVideoFeatures`]: With inner branches that are multiplied by the sentence the states before the first
@@ -289,6 +289,7 @@ class ScadaModel(ScadaPreTrainedModel):
                 'layers, such as `inner_layers="last 3"`.'
             )
         grid = self.video_backbone.grid(pixel_values_videos)
+        pixel_values_videos = normalize_pixels(pixel_values_videos, self.config.image_mean, self.config.image_std)
         with self._condition(None, None, grid) as (_, from_outer_branches):
             if first is None:
                 features, _ = self.video_backbone(pixel_values_videos)
@@ -333,8 +334,8 @@ class ScadaModel(ScadaPreTrainedModel):
     ) -> ScadaModelOutput:
         """
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`, *optional*):
-                Normalised frames; `T` a multiple of the backbone's clip length.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
+                Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
                 Tokens of up to `M` sentences a video.
             attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
@@ -366,11 +367,11 @@ class ScadaModel(ScadaPreTrainedModel):
 
         hidden_states = None
         if video_features is None:
-            grid = self.video_backbone.grid(pixel_values_videos)  # type: ignore[arg-type]
+            pixels: Any = pixel_values_videos
+            grid = self.video_backbone.grid(pixels)
+            pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_std)
             with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_outer_branches):
-                features, hidden_states = self.video_backbone(
-                    pixel_values_videos, output_hidden_states=output_hidden_states
-                )
+                features, hidden_states = self.video_backbone(pixels, output_hidden_states=output_hidden_states)
             fused = mean_of_places(features, self.config.num_places)  # (B or Q, N, C)
         else:
             if output_hidden_states:
@@ -539,8 +540,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         are sentences, in place of the pixels.
 
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`):
-                Normalised frames; `T` a multiple of the backbone's clip length.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`):
+                Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
 
         Returns:
             [`ScadaVideoFeatures`]: See [`~ScadaModel.encode_video`].
@@ -619,8 +620,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
     ) -> ScadaTemporalGroundingOutput:
         """
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, H, W)`, *optional*):
-                Normalised frames; `T` a multiple of the backbone's clip length.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
+                Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
                 Tokens of up to `M` sentences a video.
             attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):

@@ -47,6 +47,11 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
         model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
         processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
     else:
+        settings: dict[str, Any] = {"num_frames": args.num_frames}
+        if args.image_size is not None:
+            settings["size"] = {"height": args.image_size, "width": args.image_size}
+        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
+        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
         model = ScadaForTemporalGrounding.from_backbones(
             args.video_model,
             args.text_model,
@@ -59,12 +64,9 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             num_places=args.num_places,
             subtract_video_mean=args.subtract_video_mean,
             feature_dropout=args.feature_dropout,
+            image_mean=list(video_processor.image_mean),
+            image_std=list(video_processor.image_std),
         ).float()
-        settings: dict[str, Any] = {"num_frames": args.num_frames}
-        if args.image_size is not None:
-            settings["size"] = {"height": args.image_size, "width": args.image_size}
-        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
-        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
     return model, processor
 
 

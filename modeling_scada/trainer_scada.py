@@ -117,7 +117,9 @@ class TemporalGroundingTrainer(Trainer):
 
     Args:
         args ([`TemporalGroundingTrainingArguments`]): Learning rates and all else.
-        data_collator ([`TemporalGroundingCollator`]): Makes the batches; it is told when an epoch begins.
+        data_collator ([`TemporalGroundingCollator`]):
+            Makes the batches; it is told when an epoch begins. Where the model's configuration has the processor's
+            mean and deviation, and the collator does not say otherwise, pixels leave it as `uint8`.
         eval_collator ([`TemporalGroundingCollator`], *optional*):
             Makes those of an evaluation, which has all sentences of a video and no augmentation; `data_collator` does
             if not given.
@@ -144,6 +146,10 @@ class TemporalGroundingTrainer(Trainer):
             for dataset in (self.train_dataset, self.eval_dataset):
                 if dataset is not None:
                     self._check_lengths(dataset)
+        for collator in (self.data_collator, eval_collator):
+            if isinstance(collator, TemporalGroundingCollator) and collator.do_normalize is None:
+                if collator.processor.video_processor.is_model_to_normalize(self.model.config):  # type: ignore
+                    collator.do_normalize = False
         if isinstance(self.data_collator, TemporalGroundingCollator):
             self.add_callback(EpochCallback(self.data_collator))
 

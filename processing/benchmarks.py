@@ -59,6 +59,8 @@ MATRIX_SIZE = 2048
 
 PIPELINE_MODE = "scada"
 NUM_WORKERS = (0, 1, 2)
+# How pixels leave the collator, and whether it normalises them.
+PIXELS = {"uint8": False, "float32": True}
 # Such as data sets of people's videos hold; sizes in pixels.
 VIDEOS = {"num_videos": 12, "duration_seconds": 30, "fps": 25, "height": 360, "width": 480}
 SMALL_VIDEOS = {"num_videos": 4, "duration_seconds": 2, "fps": 10, "height": 48, "width": 64}
@@ -117,6 +119,8 @@ def model_config(size: str) -> ScadaConfig:
         text_config={"model_type": "distilbert", **text_shape},
         hidden_size=16 if tiny else 256,
         grid_size=16 if tiny else 128,
+        image_mean=list(ScadaVideoProcessor.image_mean),
+        image_std=list(ScadaVideoProcessor.image_std),
     )
 
 
@@ -200,7 +204,8 @@ def prepare_step(
 def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The batch where and how the model wants it."""
     batch = {name: value.to(DEVICE) for name, value in batch.items()}
-    return batch | {"pixel_values_videos": batch["pixel_values_videos"].to(DTYPE)}
+    pixels = batch["pixel_values_videos"]
+    return batch | {"pixel_values_videos": pixels.to(DTYPE) if pixels.is_floating_point() else pixels}
 
 
 def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
@@ -431,29 +436,35 @@ def benchmark_input_pipeline(
         repeats (`int`): Passes over all videos, and steps, that are timed.
 
     Returns:
-        `dict[str, Any]`: The figures that the module's docstring names, by number of workers where there are several;
-        `None` for those that the GPU's memory was not enough for.
+        `dict[str, Any]`: The figures that the module's docstring names, by type of the pixels and number of workers
+        where there are several; `None` for those that the GPU's memory was not enough for.
     """
     image_size = plain.config.video_config.image_size
     processor = ScadaProcessor(
         ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size}),
         AutoTokenizer.from_pretrained(REPOSITORY / "hub_configs" / "moving_shapes_text"),
     )
-    collator = TemporalGroundingCollator(processor)
-    loaders = {num_workers: make_loader(rows, collator, num_workers) for num_workers in NUM_WORKERS}
-    batch = to_device(check_same_batches(loaders))
+    batches: dict[str, dict[str, torch.Tensor]] = {}
+    passes: dict[Any, Callable[[], object]] = {}
+    for pixels, do_normalize in PIXELS.items():
+        collator = TemporalGroundingCollator(processor, do_normalize=do_normalize)
+        loaders = {num_workers: make_loader(rows, collator, num_workers) for num_workers in NUM_WORKERS}
+        batches[pixels] = check_same_batches(loaders)
+        passes |= {(pixels, num_workers): partial(read_all, loader) for num_workers, loader in loaders.items()}
     _, _, step = prepare_step(plain, PIPELINE_MODE)
-    passes = {num_workers: partial(read_all, loader) for num_workers, loader in loaders.items()}
-    seconds = median_seconds(passes | {"step": partial(step, batch)}, repeats)
+    seconds = median_seconds(passes | {"step": partial(step, to_device(batches["uint8"]))}, repeats)
     step_seconds = seconds.pop("step")
-    return {
-        "videos_per_second": {n: len(rows) / pass_seconds for n, pass_seconds in seconds.items()},
+    figures: dict[str, Any] = {
+        "pixel_bytes": {pixels: batch["pixel_values_videos"].nbytes for pixels, batch in batches.items()},
+        "videos_per_second": {pixels: {} for pixels in PIXELS},
         "step_seconds": step_seconds,
-        "pipeline_over_step": {
-            n: None if step_seconds is None else pass_seconds / len(rows) / step_seconds
-            for n, pass_seconds in seconds.items()
-        },
+        "pipeline_over_step": {pixels: {} for pixels in PIXELS},
     }
+    for (pixels, num_workers), pass_seconds in seconds.items():
+        figures["videos_per_second"][pixels][num_workers] = len(rows) / pass_seconds
+        ratio = None if step_seconds is None else pass_seconds / len(rows) / step_seconds
+        figures["pipeline_over_step"][pixels][num_workers] = ratio
+    return figures
 
 
 def numbers_text(values: Iterable[float | None]) -> str:
@@ -462,18 +473,23 @@ def numbers_text(values: Iterable[float | None]) -> str:
 
 
 def pipeline_table(rows: list[dict[str, Any]]) -> str:
-    """A line for each of the results of [`benchmark_input_pipeline`] with their `size` and `mode`."""
+    """Lines for each of the results of [`benchmark_input_pipeline`] with their `size` and `mode`."""
     workers = " / ".join(map(str, NUM_WORKERS))
     return table_of(
         [
             {
                 "size": row["size"],
                 "mode": row["mode"],
-                f"videos per second: {workers} workers": numbers_text(row["videos_per_second"].values()),
+                "pixels": pixels,
+                "a video, MB": numbers_text([row["pixel_bytes"][pixels] / 1e6]),
+                f"videos per second: {workers} workers": numbers_text(row["videos_per_second"][pixels].values()),
                 "step, s": numbers_text([row["step_seconds"]]),
-                f"reading a batch, of a step: {workers} workers": numbers_text(row["pipeline_over_step"].values()),
+                f"reading a batch, of a step: {workers} workers": numbers_text(
+                    row["pipeline_over_step"][pixels].values()
+                ),
             }
             for row in rows
+            for pixels in PIXELS
         ]
     )
 

@@ -47,11 +47,14 @@ class TemporalGroundingCollator:
             it out. If not given, such a video is an error.
         keep_in_memory (`bool`, *optional*, defaults to `False`):
             Keeps the frames of each video once they were read, for data sets that are small enough: 12 bytes a pixel,
-            in each worker of the `DataLoader`.
+            or 3 without `do_normalize`, in each worker of the `DataLoader`.
         seed (`int`, *optional*):
             Makes what is drawn for a video depend on the seed, the epoch (see `set_epoch`) and the video alone, so
             that a run that was stopped goes on as if it had not been; a video is known by its `video_id`, or else by
             its path. If not given, it comes from torch's generator.
+        do_normalize (`bool`, *optional*):
+            Whether pixels are normalised here, or leave as `uint8` for the model to do so. By default as the processor
+            has it, but [`TemporalGroundingTrainer`] leaves it to a model that can. With `blind` they are floats.
 
     Raises:
         ValueError: If `max_sentences` is not positive, or see [`ScadaProcessor`].
@@ -68,6 +71,7 @@ class TemporalGroundingCollator:
         broken_videos_log: str | Path | None = None,
         keep_in_memory: bool = False,
         seed: int | None = None,
+        do_normalize: bool | None = None,
     ):
         if max_sentences is not None and max_sentences < 1:
             raise ValueError(f"Received max_sentences={max_sentences}; expected a positive number, or None for all.")
@@ -79,6 +83,7 @@ class TemporalGroundingCollator:
         self.broken_videos_log = broken_videos_log
         self._kept: dict[str, Any] | None = {} if keep_in_memory else None
         self.seed = seed
+        self.do_normalize = do_normalize
         # Shared, so that workers that live on from epoch to epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -111,8 +116,7 @@ class TemporalGroundingCollator:
                     raise
                 self._log_broken(row, error)
                 broken.append(index)
-                size = self.processor.video_processor.size
-                video = torch.zeros(self.processor.video_processor.num_frames, 3, size["height"], size["width"])
+                video = self._no_video()
                 timeline, own_segments = Timeline(0.0, 1.0), [[0.0, 1.0]] * len(drawn)
             pixels.append(video)
             timelines.append(timeline)
@@ -141,7 +145,7 @@ class TemporalGroundingCollator:
         return sorted(torch.randperm(num_sentences, generator=generator)[: self.max_sentences].tolist())
 
     def _read(self, row: dict[str, Any], generator: torch.Generator) -> tuple[torch.Tensor, Timeline]:
-        """A row's video as `(T, 3, H, W)`, and its window."""
+        """A row's video as `(T, 3, H, W)`, floats or uint8, and its window."""
         video_processor = self.processor.video_processor
         height, width = video_processor.size["height"], video_processor.size["width"]
         read_size = {"height": height, "width": width}
@@ -151,7 +155,12 @@ class TemporalGroundingCollator:
         if self._kept is not None and key in self._kept:
             features = self._kept[key]
         else:
-            features = video_processor(self.video_files.find(row["video"]), size=read_size, return_timelines=True)
+            features = video_processor(
+                self.video_files.find(row["video"]),
+                size=read_size,
+                return_timelines=True,
+                do_normalize=self._is_to_normalize(),
+            )
             if self._kept is not None:
                 self._kept[key] = features
         video = features["pixel_values_videos"][0]
@@ -161,6 +170,16 @@ class TemporalGroundingCollator:
         if self.blind:
             video = torch.randn(video.shape, generator=generator)
         return video, features["timelines"][0]
+
+    def _is_to_normalize(self) -> bool:
+        own = self.processor.video_processor.do_normalize if self.do_normalize is None else self.do_normalize
+        return own or self.blind
+
+    def _no_video(self) -> torch.Tensor:
+        """Zeros in the place of a video that cannot be read."""
+        video_processor = self.processor.video_processor
+        shape = video_processor.num_frames, 3, video_processor.size["height"], video_processor.size["width"]
+        return torch.zeros(shape, dtype=torch.float32 if self._is_to_normalize() else torch.uint8)
 
     def _log_broken(self, row: dict[str, Any], error: Exception) -> None:
         name = video_name(row["video"])
@@ -176,13 +195,13 @@ def augment_video(
     A random resized crop and a random horizontal flip, the same for all frames, so that motion stays what it was.
 
     Args:
-        video (`torch.Tensor` of shape `(T, 3, H, W)`): Pixels.
+        video (`torch.Tensor` of shape `(T, 3, H, W)`): Pixels, floats or uint8.
         size (`tuple[int, int]`): Height and width of the result.
         may_flip (`bool`): Whether half of the videos are flipped.
         generator (`torch.Generator`): Of the random numbers.
 
     Returns:
-        `torch.Tensor` of shape `(T, 3, *size)`.
+        `torch.Tensor` of shape `(T, 3, *size)` and the same type; uint8 to one level of what floats would be.
     """
 
     def uniform(low: float, high: float) -> float:

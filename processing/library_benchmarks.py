@@ -1,6 +1,7 @@
 """What encoding once saves, costs and finds; for `scripts/benchmark_library.py`."""
 
 import math
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, pipeline
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 
 from .annotations import load_annotations
-from .benchmarks import DEVICE, SMALL_VIDEOS, VIDEOS, add_tuning, make_videos, model_config
+from .benchmarks import DEVICE, SMALL_VIDEOS, VIDEOS, add_tuning, make_videos, model_config, read_all
 from .library import ASKED_TOGETHER, Library, find_videos, index_videos, read_shard, search, write_shard
 from .library_metrics import library_metrics, segments_of_sentences
 from .measuring import median_seconds
@@ -27,6 +28,8 @@ from .provenance import REPOSITORY
 
 SENTENCES = ["the red circle moves left", "the blue square appears"]
 TOKENIZER = REPOSITORY / "hub_configs" / "moving_shapes_text"
+# Small, or it would take long to make; what memory a video takes is a matter of its length.
+LONG_VIDEO = {"num_videos": 1, "fps": 10, "height": 120, "width": 160}
 
 
 def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
@@ -62,6 +65,56 @@ def benchmark_asking(size: str, mode: str, num_frames: int, folder: Path, repeat
     seconds = median_seconds(ways, repeats)
     ratio = seconds["ask_seconds"] / seconds["direct_seconds"]
     return {"size": size, "mode": mode, **seconds, "ask_over_direct": ratio, "bytes": encoded.num_bytes}
+
+
+def benchmark_long(
+    size: str, num_frames: int, window_seconds: float, duration_seconds: int, folder: Path, repeats: int, seed: int
+) -> dict[str, Any]:
+    """
+    Encodes a long video with a frozen backbone, in a process of its own, whose peak memory is this video's.
+
+    Returns:
+        `dict[str, Any]`: Its windows, and the bytes that are kept of them; the most bytes that the process had;
+        seconds of reading alone, of the model alone on as many windows, and of `encode`; the last over the larger of
+        the two.
+    """
+    (folder / str(duration_seconds)).mkdir()
+    shape = LONG_VIDEO | {"duration_seconds": duration_seconds}
+    rows, _ = make_videos(folder / str(duration_seconds), **shape, seed=seed)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        figures = pool.apply(_encode_long, (rows[0]["video"], size, num_frames, window_seconds, repeats))
+    return {"size": size, "duration_seconds": duration_seconds, **figures}
+
+
+def _encode_long(video: str, size: str, num_frames: int, window_seconds: float, repeats: int) -> dict[str, Any]:
+    pipe = random_pipeline(size, "frozen", num_frames)
+    processor = pipe.processor.video_processor
+    processor.window_seconds = window_seconds
+    encoded = pipe.encode(video)
+    # Before anything else is measured, which may need more. Linux counts in kB.
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    windows = partial(processor.iterate_windows, video, do_normalize=False)
+    pixels = next(windows())["pixel_values_videos"].to(DEVICE)
+    model: Any = pipe.model
+
+    @torch.inference_mode()
+    def run_model() -> None:
+        for _ in encoded.timelines:
+            model.encode_video(pixels)
+
+    ways: dict[str, Callable[[], object]] = {
+        "read_seconds": lambda: read_all(windows()),
+        "model_seconds": run_model,
+        "encode_seconds": partial(pipe.encode, video),
+    }
+    seconds = median_seconds(ways, repeats)
+    return {
+        "windows": len(encoded.timelines),
+        "bytes": encoded.num_bytes,
+        "peak_bytes": peak_bytes,
+        **seconds,
+        "encode_over_larger": seconds["encode_seconds"] / max(seconds["read_seconds"], seconds["model_seconds"]),
+    }
 
 
 def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path, rounds: int) -> dict[str, Any]:

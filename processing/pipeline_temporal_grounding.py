@@ -17,6 +17,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .encoded_video import EncodedVideo, check_made_with, hash_weights, weights_signature
 from .metrics import check_ranking
+from .reading_ahead import read_ahead
 from .video_io import VideoReadError, is_file_object
 from .video_processing_scada import check_num_frames
 from .video_url import redact_url
@@ -31,9 +32,9 @@ class TemporalGroundingPipeline(Pipeline):
     """
     Finds the moments of a video that a sentence describes.
 
-    A video longer than the processor's `window_seconds` is read in windows that overlap by half, one in memory at a
-    time, and their segments are ranked together. A video that is asked more than once is best encoded before, with
-    `encode`.
+    A video longer than the processor's `window_seconds` is read in windows that overlap by half, each while the one
+    before goes through the model, and their segments are ranked together. A video that is asked more than once is best
+    encoded before, with `encode`.
 
     Example:
 
@@ -105,7 +106,7 @@ class TemporalGroundingPipeline(Pipeline):
     def encode(self, video: Any, num_frames: int | None = None, video_metadata: dict | None = None) -> EncodedVideo:
         """
         Reads and encodes a video once, to be asked as often as one likes: `pipe(encoded, "a sentence")` gives what the
-        video itself gives. Of a long video one window is in memory at a time.
+        video itself gives. Of a long video two windows are in memory at a time: one is read, one is encoded.
 
         Args:
             video (`str`, `PathLike`, `bytes`, `BinaryIO`, `ndarray` or `Tensor`): As for a call.
@@ -126,11 +127,14 @@ class TemporalGroundingPipeline(Pipeline):
         made_with = self.made_with(num_frames)
         timelines, parts = [], []
         with self.device_placement(), self.get_inference_context()():
-            for window in self.processor.video_processor.iterate_windows(video, video_metadata, num_frames):
-                pixels = window["pixel_values_videos"].to(self.device, model.dtype)
+            windows = self.processor.video_processor.iterate_windows(
+                video, video_metadata, num_frames, **self._pixel_settings()
+            )
+            for window in read_ahead(windows):
+                pixels = self._to_device(window["pixel_values_videos"])
                 parts.append({name: tensor.cpu() for name, tensor in model.encode_video(pixels).tensors().items()})
                 timelines += window["timelines"]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         return EncodedVideo(_name_of(video), tensors, timelines, made_with)
 
     def made_with(self, num_frames: int | None = None) -> dict[str, Any]:
@@ -146,6 +150,8 @@ class TemporalGroundingPipeline(Pipeline):
         if hashed is None or hashed[0] != signature:
             self._hashed = hashed = (signature, hash_weights(model))
         processor = self.processor.video_processor
+        # Whose mean and deviation it is, where the processor leaves them to the model.
+        normalizer = processor if processor.do_normalize else model.config
         if num_frames is not None:
             check_num_frames(num_frames)
         return {
@@ -153,9 +159,19 @@ class TemporalGroundingPipeline(Pipeline):
             "num_frames": int(processor.num_frames if num_frames is None else num_frames),
             "size": [processor.size["height"], processor.size["width"]],
             "window_seconds": processor.window_seconds,
-            "image_mean": list(processor.image_mean),
-            "image_std": list(processor.image_std),
+            "image_mean": list(normalizer.image_mean or ()),
+            "image_std": list(normalizer.image_std or ()),
         }
+
+    def _pixel_settings(self) -> dict[str, bool]:
+        """Pixels are read as bytes where the model normalises them as the processor would."""
+        model: Any = self.model
+        can = self.processor.video_processor.is_model_to_normalize(model.config)
+        return {"do_normalize": False} if can else {}
+
+    def _to_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels on the model's device: floats in its type, bytes as they are."""
+        return pixels.to(self.device, self.model.dtype if pixels.is_floating_point() else None)
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, threshold=None, num_frames=None, video_metadata=None, on_error=None, **nms
@@ -216,12 +232,18 @@ class TemporalGroundingPipeline(Pipeline):
             if video_processor.num_windows(file, metadata) == 1:
                 # Read here, which may be in a worker.
                 item |= video_processor(
-                    videos=file, video_metadata=metadata, num_frames=num_frames, return_timelines=True
+                    videos=file,
+                    video_metadata=metadata,
+                    num_frames=num_frames,
+                    return_timelines=True,
+                    **self._pixel_settings(),
                 )
             else:
                 # Those of a longer video are read one by one in `_forward`, where a URL is downloaded again.
                 # Not as a tuple: the base class would move a video that came as a tensor to the model's device.
-                item["windows"] = partial(video_processor.iterate_windows, video, metadata, num_frames)
+                item["windows"] = partial(
+                    video_processor.iterate_windows, video, metadata, num_frames, **self._pixel_settings()
+                )
         return item
 
     def _forward(  # type: ignore[override]
@@ -233,7 +255,7 @@ class TemporalGroundingPipeline(Pipeline):
         if whole:
             pixels = torch.cat([items[index]["pixel_values_videos"] for index in whole])
             tokens = self._tokens([items[index]["sentences"] for index in whole])
-            found = self._run(tokens, pixel_values_videos=pixels.to(self.device, self.model.dtype))
+            found = self._run(tokens, pixel_values_videos=self._to_device(pixels))
             for row, index in enumerate(whole):
                 count = len(items[index]["sentences"])
                 outputs[index] = {name: value[row : row + 1, :count] for name, value in found.items()}
@@ -253,7 +275,7 @@ class TemporalGroundingPipeline(Pipeline):
         for window in _iterate_windows(item["windows"], on_error):
             if "failure" in window:
                 return dict(window)
-            pixels = window["pixel_values_videos"].to(self.device, self.model.dtype)
+            pixels = self._to_device(window["pixel_values_videos"])
             found_in.append(self._run(tokens, pixel_values_videos=pixels))
             timelines += window["timelines"]
         return _join_windows(found_in, timelines)
@@ -388,7 +410,7 @@ def _without_none(**settings: Any) -> dict[str, Any]:
 def _iterate_windows(windows: partial, on_error: str) -> Iterator[Mapping[str, Any]]:
     """The windows of a long video; last, where it cannot be read on and that is no error, its failure."""
     try:
-        yield from windows()
+        yield from read_ahead(windows())
     except INPUT_ERRORS as error:
         if on_error == "raise":
             raise

@@ -95,7 +95,8 @@ class ScadaProcessor(ProcessorMixin):
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
             **kwargs:
-                Passed to [`ScadaVideoProcessor`]: `num_frames`, `size`, `video_metadata`, `return_timelines`.
+                Passed to [`ScadaVideoProcessor`]: `num_frames`, `size`, `do_normalize`, `video_metadata`,
+                `return_timelines`.
 
         Returns:
             `BatchFeature`: `pixel_values_videos` `(B, T, 3, H, W)`; `input_ids` and `attention_mask` `(B, M, L)`;

@@ -135,7 +135,7 @@ class DataArguments:
     )
     keep_in_memory: bool = field(
         default=False,
-        metadata={"help": "Keep all frames once they were read, for small data sets (12 bytes a pixel)."},
+        metadata={"help": "Keep all frames once they were read, for small data sets (3 bytes a pixel, or 12)."},
     )
     blind: bool = field(
         default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -37,6 +37,7 @@ class ScadaVideosKwargs(TypedDict, total=False):
     num_frames: int
     size: dict[str, int]
     window_seconds: float | None
+    do_normalize: bool
     image_mean: list[float] | tuple[float, ...]
     image_std: list[float] | tuple[float, ...]
 
@@ -57,6 +58,9 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         window_seconds (`float`, *optional*):
             Longest stretch of video, in seconds, that `num_frames` frames stand for; the pipeline reads a longer video
             in windows. If not given, there is no limit.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether pixels are divided by 255 and normalised, to float32. Without, they stay `uint8`, a quarter of the
+            bytes, for a model whose configuration has the mean and standard deviation.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
             Mean of the channels, for pixels in `[0, 1]`.
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
@@ -71,6 +75,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     num_frames = 512
     size = {"height": 160, "width": 160}
     window_seconds = None
+    do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     limits = DEFAULT_LIMITS
@@ -127,6 +132,16 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"Received size={size}; expected {{'height': pixels, 'width': pixels}}, both positive.")
         return num_frames, (height, width)
 
+    def is_model_to_normalize(self, config: PreTrainedConfig) -> bool:
+        """
+        Whether a model gives with `do_normalize=False` what it gives with pixels that were normalised here.
+
+        Args:
+            config ([`ScadaConfig`]): The model's configuration, with `image_mean` and `image_std`, or without.
+        """
+        own = [list(self.image_mean), list(self.image_std)]
+        return config.image_mean is not None and own == [list(config.image_mean), list(config.image_std)]
+
     def downloaded(self, video: Any) -> AbstractContextManager[Any]:
         """
         Download a URL once, for several calls; a context, whose value stands for the video in them.
@@ -150,6 +165,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         size: dict[str, int] | None = None,
         return_timelines: bool = False,
         return_tensors: str | None = "pt",
+        do_normalize: bool | None = None,
     ) -> BatchFeature:
         """
         Args:
@@ -166,10 +182,12 @@ class ScadaVideoProcessor(BaseVideoProcessor):
                 Whether to return the [`Timeline`] of each video, which `post_process_temporal_grounding` needs.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
+            do_normalize (`bool`, *optional*):
+                Overrides the processor's.
 
         Returns:
-            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)` float32, and `timelines` if asked
-            for.
+            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)`, float32 or, without
+            `do_normalize`, uint8; and `timelines` if asked for.
 
         Raises:
             FileNotFoundError: If a path does not exist.
@@ -191,7 +209,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         frames, timelines = [], []
         for video, facts in zip(videos, metadata, strict=True):
             sampled, timeline = self._sample(video, facts, checked_num_frames, checked_size)
-            frames.append(self._normalize(sampled))
+            frames.append(self._pixels(sampled, do_normalize))
             timelines.append(timeline)
         data: dict[str, Any] = {"pixel_values_videos": torch.stack(frames)}
         features = BatchFeature(data, tensor_type=return_tensors)
@@ -221,7 +239,11 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         return max(1, math.ceil(2 * duration_seconds / self.window_seconds) - 1)
 
     def iterate_windows(
-        self, video: Any, video_metadata: dict | None = None, num_frames: int | None = None
+        self,
+        video: Any,
+        video_metadata: dict | None = None,
+        num_frames: int | None = None,
+        do_normalize: bool | None = None,
     ) -> Iterator[BatchFeature]:
         """
         Reads a video in the windows that `num_windows` counts, from the beginning to the end, once, and with no more
@@ -231,6 +253,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): The video.
             video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
             num_frames (`int`, *optional*): Frames of each window; overrides the processor's.
+            do_normalize (`bool`, *optional*): Overrides the processor's.
 
         Yields:
             `BatchFeature` with `pixel_values_videos` `(1, T, 3, height, width)` and `timelines`, one [`Timeline`], for
@@ -242,15 +265,20 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         """
         num_frames, size = self._check(self.num_frames if num_frames is None else num_frames, dict(self.size))
         with self.downloaded(video) as file:
-            yield from self._iterate_windows(file, video_metadata, num_frames, size)
+            yield from self._iterate_windows(file, video_metadata, num_frames, size, do_normalize)
 
     def _iterate_windows(
-        self, video: Any, video_metadata: dict | None, num_frames: int, size: tuple[int, int]
+        self,
+        video: Any,
+        video_metadata: dict | None,
+        num_frames: int,
+        size: tuple[int, int],
+        do_normalize: bool | None,
     ) -> Iterator[BatchFeature]:
         duration_seconds = self._duration_seconds(video, video_metadata)
         count = self._count_windows(duration_seconds)
         if count == 1:
-            yield self.preprocess(video, video_metadata, num_frames, return_timelines=True)
+            yield self.preprocess(video, video_metadata, num_frames, do_normalize=do_normalize, return_timelines=True)
             return
         if num_frames % 2:
             raise ValueError(f"Received num_frames={num_frames}; windows that overlap by half need an even number.")
@@ -270,7 +298,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             if index >= half and index % half == half - 1:
                 last = index // half
                 start_seconds, end_seconds = halves.grid_to_seconds([last - 1, last + 1])
-                pixels = self._normalize(window)[None]
+                pixels = self._pixels(window, do_normalize)[None]
                 timelines = [Timeline(float(start_seconds), float(end_seconds))]
                 yield BatchFeature({"pixel_values_videos": pixels, "timelines": timelines})
 
@@ -305,12 +333,14 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             )
         return probe(video, self.limits).duration_seconds
 
-    def _normalize(self, frames: np.ndarray) -> torch.Tensor:
-        """uint8 `(T, H, W, 3)` -> float32 `(T, 3, H, W)`, normalised."""
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(torch.float32)
+    def _pixels(self, frames: np.ndarray, do_normalize: bool | None) -> torch.Tensor:
+        """uint8 `(T, H, W, 3)` -> `(T, 3, H, W)` of its own memory, uint8 or normalised float32."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        if not (self.do_normalize if do_normalize is None else do_normalize):
+            return pixels.clone(memory_format=torch.contiguous_format)
         mean = 255 * torch.tensor(self.image_mean).view(-1, 1, 1)
         std = 255 * torch.tensor(self.image_std).view(-1, 1, 1)
-        return ((pixels - mean) / std).contiguous()
+        return ((pixels.to(torch.float32) - mean) / std).contiguous()
 
 
 def check_num_frames(num_frames: Any) -> None:

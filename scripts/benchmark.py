@@ -22,7 +22,8 @@ for equality before anything is timed.
     - `seconds`, and `operations_per_second` of a product of two matrices of 2048 x 2048 in the same run;
     - `of_limit`: the seconds that the operations would take at that rate, over the seconds that they take.
 - `input_pipeline`: which of the two waits, the training step or the reading of videos. For each size, with one video
-  and one sentence a batch,
+  and one sentence a batch, and with pixels as bytes, which the model normalises, and as floats,
+    - `pixel_bytes` of a batch, which leave a worker;
     - `videos_per_second` of a `DataLoader` over the collator, with 0, 1 and 2 workers: decoding, scaling, normalising
       and tokenizing, with nothing else to do (the decoder has threads of its own). All of them give the same
       batches, which is checked first. The videos are made here, and stay in the system's cache: what a slow disk costs

@@ -3,6 +3,7 @@ What encoding a video once saves, and what an index costs. Writes `benchmark_lib
 commit and seed, anew after each part.
 
     python scripts/benchmark_library.py --output_dir outputs/bench --parts asking
+    python scripts/benchmark_library.py --parts long --size tiny --minutes 5 60
     python scripts/make_moving_shapes.py --output_dir outputs/shapes --num_train 1 --num_test 500
     python scripts/benchmark_library.py --parts index --videos outputs/shapes/videos
     python scripts/benchmark_library.py --parts search --videos outputs/shapes/videos --num_windows 500 50000
@@ -11,6 +12,8 @@ commit and seed, anew after each part.
 
 - `asking`: for a backbone's shape with random weights, a sentence about a video, encoding it, and one more sentence
   about it once it is encoded. Results are checked for equality before anything is timed.
+- `long`: a video of so many minutes, read and encoded in windows: the most memory that this needs, and its time beside
+  that of reading and of the model alone.
 - `index`: the videos of a folder indexed, and read and encoded alone, in turns.
 - `search`: a sentence to an index of these videos, whose rows are copied up to so many windows; a model with random
   weights and a retrieval branch.
@@ -35,6 +38,7 @@ from processing.library import index_videos
 from processing.library_benchmarks import (
     benchmark_asking,
     benchmark_index,
+    benchmark_long,
     benchmark_recall,
     benchmark_search,
     copy_rows,
@@ -43,7 +47,7 @@ from processing.measuring import cpu_name
 from processing.provenance import current_commit
 
 
-PARTS = ["asking", "index", "search", "recall"]
+PARTS = ["asking", "long", "index", "search", "recall"]
 
 
 def main() -> None:
@@ -51,9 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--size", choices=[*SIZES], default="base", help="Of the backbone, in `asking`.")
+    parser.add_argument("--size", choices=[*SIZES], default="base", help="Of the backbone, in `asking` and `long`.")
     parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="In `asking`.")
-    parser.add_argument("--num_frames", type=int, default=64, help="Of the video, in `asking`.")
+    parser.add_argument("--num_frames", type=int, default=64, help="Of a window, in `asking` and `long`.")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Of the videos, in `long`.")
+    parser.add_argument("--window_seconds", type=float, default=20.0, help="In `long`.")
     parser.add_argument("--videos", type=Path, help="Folder of videos, for `index` and `search`.")
     parser.add_argument("--model", default="hub_configs/moving_shapes_model", help="For all but `asking`.")
     parser.add_argument("--num_windows", type=int, nargs="+", default=[500, 50000], help="Of the index, in `search`.")
@@ -98,6 +104,13 @@ def main() -> None:
                     for mode in args.modes
                 ],
             )
+        if "long" in args.parts:
+            settings = (args.size, args.num_frames, args.window_seconds)
+            rows = [
+                benchmark_long(*settings, round(60 * minutes), folder, args.repeats, args.seed)
+                for minutes in args.minutes
+            ]
+            save("long", rows)
         if "index" in args.parts:
             save("index", benchmark_index(args.videos, load_pipeline(args.model), folder / "rounds", rounds=5))
         if "search" in args.parts:

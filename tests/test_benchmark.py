@@ -208,15 +208,25 @@ def test_the_pipeline_is_compared_video_by_video(plain, videos, monkeypatch, one
     def median_seconds(functions, repeats):
         for function in functions.values():
             function()
-        return {0: 4.0, 1: 1.0, "step": step_seconds}
+        seconds = {0: 4.0, 1: 1.0}
+        return (
+            {("uint8", n): seconds[n] for n in seconds}
+            | {("float32", n): 2 * seconds[n] for n in seconds}
+            | {"step": step_seconds}
+        )
 
     monkeypatch.setattr(script, "NUM_WORKERS", (0, 1))
     monkeypatch.setattr(script, "median_seconds", median_seconds)
     figures = script.benchmark_input_pipeline(plain, videos, num_frames=16, repeats=1)
-    assert figures["videos_per_second"] == {0: 1.0, 1: 4.0}
-    assert figures["step_seconds"] == step_seconds and figures["pipeline_over_step"] == ratios
+    assert figures["pixel_bytes"] == {"uint8": 16 * 3 * 32 * 32, "float32": 4 * 16 * 3 * 32 * 32}
+    assert figures["videos_per_second"] == {"uint8": {0: 1.0, 1: 4.0}, "float32": {0: 0.5, 1: 2.0}}
+    assert figures["step_seconds"] == step_seconds and figures["pipeline_over_step"]["uint8"] == ratios
     table = script.pipeline_table([{"size": "tiny", "mode": "scada"} | figures])
-    assert "| tiny | scada | 1.000 / 4.000 | " in table and ("out of memory" in table) == (step_seconds is None)
+    assert (
+        "| tiny | scada | uint8 | 0.049 | 1.000 / 4.000 | " in table
+        and "| 0.500 / 2.000 |" in table
+        and ("out of memory" in table) == (step_seconds is None)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -286,10 +296,12 @@ def test_the_input_pipeline_has_its_figures(record):
     (row,) = pipeline.pop("rows")
     assert set(pipeline) == {"encoder", "megabits_per_second", *script.SMALL_VIDEOS}
     assert (row["size"], row["mode"]) == ("tiny", "scada")
-    assert set(row["videos_per_second"]) == set(row["pipeline_over_step"]) == {"0", "1", "2"}
-    for workers, rate in row["videos_per_second"].items():
-        assert rate > 0 and row["step_seconds"] > 0
-        assert row["pipeline_over_step"][workers] == pytest.approx(1 / rate / row["step_seconds"])
+    assert set(row["videos_per_second"]) == set(row["pipeline_over_step"]) == {"uint8", "float32"}
+    for pixels, rates in row["videos_per_second"].items():
+        assert set(rates) == set(row["pipeline_over_step"][pixels]) == {"0", "1", "2"}
+        for workers, rate in rates.items():
+            assert rate > 0 and row["step_seconds"] > 0
+            assert row["pipeline_over_step"][pixels][workers] == pytest.approx(1 / rate / row["step_seconds"])
 
 
 def test_nothing_is_timed_if_not_asked_for(tmp_path, monkeypatch, capsys, one_thread):

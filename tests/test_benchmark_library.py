@@ -25,17 +25,8 @@ def test_the_record(tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch
     pipe.save_pretrained(tmp_path / "model")
     command = ["benchmark_library.py", "--size", "tiny", "--num_frames", "16", "--modes", "scada_outer"]
     command += ["--repeats", "1", "--videos", str(tmp_path / "videos"), "--model", str(tmp_path / "model")]
-    command += [
-        "--num_windows",
-        "5",
-        "12",
-        "--num_candidates",
-        "3",
-        "--data",
-        str(tmp_path / "videos"),
-        "--output_dir",
-        str(tmp_path),
-    ]
+    command += ["--num_windows", "5", "12", "--num_candidates", "3", "--data", str(tmp_path / "videos")]
+    command += ["--output_dir", str(tmp_path), "--minutes", "0.1", "0.2", "--window_seconds", "2"]
     monkeypatch.setattr(sys, "argv", command)
     benchmark_library.main()
     record = json.loads((tmp_path / "benchmark_library.json").read_text())
@@ -44,6 +35,14 @@ def test_the_record(tiny_model, tiny_processor, make_clip, tmp_path, monkeypatch
     (asking,) = results["asking"]
     # One window of 8 steps and 32 channels, and two outer branches of 8 in float32.
     assert asking["bytes"] > 8 * 32 * 4 and asking["ask_over_direct"] > 0
+    # 6 and 12 seconds in windows of 2 that overlap by half, each of 8 steps and 32 channels in float32.
+    assert [row["windows"] for row in results["long"]] == [5, 11]
+    for row in results["long"]:
+        assert row["bytes"] == row["windows"] * 8 * 32 * 4 < row["peak_bytes"]
+        larger_seconds = max(row["read_seconds"], row["model_seconds"])
+        assert (
+            row["encode_over_larger"] == pytest.approx(row["encode_seconds"] / larger_seconds) and larger_seconds > 0
+        )
     assert results["index"]["videos"] == 5 and results["index"]["index_bytes_per_video"] > 8 * 32 * 4
     assert [row["windows"] for row in results["search"]] == [5, 15]
     recall = results["recall"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -153,24 +154,32 @@ def test_a_model_whose_first_layer_depends_on_the_sentence(make_pipe, make_model
         make_pipe(model=model).encode(clip)
 
 
-def test_windows_are_encoded_one_by_one(make_pipe, clip, monkeypatch):
-    """Each is encoded before the next one has been read."""
-    pipe, log = make_pipe(window_seconds=2.0), []
+def test_a_window_is_encoded_while_the_next_is_read(make_pipe, clip, monkeypatch):
+    """Of the four windows no more than the next."""
+    pipe, num_read, num_encoded, changed = make_pipe(window_seconds=2.0), 0, 0, threading.Condition()
     read, encode = ScadaVideoProcessor.iterate_windows, type(pipe.model).encode_video
 
-    def iterate_windows(*arguments):
-        for window in read(*arguments):
-            log.append("read")
+    def iterate_windows(*arguments, **settings):
+        nonlocal num_read
+        for window in read(*arguments, **settings):
+            with changed:
+                num_read += 1
+                changed.notify_all()
             yield window
 
     def encode_video(self, pixels):
-        log.append(f"encode {len(pixels)}")
+        nonlocal num_encoded
+        assert len(pixels) == 1
+        num_encoded += 1
+        with changed:
+            assert changed.wait_for(lambda: num_read == min(num_encoded + 1, 4), timeout=60)
+            assert not changed.wait_for(lambda: num_read > num_encoded + 1, timeout=0.05)
         return encode(self, pixels)
 
     monkeypatch.setattr(ScadaVideoProcessor, "iterate_windows", iterate_windows)
     monkeypatch.setattr(type(pipe.model), "encode_video", encode_video)
     pipe.encode(clip)
-    assert log == ["read", "encode 1"] * 4
+    assert num_encoded == num_read == 4
 
 
 @pytest.mark.parametrize("mode", ["outer", "both"])

@@ -82,6 +82,25 @@ def test_compiled_in_one_graph(make_model, tiny_batch, tuning, branches, trainin
             torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tuning", ["full", "scada"])
+def test_bytes_are_normalized_in_the_graph(make_model, tiny_batch, tuning):
+    """Without a wait, a break or a graph of its own for mean and deviation; `torch.export` takes it too."""
+    model = make_model(tuning, "both").eval()
+    model.config.image_mean, model.config.image_std = [0.1, 0.5, 0.7], [0.2, 0.4, 0.9]
+    pixels = torch.randint(0, 256, tiny_batch["pixel_values_videos"].shape, dtype=torch.uint8)
+    batch = {name: tensor for name, tensor in tiny_batch.items() if name != "labels"} | {"pixel_values_videos": pixels}
+    with torch.no_grad():
+        expected = model(**batch).logits
+        found = torch.compile(model, backend="eager", fullgraph=True)(**batch).logits
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        model.config.return_dict = False
+        program = torch.export.export(model, (), batch)
+        torch.testing.assert_close(program.module()(**batch)[0], expected, rtol=1e-5, atol=1e-5)
+        on_meta = {name: tensor.to("meta") for name, tensor in batch.items() if name not in ("sentence_mask",)}
+        masks = {"sentence_mask": batch["sentence_mask"], "attention_mask": torch.ones(2, 2, 6, dtype=torch.long)}
+        assert model.to("meta")(**on_meta | masks)[0].shape == expected.shape
+
+
 @pytest.mark.parametrize(("tuning", "branches"), [("frozen", "both"), ("scada", "both")])
 def test_an_exported_model_runs_without_the_package(make_model, tiny_batch, tmp_path, tuning, branches):
     model = make_model(tuning, branches).eval()

@@ -72,6 +72,27 @@ def run_script(recipe: dict, path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_model_has_the_mean_of_the_processor(recipe, tmp_path):
+    """So frames leave the workers as bytes, and the pipeline reads them as such."""
+    own = {"image_mean": [0.1, 0.5, 0.7], "image_std": [0.2, 0.4, 0.9]}
+    (tmp_path / "video" / "preprocessor_config.json").write_text(json.dumps(own))
+    seen, calls = set(), TemporalGroundingCollator.__call__
+
+    def call(self, rows):
+        batch = calls(self, rows)
+        seen.add(batch["pixel_values_videos"].dtype)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TemporalGroundingCollator, "__call__", call)
+        run(*parse(recipe | {"tuning": "frozen"}))
+    assert seen == {torch.uint8}
+    config = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"]).config
+    assert {"image_mean": config.image_mean, "image_std": config.image_std} == own
+    processor = ScadaProcessor.from_pretrained(recipe["output_dir"]).video_processor
+    assert processor.is_model_to_normalize(config) and processor.do_normalize
+
+
 BACKBONE = {"embeddings", "layer.0", "layer.1", "layernorm"}
 
 

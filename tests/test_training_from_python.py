@@ -16,7 +16,7 @@ ANNOTATIONS = re.search(r"```\n(\{.*?)```", PAGE.read_text(), flags=re.DOTALL)[1
 SMALLER = {
     "num_frames=512": "num_frames=16",
     "num_train_epochs=10": "num_train_epochs=2",
-    "(video_model, text_model)": "(video_model, text_model, hidden_size=16, grid_size=16, num_train_proposals=32)",
+    "(video_model, text_model, ": "(video_model, text_model, hidden_size=16, grid_size=16, num_train_proposals=32, ",
 }
 
 
