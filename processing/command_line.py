@@ -239,6 +239,27 @@ def search(args: argparse.Namespace) -> None:
         write_clips(record, args.cut, args.exact)
 
 
+def add_app_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="A model, or an adapter: Hub id or folder; by default that of the index.")
+    parser.add_argument("--index", type=Path, metavar="INDEX", help="What `scada index` made, to be searched too.")
+
+
+def app(args: argparse.Namespace) -> None:
+    """Starts the application, until it is interrupted."""
+    if args.model is None and args.index is None:
+        raise ValueError("Received neither --model nor --index; name at least one of them.")
+    from .app import launch, make_app
+    from .grounding import load_pipeline
+    from .library import Library
+
+    library = None if args.index is None else Library(args.index)
+    model = args.model or (library and library.facts["model"])
+    if model is None:
+        raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
+    print(f"Loading {model}", file=sys.stderr)
+    launch(make_app(load_pipeline(model), Path(model).name if Path(model).is_dir() else model, library), library)
+
+
 # Data.
 
 
@@ -393,6 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("cut", "cut out what was found", add_cut_arguments, cut),
         ("index", "encode the videos of a folder, to search them", add_index_arguments, index),
         ("search", "find the segments of all indexed videos that sentences describe", add_search_arguments, search),
+        ("app", "find, play and cut segments on a page in the browser", add_app_arguments, app),
         ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
         ("compose", "compose untrimmed videos from short clips", add_compose_arguments, compose),
         ("train", "train a model from a recipe", add_train_help, train),
