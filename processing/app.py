@@ -31,7 +31,7 @@ except ImportError as error:
 # The page lies in a frame, which is as high as the page.
 FRAME = (
     '<iframe title="Segments" style="width: 100%; height: 40rem; border: 0" srcdoc="{page}" '
-    'onload="const frame = this, body = frame.contentDocument.body; new ResizeObserver(() => '
+    'onload="const frame = this, body = frame.contentDocument.body; body.style.padding = 0; new ResizeObserver(() => '
     '{{ frame.style.height = body.offsetHeight + 8 + &quot;px&quot;; }}).observe(body)"></iframe>'
 )
 # Uploads and clips are deleted after a day, looked for each hour; an encoded video after an hour.
@@ -184,7 +184,7 @@ def make_app(pipe: TemporalGroundingPipeline, model_name: str, library: Library 
 
     def cut(record: dict[str, Any] | None, chosen: str | None) -> Any:
         if record is None or chosen is None:
-            raise gr.Error("Received no segment; ask first, and choose one.", duration=None, print_exception=False)
+            raise gr.Error("Received no segment; ask first, and choose one.", print_exception=False)
         number, rank = choices_of(record)[int(chosen)][1]
         folder = Path(tempfile.mkdtemp())
         return gr.File(value=_as_message(cut_one, record, number, rank, folder), visible=True)
@@ -222,7 +222,7 @@ def launch(app: gr.Blocks, library: Library | None = None, **kwargs: Any) -> Any
     """
     folders = [] if library is None else [os.path.abspath(library.path_of("."))]
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
-    return app.launch(allowed_paths=folders, theme=theme, **kwargs)
+    return app.launch(allowed_paths=folders, theme=theme, run_history=False, **kwargs)
 
 
 def _as_message(function: Any, *args: Any) -> Any:
@@ -230,4 +230,4 @@ def _as_message(function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except INPUT_ERRORS as error:
-        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error

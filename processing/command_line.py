@@ -253,7 +253,7 @@ def app(args: argparse.Namespace) -> None:
     from .library import Library
 
     library = None if args.index is None else Library(args.index)
-    model = args.model or (library and library.facts["model"])
+    model = args.model if library is None else args.model or library.facts["model"]
     if model is None:
         raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
     print(f"Loading {model}", file=sys.stderr)

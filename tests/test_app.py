@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from html import unescape
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_wrong_calls(tmp_path, monkeypatch, capsys):
     assert 'install it with `pip install ".[app]"`' in capsys.readouterr().err
 
 
+def test_space_needs_what_the_package_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["app"]
+    space = ROOT / "hub_configs" / "space"
+    assert (space / "requirements.txt").read_text().splitlines() == needed
+    (version,) = re.findall(r"^gradio==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert f"sdk_version: {version}\n" in (space / "README.md").read_text(encoding="utf-8").split("---")[1]
+
+
 @pytest.fixture
 def browser():
     if CHROMIUM is None:
@@ -113,11 +123,10 @@ def browser():
 
 
 @pytest.mark.slow
-def test_in_a_browser(pipe, make_clip, browser, tmp_path):
+def test_in_a_browser(pipe, make_clip, browser):
     """Upload, ask, click, play, cut: from the outside. Skipped without Gradio, playwright or Chromium."""
     vp9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime", "g": "10"}}
     clip = make_clip("a clip.webm", num_frames=50, **vp9)
-    (tmp_path / "notes.mp4").write_text("no video")
     demo = app.make_app(pipe, "a model")
     _, url, _ = app.launch(demo, prevent_thread_lock=True, quiet=True)
     try:
