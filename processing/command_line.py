@@ -195,19 +195,23 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help="Windows that the head looks at, after the retrieval branch; without one, it looks at all.",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON in place of the table.")
+    parser.add_argument("--html", type=Path, metavar="OUT.html", help="Write a page that plays the segments.")
     parser.add_argument("--cut", type=Path, metavar="DIR", help="Write the segments as clips into this folder.")
     parser.add_argument("--exact", action="store_true", help=f"With --cut: {EXACT_HELP}")
 
 
 def search(args: argparse.Namespace) -> None:
-    """Prints the segments of all videos, and cuts them out if asked."""
+    """Prints the segments of all videos, and writes the page and the clips if asked."""
     from .result_folder import make_result_folder
     from .result_table import format_table
 
     if args.exact and args.cut is None:
         raise ValueError("Received --exact without --cut; name the folder for the clips, too.")
-    if args.cut is not None:
-        make_result_folder(args.cut)
+    if args.html is not None and args.html.is_dir():
+        raise IsADirectoryError(f"{args.html} is a folder; expected the name of a file to write.")
+    for folder in (args.html and args.html.parent, args.cut):
+        if folder is not None:
+            make_result_folder(folder)
     from .library import Library
     from .library import search as search_library
 
@@ -226,8 +230,34 @@ def search(args: argparse.Namespace) -> None:
         "results": search_library(library, args.sentences, pipe, args.top_k, args.num_candidates),
     }
     print(json.dumps(record, indent=2, ensure_ascii=False) if args.json else format_table(record), flush=True)
+    if args.html is not None:
+        from .result_page import write_page_of_videos
+
+        write_page_of_videos(record, args.html)
+        print(f"Wrote {args.html}, which refers to the videos: keep them in place.", file=sys.stderr)
     if args.cut is not None:
         write_clips(record, args.cut, args.exact)
+
+
+def add_app_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="A model, or an adapter: Hub id or folder; by default that of the index.")
+    parser.add_argument("--index", type=Path, metavar="INDEX", help="What `scada index` made, to be searched too.")
+
+
+def app(args: argparse.Namespace) -> None:
+    """Starts the application, until it is interrupted."""
+    if args.model is None and args.index is None:
+        raise ValueError("Received neither --model nor --index; name at least one of them.")
+    from .app import launch, make_app
+    from .grounding import load_pipeline
+    from .library import Library
+
+    library = None if args.index is None else Library(args.index)
+    model = args.model if library is None else args.model or library.facts["model"]
+    if model is None:
+        raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
+    print(f"Loading {model}", file=sys.stderr)
+    launch(make_app(load_pipeline(model), Path(model).name if Path(model).is_dir() else model, library), library)
 
 
 # Data.
@@ -384,6 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("cut", "cut out what was found", add_cut_arguments, cut),
         ("index", "encode the videos of a folder, to search them", add_index_arguments, index),
         ("search", "find the segments of all indexed videos that sentences describe", add_search_arguments, search),
+        ("app", "find, play and cut segments on a page in the browser", add_app_arguments, app),
         ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
         ("compose", "compose untrimmed videos from short clips", add_compose_arguments, compose),
         ("train", "train a model from a recipe", add_train_help, train),

@@ -6,11 +6,12 @@ import json
 import os
 import string
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .result_table import FAINTEST, LONG_SECONDS
-from .video_io import VideoFacts
+from .video_io import VideoFacts, probe
 
 
 # What browsers play if they know the codec. Under its own name Chromium refuses .mov, which it plays as MP4.
@@ -48,14 +49,77 @@ def write_page(record: dict[str, Any], facts: VideoFacts, path: Path) -> str | N
         source = f"data:{MIME_TYPES[video.suffix.lower()]};base64,{content}"
     else:
         source = urllib.parse.quote(Path(os.path.relpath(video, path.parent)).as_posix())
-    page = PAGE.substitute(
-        title=html.escape(video.name),
-        start_seconds=facts.start_seconds,
-        source=html.escape(source),
+    attributes = f' data-start-seconds="{facts.start_seconds}" src="{html.escape(source)}"'
+    path.write_text(fill_page(record, video.name, attributes), encoding="utf-8")
+    return None if is_embedded else source
+
+
+def write_page_of_videos(record: dict[str, Any], path: Path) -> None:
+    """
+    A page that shows the segments of several videos, each on its own video's time line, and plays them. It refers to
+    the videos by relative links.
+
+    Args:
+        record (`dict`): What `scada search --json` prints.
+        path (`Path`): Where the page goes.
+
+    Raises:
+        OSError, VideoReadError: If one of the videos is gone, or cannot be read.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = describe_videos(
+        record, lambda video: urllib.parse.quote(Path(os.path.relpath(video, path.parent)).as_posix())
+    )
+    title = f"Segments in {Path(record['index']).name}"
+    path.write_text(fill_page(record | {"sources": sources}, title), encoding="utf-8")
+
+
+def describe_videos(record: dict[str, Any], source_of: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """
+    What the page has to know of the videos that the segments are of.
+
+    Args:
+        record (`dict`): What `scada search --json` prints.
+        source_of (`Callable`): Gives the link to a video's file.
+
+    Returns:
+        `dict[str, dict]`: For each path its `name` (the path without the folder that all share), `source`, `duration`
+        and `start_seconds`.
+
+    Raises:
+        OSError, VideoReadError: If one of the videos is gone, or cannot be read.
+    """
+    videos = sorted({segment["video"] for result in record["results"] for segment in result["segments"]})
+    folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
+    described = {}
+    for video in videos:
+        facts = probe(video)
+        described[video] = {
+            "name": Path(os.path.relpath(video, folder or None)).as_posix(),
+            "source": source_of(video),
+            "duration": facts.duration_seconds,
+            "start_seconds": facts.start_seconds,
+        }
+    return described
+
+
+def fill_page(record: dict[str, Any], title: str, video_attributes: str = "") -> str:
+    """
+    Args:
+        record (`dict`): What `scada ground --json` prints, or `scada search --json` with `sources` as
+            [`describe_videos`] gives them.
+        title (`str`): The page's title.
+        video_attributes (`str`, *optional*): Of the page's video, if there is one alone.
+
+    Returns:
+        `str`: The page.
+    """
+    return PAGE.substitute(
+        title=html.escape(title),
+        video=video_attributes,
+        column='<th scope="col" class="video">Video</th>' if "sources" in record else "",
         long_seconds=LONG_SECONDS,
         faintest=FAINTEST,
         # Nothing in a sentence may end the script element.
         data=json.dumps(record).replace("<", "\\u003c"),
     )
-    path.write_text(page, encoding="utf-8")
-    return None if is_embedded else source

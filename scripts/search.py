@@ -3,10 +3,11 @@ Finds the moments in all videos of an index that sentences describe.
 
     python scripts/search.py my_index "the red circle moves left" "a square spins"
     python scripts/search.py my_index "the red circle moves left" --top_k 3 --json > found.json
-    python scripts/search.py my_index "the red circle moves left" --cut clips/
+    python scripts/search.py my_index "the red circle moves left" --html found.html --cut clips/
 
 Prints a table, or JSON with `--json`, on stdout; all else goes to stderr. Times are seconds from the first frame. With
-`--cut`, each segment becomes a clip, as in `ground.py`.
+`--html`, a page plays the segments, and refers to the videos by relative links; with `--cut`, each segment becomes a
+clip, as in `ground.py`.
 
 Returns 1, with one line on stderr, if something is wrong with what was given, and 2 if the arguments are.
 """

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from urllib.parse import unquote
 
 import datasets
 import pytest
@@ -19,6 +20,7 @@ from processing import library
 from processing.command_line import main
 from processing.library import FACTS, Library, index_videos, search, tensor_of
 from processing.result_table import format_time
+from processing.video_io import probe
 
 
 SENTENCES = ["a cat", "the dog runs away."]
@@ -352,6 +354,31 @@ def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
     assert len(clips) == 6 and sorted(path.name for path in (tmp_path / "again").iterdir()) == clips
     suffixes = [Path(segment["video"]).suffix for result in record["results"] for segment in result["segments"]]
     assert [Path(name).suffix for name in clips] == suffixes
+
+
+def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
+    """The page has the record, and a relative link to each video with its length; no sentence ends the script."""
+    (folder / "3.mp4").rename(folder / "100% <b>.mp4")
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "model")
+    index_videos(folder, pipe, tmp_path / "index", model_name=str(tmp_path / "model"))
+    path, sentence = tmp_path / "pages" / "found.html", "a cat</script><script>alert(1)</script>"
+    code, out, err = scada("search", tmp_path / "index", sentence, "--top_k", 1000, "--json", "--html", path)
+    assert code == 0 and f"Wrote {path}" in err
+    text = path.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(data)
+    sources = data.pop("sources")
+    assert data == json.loads(out) and text.count("<script") == 2
+    found = {segment["video"] for segment in data["results"][0]["segments"]}
+    assert set(sources) == found == {str(path) for path in folder.rglob("*.*")}
+    for video, source in sources.items():
+        assert (path.parent / unquote(source["source"])).resolve() == Path(video)
+        assert not source["source"].startswith("/") and source["name"] == Path(video).relative_to(folder).as_posix()
+        assert source["duration"] == probe(video).duration_seconds and source["start_seconds"] == 0
+    assert sources[str(folder / "100% <b>.mp4")]["source"] == "../videos/100%25%20%3Cb%3E.mp4"
+    code, _, err = scada("search", tmp_path / "index", "a cat", "--html", tmp_path)
+    assert code == 1 and "is a folder; expected the name of a file" in err
 
 
 def test_wrong_calls(make_pipe, folder, tmp_path, scada):
