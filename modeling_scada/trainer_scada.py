@@ -18,14 +18,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from processing.collator import TemporalGroundingCollator
-from processing.metrics import (
-    best_rejection_threshold,
-    recall_at,
-    rejection_auroc,
-    rejection_f1,
-    soft_nms,
-    temporal_iou,
-)
+from processing.metrics import recall_at, rejection_metrics, soft_nms, temporal_iou
 
 
 NUM_RANKED = 5
@@ -337,11 +330,5 @@ def compute_metrics(prediction: EvalPrediction, found_threshold: float | None = 
     scores, is_there = ranked[:, -1], ranked[:, 0] != NOT_THERE
     metrics = recall_at(ranked[is_there, :-1]) | {"sentences": int(is_there.sum())}
     if not is_there.all():
-        if found_threshold is None:
-            found_threshold = best_rejection_threshold(scores, is_there)
-        metrics |= {
-            "AUROC": rejection_auroc(scores, is_there),
-            "RejF1": rejection_f1(scores, is_there, found_threshold),
-            "found_threshold": found_threshold,
-        }
+        metrics |= rejection_metrics(scores, is_there, found_threshold)
     return metrics

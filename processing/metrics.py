@@ -371,6 +371,26 @@ def best_rejection_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
     return float(max(candidates, key=lambda threshold: rejection_f1(scores, is_there, threshold)))
 
 
+def rejection_metrics(
+    scores: np.ndarray, is_there: np.ndarray, found_threshold: float | None = None
+) -> dict[str, float]:
+    """
+    Args:
+        scores, is_there: As for [`rejection_auroc`].
+        found_threshold (`float`, *optional*): From which score on a sentence is found; the best one if not given.
+
+    Returns:
+        `dict[str, float]`: `AUROC` and `RejF1` in percent, and the `found_threshold` of the latter.
+    """
+    if found_threshold is None:
+        found_threshold = best_rejection_threshold(scores, is_there)
+    return {
+        "AUROC": rejection_auroc(scores, is_there),
+        "RejF1": rejection_f1(scores, is_there, found_threshold),
+        "found_threshold": found_threshold,
+    }
+
+
 def write_qvhighlights_submission(path: str | PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """
     Write predictions in the format that QVHighlights' evaluation reads: JSON Lines, one sentence a line.

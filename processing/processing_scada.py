@@ -39,6 +39,9 @@ class ScadaProcessor(ProcessorMixin):
     Args:
         video_processor ([`ScadaVideoProcessor`]): Reads and normalises frames.
         tokenizer (`PreTrainedTokenizerBase`): The sentence encoder's tokenizer.
+        found_threshold (`float`, *optional*):
+            From which score on a segment counts as found, where the model was trained with sentences that are not in
+            their video. The pipeline then says `found` of each segment.
 
     Example:
 
