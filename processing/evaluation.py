@@ -161,7 +161,8 @@ def evaluate_model(
 
     Returns:
         `dict[str, Any]`: What `metrics.json` says: `metrics` in percent (those of [`multi_segment_metrics`] too where
-        sentences have several segments, of [`rejection_metrics`] where some are not in their video), what was evaluated, and `how`.
+        sentences have several segments, of [`rejection_metrics`] where some are not in their
+        video), what was evaluated, and `how`.
 
     Raises:
         OSError: If the folder cannot be written to; that is tried before anything is read.
