@@ -29,6 +29,8 @@ LISTWISE_IOU = 0.7
 RETRIEVAL_TEMPERATURE = 0.1
 # A sentence is no negative of another one's segment that it overlaps by more than this: both would be right.
 SAME_SEGMENT_IOU = 0.5
+# Start and end of the only segment of a sentence that is not in its video, in labels.
+NOT_THERE = -1
 # Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
 BOUNDARY_RADIUS = 0.1
 
@@ -316,7 +318,9 @@ def temporal_grounding_loss(
     labels: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """
-    `L = L_boundary + L_iou + L_offset`, the mean over the sentences that have a target (0 if none has).
+    `L = L_boundary + L_iou + L_offset`, the mean over the sentences that have a target (0 if none has). Those that are
+    not in their video, with `[-1, -1]` for a label, take part in all but the offsets: no proposal is theirs, no step a
+    boundary, and the IoU of each is 0. [D]
 
     Args:
         boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
@@ -341,7 +345,11 @@ def temporal_grounding_loss(
         "loss_offset": OFFSET_WEIGHT * offset_loss(offsets.float(), proposals, own_target, iou),
     }
     has_target = target_mask.any(-1)
-    return {name: masked_mean(values, has_target) for name, values in terms.items()}
+    has_answer = has_target | (labels[..., 0] == NOT_THERE).any(-1)
+    return {
+        name: masked_mean(values, has_target if name == "loss_offset" else has_answer)
+        for name, values in terms.items()
+    }
 
 
 def ranking_loss(

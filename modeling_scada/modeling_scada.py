@@ -629,7 +629,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
                 1 for sentences, 0 for padding.
             labels (`torch.FloatTensor` of shape `(B, M, K, 2)` or `(B, M, 2)`, *optional*):
-                Start and end of up to `K` target segments a sentence, in `[0, 1]` of the window, padded with -100.
+                Start and end of up to `K` target segments a sentence, in `[0, 1]` of the window, padded with -100;
+                `[-1, -1]` for a sentence that is not in its video.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the video backbone's states too.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):

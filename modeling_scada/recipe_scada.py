@@ -5,9 +5,11 @@ on where it was.
 
 import json
 import platform
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +163,24 @@ def run(
         if split is not None
     }
     test_dataset = eval_datasets["test"]
-    train_collator = make_collator(max_sentences=data_args.max_sentences, augment=data_args.augment)
+    make_collator = partial(
+        make_collator,
+        sentences_of_others=None if data_args.streaming else list(chain.from_iterable(train_dataset["sentences"])),
+    )
+    train_collator = make_collator(
+        max_sentences=data_args.max_sentences,
+        augment=data_args.augment,
+        negative_sentences=data_args.negative_sentences,
+    )
+    # As many as a video has itself, so that half of all sentences are not there.
+    eval_collator = make_collator(negative_sentences=sys.maxsize if data_args.negative_sentences else 0)
     trainer = TemporalGroundingTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_datasets if data_args.validation_split else test_dataset,
         data_collator=train_collator,
-        eval_collator=make_collator(),
+        eval_collator=eval_collator,
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
@@ -185,6 +197,10 @@ def run(
         "date": time.strftime("%Y-%m-%d"),
         "commit": current_commit(),
     }
+    if data_args.negative_sentences and data_args.validation_split:
+        chosen = trainer.evaluate(eval_datasets["validation"], metric_key_prefix="validation")
+        processor.found_threshold = chosen["validation_found_threshold"]
+        trainer.compute_metrics = partial(compute_metrics, found_threshold=processor.found_threshold)
     trainer.save_model()
     metrics = trainer.evaluate(test_dataset)
     trainer.log_metrics("eval", metrics)

@@ -18,11 +18,12 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from processing.collator import TemporalGroundingCollator
-from processing.metrics import recall_at, soft_nms, temporal_iou
+from processing.metrics import recall_at, rejection_metrics, soft_nms, temporal_iou
 
 
 NUM_RANKED = 5
 PADDING = -100.0
+NOT_THERE = -1.0
 # A checkpoint that has this file is whole: it is written last.
 COMPLETE = "checkpoint_is_complete"
 
@@ -297,24 +298,37 @@ def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torc
         labels (`torch.Tensor` of shape `(B, M, K, 2)`): Targets in `[0, 1]`, padded with -100.
 
     Returns:
-        `torch.Tensor` of shape `(B, M, 5)`: IoU of the segments after soft-NMS with the best target, best ranked
-        first; -100 for sentences without a target, which are padding or belong to a video that could not be read.
+        `torch.Tensor` of shape `(B, M, 6)`: IoU of the five segments after soft-NMS with the best target, best ranked
+        first, -1 for a sentence that is not in its video; and the score of the first. All -100 for padding and for
+        sentences of a video that could not be read.
     """
     scores = outputs[0].double().sigmoid().cpu().numpy()
     segments = outputs[1].double().cpu().numpy()
     targets = labels.double().cpu().numpy()
-    ious = np.full((*scores.shape[:2], NUM_RANKED), PADDING)
+    ious = np.full((*scores.shape[:2], NUM_RANKED + 1), PADDING)
     for row in np.ndindex(scores.shape[:2]):
         of_sentence = targets[row][targets[row][:, 0] >= 0]
+        if targets[row][0, 0] == PADDING:
+            continue
+        ious[row][-1] = scores[row].max()
+        ious[row][:-1] = 0.0 if len(of_sentence) else NOT_THERE
         if len(of_sentence):
             _, ranked = soft_nms(scores[row], segments[row], NUM_RANKED)
-            ious[row] = 0.0
             ious[row][: len(ranked)] = temporal_iou(ranked, of_sentence).max(1)
     return torch.from_numpy(ious).to(labels.device)
 
 
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`R@n, IoU=m` and mIoU in percent, over all sentences; and how many these are."""
-    ious = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED)
-    ious = ious[ious[:, 0] != PADDING]
-    return recall_at(ious) | {"sentences": len(ious)}
+def compute_metrics(prediction: EvalPrediction, found_threshold: float | None = None) -> dict[str, float]:
+    """
+    `R@n, IoU=m` and mIoU in percent, over all sentences that are in their video; and how many these are.
+
+    Where others are too, also `AUROC` of telling them apart by the score of the first segment, `RejF1` of rejecting
+    them below `found_threshold`, and that `found_threshold`; if it is not given, the one with the best `RejF1`.
+    """
+    ranked = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED + 1)
+    ranked = ranked[ranked[:, -1] != PADDING]
+    scores, is_there = ranked[:, -1], ranked[:, 0] != NOT_THERE
+    metrics = recall_at(ranked[is_there, :-1]) | {"sentences": int(is_there.sum())}
+    if not is_there.all():
+        metrics |= rejection_metrics(scores, is_there, found_threshold)
+    return metrics

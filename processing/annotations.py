@@ -267,6 +267,8 @@ def _check_segments(segments: list, where: str) -> None:
         ValueError: If a segment is empty or ends before it starts. One outside its video shows when that is read.
     """
     for of_sentence in segments:
+        if of_sentence is not None and len(of_sentence) == 0:
+            continue  # the sentence is not in the video
         pairs = of_sentence if of_sentence and isinstance(of_sentence[0], (list, tuple)) else [of_sentence]
         for pair in pairs:
             if any(isinstance(time, str) for time in pair or []):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ READ_MARGIN = 182 / 160
 CROP_AREAS = (0.08, 1.0)
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+NEGATIVE_TRIES = 10
 SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
@@ -45,6 +47,11 @@ class TemporalGroundingCollator:
             A file to which the name of each video that cannot be read, and the reason, are added as a line of JSON;
             its place in the batch is then filled with zeros and its labels with -100, so that loss and metrics leave
             it out. If not given, such a video is an error.
+        negative_sentences (`int`, *optional*, defaults to 0):
+            At most so many sentences of other videos beside a video's own, and no more than these: they are not there,
+            and have no segment. One with the words of an own sentence is not drawn.
+        sentences_of_others (`Sequence[str]`, *optional*):
+            What they are drawn from, such as all sentences of the data set; those of the batch if not given.
         keep_in_memory (`bool`, *optional*, defaults to `False`):
             Keeps the frames of each video once they were read, for data sets that are small enough: 12 bytes a pixel,
             or 3 without `do_normalize`, in each worker of the `DataLoader`.
@@ -57,7 +64,7 @@ class TemporalGroundingCollator:
             has it, but [`TemporalGroundingTrainer`] leaves it to a model that can. With `blind` they are floats.
 
     Raises:
-        ValueError: If `max_sentences` is not positive, or see [`ScadaProcessor`].
+        ValueError: If `max_sentences` is not positive, `negative_sentences` is negative, or see [`ScadaProcessor`].
         FileNotFoundError, VideoReadError: If a video cannot be read, unless there is a `broken_videos_log`.
     """
 
@@ -68,6 +75,8 @@ class TemporalGroundingCollator:
         max_sentences: int | None = None,
         augment: bool = False,
         blind: bool = False,
+        negative_sentences: int = 0,
+        sentences_of_others: Sequence[str] | None = None,
         broken_videos_log: str | Path | None = None,
         keep_in_memory: bool = False,
         seed: int | None = None,
@@ -75,11 +84,15 @@ class TemporalGroundingCollator:
     ):
         if max_sentences is not None and max_sentences < 1:
             raise ValueError(f"Received max_sentences={max_sentences}; expected a positive number, or None for all.")
+        if negative_sentences < 0:
+            raise ValueError(f"Received negative_sentences={negative_sentences}; expected a number from 0 on.")
         self.processor = processor
         self.video_files = VideoFiles(video_root)
         self.max_sentences = max_sentences
         self.augment = augment
         self.blind = blind
+        self.negative_sentences = negative_sentences
+        self.sentences_of_others = sentences_of_others
         self.broken_videos_log = broken_videos_log
         self._kept: dict[str, Any] | None = {} if keep_in_memory else None
         self.seed = seed
@@ -118,6 +131,9 @@ class TemporalGroundingCollator:
                 broken.append(index)
                 video = self._no_video()
                 timeline, own_segments = Timeline(0.0, 1.0), [[0.0, 1.0]] * len(drawn)
+            if self.negative_sentences:
+                negatives = self._draw_negatives(rows, index, len(drawn), generator)
+                own_sentences, own_segments = own_sentences + negatives, own_segments + [[]] * len(negatives)
             pixels.append(video)
             timelines.append(timeline)
             sentences.append(own_sentences)
@@ -134,7 +150,7 @@ class TemporalGroundingCollator:
         generator = torch.Generator()
         if self.seed is None:
             # Where nothing is drawn, nothing is taken from the generator that the model draws from too.
-            draws = self.max_sentences is not None or self.augment or self.blind
+            draws = self.max_sentences is not None or self.augment or self.blind or self.negative_sentences
             return generator.manual_seed(int(torch.randint(2**62, ()))) if draws else generator
         name = f"{row.get('video_id') or video_name(row['video'])} {row['sentences'][0]}"
         return generator.manual_seed(zlib.crc32(f"{self.seed} {int(self._epoch)} {name}".encode()))
@@ -143,6 +159,24 @@ class TemporalGroundingCollator:
         if self.max_sentences is None or num_sentences <= self.max_sentences:
             return list(range(num_sentences))
         return sorted(torch.randperm(num_sentences, generator=generator)[: self.max_sentences].tolist())
+
+    def _draw_negatives(
+        self, rows: list[dict[str, Any]], index: int, most: int, generator: torch.Generator
+    ) -> list[str]:
+        """Sentences that the video of a row does not have, at most `most` and `negative_sentences`."""
+        others = self.sentences_of_others
+        if others is None:
+            others = [sentence for row in rows[:index] + rows[index + 1 :] for sentence in row["sentences"]]
+        taken = {_words(sentence) for sentence in rows[index]["sentences"]}
+        drawn: list[str] = []
+        for _ in range(NEGATIVE_TRIES * most if others else 0):
+            if len(drawn) == min(most, self.negative_sentences):
+                break
+            sentence = others[int(torch.randint(len(others), (), generator=generator))]
+            if _words(sentence) not in taken:
+                taken.add(_words(sentence))
+                drawn.append(sentence)
+        return drawn
 
     def _read(self, row: dict[str, Any], generator: torch.Generator) -> tuple[torch.Tensor, Timeline]:
         """A row's video as `(T, 3, H, W)`, floats or uint8, and its window."""
@@ -186,6 +220,10 @@ class TemporalGroundingCollator:
         logger.warning(f"Left out {name}, which is broken: {error}")
         with open(str(self.broken_videos_log), "a", encoding="utf-8") as file:
             file.write(json.dumps({"video": name, "reason": str(error)}) + "\n")
+
+
+def _words(sentence: str) -> str:
+    return " ".join(sentence.casefold().split()).rstrip(" .")
 
 
 def augment_video(

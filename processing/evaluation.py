@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from .annotations import clean_sentence, load_annotations
 from .grounding import load_pipeline
-from .metrics import multi_segment_metrics, temporal_grounding_metrics, write_qvhighlights_submission
+from .metrics import (
+    multi_segment_metrics,
+    rejection_metrics,
+    temporal_grounding_metrics,
+    write_qvhighlights_submission,
+)
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
 from .provenance import current_commit
 from .result_folder import make_result_folder
@@ -156,7 +161,8 @@ def evaluate_model(
 
     Returns:
         `dict[str, Any]`: What `metrics.json` says: `metrics` in percent (those of [`multi_segment_metrics`] too where
-        sentences have several segments), what was evaluated, and `how`.
+        sentences have several segments, of [`rejection_metrics`] where some are not in their
+        video), what was evaluated, and `how`.
 
     Raises:
         OSError: If the folder cannot be written to; that is tried before anything is read.
@@ -176,10 +182,15 @@ def evaluate_model(
     predictions, broken = predict(pipe, rows, top_k, skip_broken_videos)
     seconds = time.perf_counter() - started_seconds
 
-    found, targets = ([row[name] for row in predictions] for name in ("segments", "targets"))
+    there = [row for row in predictions if row["targets"]]
+    found, targets = ([row[name] for row in there] for name in ("segments", "targets"))
     metrics = temporal_grounding_metrics(found, targets, strict=strict)
     if any(len(of_sentence) > 1 for of_sentence in targets):
         metrics |= multi_segment_metrics(found, targets, strict=strict)
+    if len(there) < len(predictions):
+        scores = np.array([row["segments"][0][2] for row in predictions])
+        is_there = np.array([bool(row["targets"]) for row in predictions])
+        metrics |= rejection_metrics(scores, is_there, pipe.processor.found_threshold)
     cuda_name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     record = {
         "model": model,

@@ -319,6 +319,78 @@ def _ranked_ious(predictions: Sequence[Any], references: Sequence[Any]) -> tuple
     return ious, by_score, num_targets
 
 
+def rejection_auroc(scores: np.ndarray, is_there: np.ndarray) -> float:
+    """
+    Whether scores tell sentences that are in their video from others: the probability, in percent, that one that is
+    there has the higher score, equal ones counting half (the area under the ROC curve).
+
+    Args:
+        scores (`np.ndarray` of shape `(Q,)`): Of each sentence's best segment.
+        is_there (`np.ndarray` of shape `(Q,)`): Whether the sentence is in its video.
+
+    Returns:
+        `float`: 50 by chance; `nan` if there are only sentences of one kind.
+    """
+    scores, is_there = np.asarray(scores, dtype=np.float64), np.asarray(is_there, dtype=bool)
+    there, others = np.sort(scores[is_there]), scores[~is_there]
+    if not len(there) or not len(others):
+        return float("nan")
+    lower = np.searchsorted(there, others, side="left")
+    equal = np.searchsorted(there, others, side="right") - lower
+    higher = len(there) - lower - equal
+    return 100 * float((higher + equal / 2).mean() / len(there))
+
+
+def rejection_f1(scores: np.ndarray, is_there: np.ndarray, threshold: float) -> float:
+    """
+    F1, in percent, of rejecting the sentences that are not in their video: those whose score is below `threshold`.
+
+    Args:
+        scores, is_there: As for [`rejection_auroc`].
+        threshold (`float`): Sentences with this score or a higher one are found.
+
+    Returns:
+        `float`: 0 if none is rejected that should be.
+    """
+    rejected = np.asarray(scores) < threshold
+    absent = ~np.asarray(is_there, dtype=bool)
+    right = int((rejected & absent).sum())
+    return 100 * 2 * right / max(int(rejected.sum() + absent.sum()), 1)
+
+
+def best_rejection_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
+    """
+    Args:
+        scores, is_there: As for [`rejection_auroc`].
+
+    Returns:
+        `float`: The threshold with the best [`rejection_f1`], halfway to the next lower score; the lowest such.
+    """
+    distinct = np.unique(np.asarray(scores, dtype=np.float64))
+    candidates = [*((distinct[1:] + distinct[:-1]) / 2), min(1.0, distinct[-1] + 1e-6)]
+    return float(max(candidates, key=lambda threshold: rejection_f1(scores, is_there, threshold)))
+
+
+def rejection_metrics(
+    scores: np.ndarray, is_there: np.ndarray, found_threshold: float | None = None
+) -> dict[str, float]:
+    """
+    Args:
+        scores, is_there: As for [`rejection_auroc`].
+        found_threshold (`float`, *optional*): From which score on a sentence is found; the best one if not given.
+
+    Returns:
+        `dict[str, float]`: `AUROC` and `RejF1` in percent, and the `found_threshold` of the latter.
+    """
+    if found_threshold is None:
+        found_threshold = best_rejection_threshold(scores, is_there)
+    return {
+        "AUROC": rejection_auroc(scores, is_there),
+        "RejF1": rejection_f1(scores, is_there, found_threshold),
+        "found_threshold": found_threshold,
+    }
+
+
 def write_qvhighlights_submission(path: str | PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """
     Write predictions in the format that QVHighlights' evaluation reads: JSON Lines, one sentence a line.

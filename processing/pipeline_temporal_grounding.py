@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -342,13 +343,17 @@ class TemporalGroundingPipeline(Pipeline):
         (found,) = self.processor.post_process_temporal_grounding(
             outputs, timelines=outputs["timelines"], merge_windows=True, **kwargs
         )
-        results = [
+        results: list[list[dict[str, Any]]] = [
             [
                 {"score": float(score), "start": float(start), "end": float(end)}
                 for score, (start, end) in zip(result["scores"], result["segments"], strict=True)
             ]
             for result in found
         ]
+        # Not there in a processor whose code, from the Hub, is older.
+        if (found_threshold := getattr(self.processor, "found_threshold", None)) is not None:
+            for segment in chain.from_iterable(results):
+                segment["found"] = segment["score"] >= found_threshold
         if isinstance(outputs["sentence"], str):
             return results[0]
         return [

@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 # annotation says (Charades-STA: up to 1.54 s).
 SEGMENT_TOLERANCE_SECONDS = 2.0
 LABEL_PADDING = -100.0
+# Both ends of the only segment of a sentence that is not in its video.
+LABEL_NOT_THERE = -1.0
 
 
 class SegmentOutsideVideoError(ValueError):
@@ -37,6 +39,9 @@ class ScadaProcessor(ProcessorMixin):
     Args:
         video_processor ([`ScadaVideoProcessor`]): Reads and normalises frames.
         tokenizer (`PreTrainedTokenizerBase`): The sentence encoder's tokenizer.
+        found_threshold (`float`, *optional*):
+            From which score on a segment counts as found, where the model was trained with sentences that are not in
+            their video. The pipeline then says `found` of each segment.
 
     Example:
 
@@ -48,7 +53,13 @@ class ScadaProcessor(ProcessorMixin):
 
     ```"""
 
-    def __init__(self, video_processor: ScadaVideoProcessor, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        video_processor: ScadaVideoProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        found_threshold: float | None = None,
+    ):
+        self.found_threshold = found_threshold
         super().__init__(video_processor, tokenizer)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
@@ -91,7 +102,7 @@ class ScadaProcessor(ProcessorMixin):
                 of NumPy, pandas and polars are taken like lists.
             segments (`list`, *optional*):
                 Target segments in seconds from the first frame, in the nesting of `text`: for each sentence
-                `[start, end]`, or a list of these. They become `labels`.
+                `[start, end]`, or a list of these; `[]` for one that is not in its video. They become `labels`.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
             **kwargs:
@@ -317,21 +328,24 @@ def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list
                 "pass [start, end], or a list of these, per sentence."
             )
         arrays = [np.asarray(of_sentence, dtype=np.float64) for of_sentence in of_video]
-        arrays = [array[None] if array.ndim == 1 else array for array in arrays]
+        arrays = [array.reshape(-1, 2) if array.shape in ((2,), (0,)) else array for array in arrays]
         for array, sentence in zip(arrays, own_sentences, strict=True):
-            if array.ndim != 2 or array.shape[1] != 2 or not len(array):
+            if array.shape != (0, 2) and (array.ndim != 2 or array.shape[1] != 2):
                 raise ValueError(
-                    f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end] or a list of "
-                    "these."
+                    f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end], a list of "
+                    "these, or [] for a sentence that is not in the video."
                 )
         nested.append(arrays)
     return nested
 
 
 def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.ndarray:
-    """Target segments in seconds -> `(B, M, K, 2)` float32 in `[0, 1]` of each video, padded with -100."""
+    """
+    Target segments in seconds -> `(B, M, K, 2)` float32 in `[0, 1]` of each video, padded with -100; `[-1, -1]` of a
+    sentence that has none.
+    """
     num_sentences = max(map(len, targets))
-    num_segments = max(len(array) for of_video in targets for array in of_video)
+    num_segments = max(1, *(len(array) for of_video in targets for array in of_video))
     labels = np.full((len(targets), num_sentences, num_segments, 2), LABEL_PADDING, dtype=np.float32)
     for video_index, (of_video, timeline) in enumerate(zip(targets, timelines, strict=True)):
         window = Timeline(timeline.start_seconds, timeline.end_seconds)
@@ -339,6 +353,8 @@ def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.nd
             _check_segments(segments_seconds, window)
             unit = np.clip(window.seconds_to_grid(segments_seconds), 0.0, 1.0)
             labels[video_index, sentence_index, : len(unit)] = unit
+            if not len(unit):
+                labels[video_index, sentence_index, 0] = LABEL_NOT_THERE
     return labels
 
 

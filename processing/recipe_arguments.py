@@ -126,6 +126,13 @@ class DataArguments:
     max_sentences: int | None = field(
         default=None, metadata={"help": "Sentences of a video a training step, drawn afresh; all if not given."}
     )
+    negative_sentences: int = field(
+        default=0,
+        metadata={
+            "help": "Sentences of other videos beside each video's own, at most as many: the score then tells what is "
+            "not in a video. With a validation_split the threshold is chosen on it and saved with the processor."
+        },
+    )
     augment: bool = field(
         default=False, metadata={"help": "Random crop and flip of the training videos, as AdaTAD has it."}
     )

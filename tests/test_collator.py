@@ -176,6 +176,42 @@ def test_max_sentences_has_to_be_positive(tiny_processor, max_sentences):
         TemporalGroundingCollator(tiny_processor, max_sentences=max_sentences)
 
 
+def test_sentences_of_others_have_no_segment(tiny_processor, row, short_row, tmp_path):
+    """At most as many as a video has itself; never one that it has, in other letters or with a full stop."""
+    others = ["w5", "W5.", " w3 ", *(f"n{number}" for number in range(20))]
+    collator = TemporalGroundingCollator(
+        tiny_processor, tmp_path, max_sentences=4, negative_sentences=3, sentences_of_others=others, seed=0
+    )
+    drawn = set()
+    for epoch in range(20):
+        collator.set_epoch(epoch)
+        batch = collator([row, short_row])
+        first, second = read_sentences(batch, tiny_processor.tokenizer)
+        check_labels({"labels": batch["labels"][:1, :4]}, first[:4])
+        assert len(first) == 7 and len(second) == 2 and second[0] == "w5"
+        negatives = first[4:]
+        assert len(set(negatives)) == 3 and all(name.startswith("n") for name in negatives)
+        assert (batch["labels"][0, 4:7] == -1).all() and (batch["labels"][1, 1] == -1).all()
+        assert (batch["labels"][1, 2:] == -100).all()
+        assert second[1].startswith("n") or second[1] == "w3"
+        drawn |= set(negatives)
+        torch.testing.assert_close(collator([row, short_row])["input_ids"], batch["input_ids"])
+    assert len(drawn) == 20
+    plain = TemporalGroundingCollator(tiny_processor, tmp_path, max_sentences=4, seed=0)
+    plain.set_epoch(epoch)
+    torch.testing.assert_close(plain([row, short_row])["pixel_values_videos"], batch["pixel_values_videos"])
+    assert read_sentences(plain([row, short_row]), tiny_processor.tokenizer)[0] == first[:4]
+
+
+def test_sentences_of_the_batch_where_there_are_no_others(tiny_processor, row, short_row, tmp_path):
+    collator = TemporalGroundingCollator(tiny_processor, tmp_path, negative_sentences=99)
+    first, second = read_sentences(collator([row, short_row]), tiny_processor.tokenizer)
+    assert first == row["sentences"]  # the other video's only sentence is its own too
+    assert second[0] == "w5" and len(second) == 2 and second[1] in set(row["sentences"]) - {"w5"}
+    with pytest.raises(ValueError, match="negative_sentences=-1"):
+        TemporalGroundingCollator(tiny_processor, negative_sentences=-1)
+
+
 def test_blind_replaces_the_pixels_alone(tiny_processor, row, short_row, tmp_path):
     torch.manual_seed(0)
     sighted = TemporalGroundingCollator(tiny_processor, tmp_path)([row, short_row])

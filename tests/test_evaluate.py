@@ -91,6 +91,28 @@ def test_sentences_with_several_segments_have_metrics_of_their_own(saved):
     assert "G-mAP" not in evaluate(saved)[0]["metrics"]
 
 
+def test_sentences_that_are_not_there_are_rejected_or_not(saved):
+    """Of no segment: they are in no R@n, and AUROC and F1 follow from the scores of the first segments."""
+    plain, _ = evaluate(saved)
+    row = json.loads((saved / "rows.jsonl").read_text().splitlines()[0])
+    row = row | {"sentences": [*row["sentences"], "it never was", "nor this"], "segments": [*row["segments"], [], []]}
+    other = (saved / "rows.jsonl").read_text().splitlines()[1]
+    (saved / "more.jsonl").write_text(json.dumps(row) + "\n" + other)
+    processor = ScadaProcessor.from_pretrained(saved / "model")
+    processor.found_threshold = 2.0  # rejects all: precision 2/5, recall 1
+    processor.save_pretrained(saved / "model")
+    record, predictions = evaluate(saved, data="more.jsonl")
+    metrics = record["metrics"]
+    assert {name: metrics[name] for name in plain["metrics"]} == pytest.approx(plain["metrics"])
+    scores = {True: [], False: []}
+    for prediction in predictions:
+        scores[bool(prediction["targets"])].append(prediction["segments"][0][2])
+    assert [len(scores[True]), len(scores[False])] == [3, 2]
+    wins = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
+    assert metrics["AUROC"] == pytest.approx(100 * sum(wins) / 6)
+    assert metrics["RejF1"] == pytest.approx(100 * 2 * 2 / (5 + 2)) and metrics["found_threshold"] == 2.0
+
+
 def test_a_broken_video_stops_the_evaluation_or_is_left_out_and_named(saved):
     whole, _ = evaluate(saved)
     (saved / "b.webm").write_bytes((saved / "b.webm").read_bytes()[:100])

@@ -171,6 +171,28 @@ def test_a_sentence_without_any_target_is_left_out(place):
         assert [bool(row.abs().sum() > 0) for row in gradient] == [sentence != place for sentence in range(3)]
 
 
+def test_a_sentence_that_is_not_there_asks_for_nothing():
+    """Nothing of it is positive: half the mean of -log(1 - p), and squared IoUs; the others' offsets are as before."""
+    targets = [TARGETS["long"], [(-1.0, -1.0)], []]
+    outputs = random_outputs(3, len(SAMPLE))
+    boundary, ious, _ = (output[1] for output in outputs)
+    absent = {
+        "loss_boundary": mean([math.log1p(math.exp(x)) / 2 for x in boundary.flatten().tolist()]),
+        "loss_iou_classification": mean([math.log1p(math.exp(x)) / 2 for x in ious[:, 0].tolist()]),
+        "loss_iou_regression": 5 * mean([1 / (1 + math.exp(-x)) ** 2 for x in ious[:, 1].tolist()]),
+    }
+    alone = slow_loss(*(output[:1].tolist() for output in outputs), SAMPLE, targets[:1])
+    loss = temporal_grounding_loss(*outputs, torch.tensor(SAMPLE), padded(targets))
+    for name, value in absent.items():
+        assert loss[name].item() == pytest.approx((alone[name] + value) / 2, rel=1e-4), name
+    assert loss["loss_offset"].item() == pytest.approx(alone["loss_offset"], rel=1e-4)
+    ranking = [
+        ranking_loss(outputs[1][..., 0], torch.tensor(SAMPLE), padded(some), torch.tensor([0, 0, 0]), GRID_SIZE)
+        for some in (targets, [targets[0], [], []])
+    ]
+    assert ranking[0] == ranking[1]
+
+
 @pytest.mark.parametrize("num_sentences", [1, 3])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_no_sentence_has_a_target(num_sentences, scale):

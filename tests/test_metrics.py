@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from processing.metrics import (
     AP_IOU_THRESHOLDS,
     average_precision,
+    best_rejection_threshold,
     multi_segment_metrics,
     recall_at,
+    rejection_auroc,
+    rejection_f1,
     soft_nms,
     temporal_grounding_metrics,
     temporal_iou,
@@ -536,3 +539,28 @@ def test_bad_submission_is_refused_and_nothing_written(tmp_path, change, message
     with pytest.raises(ValueError, match=message):
         write_qvhighlights_submission(tmp_path / "preds.jsonl", [row, bad])
     assert not (tmp_path / "preds.jsonl").exists()
+
+
+def test_rejection_is_that_of_plain_loops():
+    """Scores on a coarse grid, so that many are equal."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scores, is_there = rng.integers(0, 8, 30) / 8, rng.random(30) < 0.5
+        pairs = [(a > b) + (a == b) / 2 for a in scores[is_there] for b in scores[~is_there]]
+        assert rejection_auroc(scores, is_there) == pytest.approx(100 * sum(pairs) / len(pairs))
+        best = 0.0
+        for threshold in [*(np.arange(-1, 10) / 8 + 0.01)]:
+            right = sum(bool(score < threshold and not there) for score, there in zip(scores, is_there, strict=True))
+            rejected = sum(bool(score < threshold) for score in scores)
+            precision, recall = right / max(rejected, 1), right / sum(~is_there)
+            expected = 100 * 2 * precision * recall / max(precision + recall, 1e-9)
+            assert rejection_f1(scores, is_there, threshold) == pytest.approx(expected)
+            best = max(best, expected)
+        assert rejection_f1(scores, is_there, best_rejection_threshold(scores, is_there)) == pytest.approx(best)
+
+
+def test_rejection_at_its_ends():
+    assert rejection_auroc(np.array([0.9, 0.1]), np.array([True, False])) == 100
+    assert rejection_auroc(np.array([0.1, 0.9]), np.array([True, False])) == 0
+    assert math.isnan(rejection_auroc(np.array([0.1, 0.9]), np.array([True, True])))
+    assert best_rejection_threshold(np.array([0.2, 0.2]), np.array([False, False])) > 0.2

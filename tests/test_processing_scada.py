@@ -632,3 +632,18 @@ def test_a_sentence_that_is_cut_is_warned_of_once(tiny_processor, monkeypatch):
     assert len(warnings) == 2
     assert f"The sentence '{'c' * 60}'... has 72 tokens, and the sentence encoder takes 64" in warnings[0]
     assert f"'{'d' * 60}'... has 65 tokens" in warnings[1]
+
+
+def test_a_sentence_that_is_not_there_has_a_label_of_its_own(tiny_processor, make_clip):
+    clip = str(make_clip(num_frames=20, fps=10))
+    batch = tiny_processor(videos=clip, text=["sits", "stands"], segments=[[], [[0.0, 1.0], [1.5, 2.0]]])
+    expected = torch.tensor([[[[-1.0, -1.0], [-100, -100]], [[0, 0.5], [0.75, 1]]]])
+    torch.testing.assert_close(batch["labels"], expected)
+    assert tiny_processor(videos=clip, text=["sits"], segments=[[]])["labels"].tolist() == [[[[-1, -1]]]]
+
+
+def test_the_threshold_is_saved(tiny_processor, tmp_path):
+    assert tiny_processor.found_threshold is None
+    tiny_processor.found_threshold = 0.25
+    tiny_processor.save_pretrained(tmp_path)
+    assert ScadaProcessor.from_pretrained(tmp_path).found_threshold == 0.25

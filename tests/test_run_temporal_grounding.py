@@ -196,15 +196,33 @@ def test_ranked_ious_against_segments_known_by_construction():
     segments = torch.tensor([[0.0, 0.5], [0.5, 1.0]]).expand(2, 2, 2, 2)
     labels = torch.tensor([[[[0.5, 1.0]], [[0.0, 0.5]]], [[[0.25, 0.75]], [[-100.0, -100.0]]]])
     ious = ranked_ious((logits, segments), labels)
-    assert ious.shape == (2, 2, 5)
-    np.testing.assert_allclose(ious[0, 0], [1, 0, 0, 0, 0])
-    np.testing.assert_allclose(ious[0, 1], [0, 1, 0, 0, 0])
-    np.testing.assert_allclose(ious[1, 0], [1 / 3, 1 / 3, 0, 0, 0])
+    score = 1 / (1 + np.exp(-2))  # of the first segment
+    assert ious.shape == (2, 2, 6)
+    np.testing.assert_allclose(ious[0, 0], [1, 0, 0, 0, 0, score])
+    np.testing.assert_allclose(ious[0, 1], [0, 1, 0, 0, 0, score])
+    np.testing.assert_allclose(ious[1, 0], [1 / 3, 1 / 3, 0, 0, 0, score])
     assert (ious[1, 1] == -100).all()
     metrics = compute_metrics(EvalPrediction(predictions=ious.numpy(), label_ids=labels.numpy()))
     assert metrics["R1@0.5"] == pytest.approx(100 / 3)
     assert metrics["R5@0.5"] == pytest.approx(200 / 3)
     assert metrics["mIoU"] == pytest.approx(100 * (1 + 0 + 1 / 3) / 3)
+
+
+def test_metrics_of_sentences_that_are_not_there():
+    """Scores 0.9 and 0.4 of two that are there, 0.6, 0.2 and 0.1 of three that are not; and padding."""
+    scores = torch.tensor([[0.9, 0.6, 0.4], [0.2, 0.1, 0.5]])
+    labels = torch.tensor([[[0.0, 0.5], [-1, -1], [0.5, 1.0]], [[-1, -1], [-1, -1], [-100, -100]]])[:, :, None]
+    segments = torch.tensor([[0.0, 0.5]]).expand(2, 3, 1, 2)
+    ranked = ranked_ious((scores.logit()[..., None], segments), labels)
+    np.testing.assert_allclose(ranked[0, 1], [-1, -1, -1, -1, -1, 0.6], atol=1e-6)
+    prediction = EvalPrediction(predictions=ranked.numpy(), label_ids=labels.numpy())
+    metrics = compute_metrics(prediction)
+    assert metrics["sentences"] == 2 and metrics["R1@0.5"] == 50.0
+    assert metrics["AUROC"] == pytest.approx(100 * 5 / 6)  # of six pairs, 0.4 against 0.6 alone is wrong
+    # Below 0.75 four are rejected, three of them rightly; below 0.3 two, both rightly: F1 6/7 against 4/5.
+    assert metrics["found_threshold"] == pytest.approx(0.75, abs=1e-6)
+    assert metrics["RejF1"] == pytest.approx(100 * 6 / 7)
+    assert compute_metrics(prediction, found_threshold=0.3)["RejF1"] == pytest.approx(80)
 
 
 def test_removing_unused_columns_is_refused(recipe):
