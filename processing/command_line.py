@@ -170,14 +170,17 @@ def index(args: argparse.Namespace) -> None:
     print(f"Loading {args.model}", file=sys.stderr)
     from .grounding import load_pipeline
     from .library import index_videos
+    from .several_processes import local_process_index, num_processes, process_index
 
     is_folder = Path(args.model).is_dir()
     name = str(Path(args.model).resolve()) if is_folder else args.model
-    report = index_videos(args.videos, load_pipeline(args.model), args.output, args.shard, name)
+    pipe = load_pipeline(args.model, device=local_process_index())
+    report = index_videos(args.videos, pipe, args.output, args.shard, name)
     for video in report["broken"]:
         print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
+    who = f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
     print(
-        f"{args.output}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
+        f"{who}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
         f"kept {report['kept']} of the same size and time, forgot {report['forgotten']} that are changed or gone, "
         f"skipped {len(report['broken'])}."
     )

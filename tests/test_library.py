@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from test_adapter_scada import in_another_process
+from test_trainer_arguments import run_in_two_processes
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
@@ -194,6 +195,37 @@ def test_parts_by_several_processes(make_pipe, folder, tmp_path):
     (folder / "3.mp4").unlink()
     report = index_videos(folder, pipe, tmp_path / "parts")
     assert (report["kept"], report["forgotten"], report["encoded"]) == (4, 1, 0)
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher(make_pipe, make_clip, folder, tmp_path, monkeypatch):
+    """They share the videos, and the index is one, as one process makes it; so it is when files have changed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    pipe, index = make_pipe(retrieval_dim=8), tmp_path / "index"
+    pipe.save_pretrained(tmp_path / "model")
+    (folder / "broken.mp4").write_bytes(b"no video")
+
+    def launch(model):
+        return run_in_two_processes("scripts/index.py", folder, "--model", tmp_path / model, "--output", index)
+
+    def said(process):
+        assert process.returncode == 0, process.stderr
+        return sorted(re.findall(r"process (\d) of 2: (\d+) videos, .* Encoded (\d) .* kept (\d) ", process.stdout))
+
+    first = launch("model")
+    assert said(first) == [("1", "2", "2", "0"), ("2", "3", "3", "0")]
+    assert first.stderr.count("Skipped broken.mp4: ") == 1
+    index_videos(folder, pipe, tmp_path / "whole")
+    assert rows_of(index) == rows_of(tmp_path / "whole")
+    (folder / "0.mp4").unlink()
+    make_clip("videos/1.mp4", num_frames=20, first_code=7)
+    assert said(launch("model")) == [("1", "4", "1", "3"), ("2", "0", "0", "0")]
+    index_videos(folder, pipe, tmp_path / "whole")
+    assert rows_of(index) == rows_of(tmp_path / "whole")
+    make_pipe(retrieval_dim=8, seed=1).save_pretrained(tmp_path / "other")
+    refused = launch("other")
+    assert refused.returncode != 0 and rows_of(index) == rows_of(tmp_path / "whole")
+    assert refused.stderr.count("index.py: Received the index") == 2
 
 
 def test_the_same_video_twice_counts_once(make_pipe, folder, tmp_path):
