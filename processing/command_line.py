@@ -158,6 +158,10 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", type=shard_of, metavar="I/N", help="Only this part of the videos, 0/4 to 3/4 for example."
     )
+    parser.add_argument("--ray", action="store_true", help="Encode by the workers of a Ray cluster.")
+    parser.add_argument(
+        "--num_workers", type=positive_int, help="With --ray: so many workers; else one a GPU, or without GPUs a core."
+    )
 
 
 def index(args: argparse.Namespace) -> None:
@@ -166,18 +170,29 @@ def index(args: argparse.Namespace) -> None:
 
     if not args.videos.is_dir():
         raise NotADirectoryError(f"There is no folder of videos at {args.videos}.")
+    if args.num_workers is not None and not args.ray:
+        raise ValueError("Received --num_workers without --ray, whose workers they are.")
     make_result_folder(args.output)
     print(f"Loading {args.model}", file=sys.stderr)
     from .grounding import load_pipeline
     from .library import index_videos
+    from .library_on_ray import import_ray, index_videos_on_ray
+    from .several_processes import local_process_index, num_processes, process_index
 
     is_folder = Path(args.model).is_dir()
     name = str(Path(args.model).resolve()) if is_folder else args.model
-    report = index_videos(args.videos, load_pipeline(args.model), args.output, args.shard, name)
+    if args.ray:
+        import_ray()
+        pipe = load_pipeline(args.model, device=-1)
+        report = index_videos_on_ray(args.videos, pipe, args.output, args.shard, name, args.num_workers)
+    else:
+        pipe = load_pipeline(args.model, device=local_process_index())
+        report = index_videos(args.videos, pipe, args.output, args.shard, name)
     for video in report["broken"]:
         print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
+    who = f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
     print(
-        f"{args.output}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
+        f"{who}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
         f"kept {report['kept']} of the same size and time, forgot {report['forgotten']} that are changed or gone, "
         f"skipped {len(report['broken'])}."
     )

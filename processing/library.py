@@ -12,7 +12,7 @@ import os
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from modeling_scada.head_scada import sparse_proposals
 
 from .encoded_video import EncodedVideo, check_made_with
 from .pipeline_temporal_grounding import INPUT_ERRORS, TemporalGroundingPipeline
+from .several_processes import num_processes, of_first_process, process_index
 from .timeline import Timeline
 from .video_files import VIDEO_EXTENSIONS
 
@@ -107,17 +108,15 @@ def read_shard(path: Path) -> pa.Table:
         raise ValueError(f"{path} is damaged ({error}); delete it, and index the videos again.") from error
 
 
-def rows_of(videos: list[tuple[str, VideoFile, EncodedVideo]]) -> pa.Table:
-    """The rows of videos, one a window."""
+def rows_of(video: str, file: VideoFile, encoded: EncodedVideo) -> pa.Table:
+    """The rows of a video, one a window."""
     facts = [
         (video, *file, encoded.timelines[-1].end_seconds, window, timeline.start_seconds, timeline.end_seconds)
-        for video, file, encoded in videos
         for window, timeline in enumerate(encoded.timelines)
     ]
     columns = [pa.array(values) for values in zip(*facts, strict=True)]
     fields = [pa.field(name, column.type) for name, column in zip(FACTS, columns, strict=True)]
-    for name in videos[0][2].tensors:
-        tensor = torch.cat([encoded.tensors[name] for _, _, encoded in videos])
+    for name, tensor in encoded.tensors.items():
         # NumPy and Arrow have no bfloat16.
         stored = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.numpy().reshape(-1)), math.prod(tensor.shape[1:]))
@@ -194,6 +193,14 @@ def read_index(index: Path) -> dict[str, Any]:
     return facts
 
 
+class Work(NamedTuple):
+    """What is to be done for an index: the videos to encode, and what can be said of those that are kept."""
+
+    num_parts: int
+    new: dict[str, VideoFile]
+    report: dict[str, Any]
+
+
 def index_videos(
     folder: str | os.PathLike,
     pipe: TemporalGroundingPipeline,
@@ -203,7 +210,8 @@ def index_videos(
 ) -> dict[str, Any]:
     """
     Encodes the videos of a folder, and those below it, into an index. Run again, it encodes only what is new or has
-    another size or time of change, and forgets what is gone; after it was killed, it goes on.
+    another size or time of change, and forgets what is gone; after it was killed, it goes on. Several processes of
+    `accelerate launch` or `torchrun` share the videos.
 
     Args:
         folder (`str` or `PathLike`): The videos.
@@ -218,7 +226,8 @@ def index_videos(
     Returns:
         `dict`: `videos` and `windows` that these parts of the index hold now, how many videos were `encoded`, `kept`
         and `forgotten`, and `broken`: those that could not be read, each with `video` and `reason`. They are tried
-        again the next time.
+        again the next time. Each of several processes counts what it encoded, and the first what is kept and
+        forgotten; together they are the whole.
 
     Raises:
         ValueError: If the index was made with another model, other settings, another folder or another number of
@@ -226,6 +235,28 @@ def index_videos(
         OSError: If the folder is not there, or the index cannot be written.
     """
     folder, output = Path(folder), Path(output)
+    work = of_first_process(lambda: plan_work(folder, pipe, output, shard, model_name))
+    report = work.report
+    if process_index():
+        report |= {"videos": 0, "windows": 0, "kept": 0, "forgotten": 0}
+    # Those of a part one after another, so that a shard gets as many as it can hold.
+    names = sorted(work.new, key=lambda video: (part_of(video, work.num_parts), video))
+    share = {video: work.new[video] for video in names[process_index() :: num_processes()]}
+    if share:
+        try_out(pipe)
+    encoded = ((video, encode_rows(pipe, folder, video, file)) for video, file in share.items())
+    write_rows(encoded, len(share), output, work)
+    return report
+
+
+def plan_work(
+    folder: Path,
+    pipe: TemporalGroundingPipeline,
+    output: Path,
+    shard: tuple[int, int] | None,
+    model_name: str | None,
+) -> Work:
+    """Opens the index, and takes out what is changed or gone; the arguments are those of [`index_videos`]."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of videos at {folder}.")
     if shard is not None and not 0 <= shard[0] < shard[1]:
@@ -245,16 +276,14 @@ def index_videos(
     files = {video: file for video, file in find_videos(folder).items() if part_of(video, num_parts) in parts}
     there: dict[str, int] = {}
     for part in parts:
-        there |= _forget(output, f"part-{part:05}-of-{num_parts:05}", files, report)
+        there |= _forget(output, _prefix(part, num_parts), files, report)
     report["kept"], report["videos"], report["windows"] = len(there), len(there), sum(there.values())
-    new = [video for video in files if video not in there]
-    if new:
-        _try_out(pipe)
-    for part in parts:
-        of_part = [video for video in new if part_of(video, num_parts) == part]
-        path = output / f"part-{part:05}-of-{num_parts:05}"
-        _encode_into(path, folder, {video: files[video] for video in of_part}, pipe, report)
-    return report
+    return Work(num_parts, {video: file for video, file in files.items() if video not in there}, report)
+
+
+def _prefix(part: int, num_parts: int) -> str:
+    """How the names of a part's shards begin."""
+    return f"part-{part:05}-of-{num_parts:05}"
 
 
 def _forget(output: Path, prefix: str, files: dict[str, VideoFile], report: dict[str, Any]) -> dict[str, int]:
@@ -284,41 +313,56 @@ def _forget(output: Path, prefix: str, files: dict[str, VideoFile], report: dict
     return there
 
 
-def _try_out(pipe: TemporalGroundingPipeline) -> None:
+def try_out(pipe: TemporalGroundingPipeline) -> None:
     """Encodes a black picture, so that what is wrong with the model is not taken for that of each video."""
     pipe.encode(np.zeros((1, 8, 8, 3), dtype=np.uint8), video_metadata={"duration": 1.0})
 
 
-def _encode_into(
-    prefix: Path, folder: Path, videos: dict[str, VideoFile], pipe: TemporalGroundingPipeline, report: dict[str, Any]
-) -> None:
-    """Encodes videos into new shards, whose names begin with `prefix`."""
-    finished: list[tuple[str, VideoFile, EncodedVideo]] = []
-    num_bytes, since = 0, monotonic()
+def encode_rows(pipe: TemporalGroundingPipeline, folder: Path, video: str, file: VideoFile) -> pa.Table | str:
+    """The rows of a video, or the reason why it cannot be read."""
+    path = folder / video
+    try:
+        encoded = pipe.encode(path)
+        if look_at(path) != file:
+            raise ValueError("the file has changed while it was read; index it again.")
+    except INPUT_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    if (embeds := embed_windows(pipe, encoded)) is not None:
+        encoded.tensors[EMBEDS] = embeds
+    return rows_of(video, file, encoded)
+
+
+def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output: Path, work: Work) -> None:
+    """
+    Writes the rows of videos into new shards, and counts them.
+
+    Args:
+        encoded (`Iterable[tuple[str, Table | str]]`): Each video, with its rows or the reason why there are none.
+        total (`int`): How many videos there are, for the progress.
+        output (`Path`): The index's folder.
+        work ([`Work`]): Whose report counts them.
+    """
+    finished: dict[int, list[pa.Table]] = {}
+    num_bytes, since, report = 0, monotonic(), work.report
 
     def flush() -> None:
         nonlocal num_bytes, since
-        if finished:
-            write_shard(prefix.with_name(f"{prefix.name}-{uuid.uuid4().hex[:12]}.arrow"), rows_of(finished))
+        for part, tables in finished.items():
+            path = output / f"{_prefix(part, work.num_parts)}-{uuid.uuid4().hex[:12]}.arrow"
+            write_shard(path, pa.concat_tables(tables))
         finished.clear()
         num_bytes, since = 0, monotonic()
 
-    for video, file in tqdm(videos.items(), desc="Encoding", unit="video", disable=not videos):
-        path = folder / video
-        try:
-            encoded = pipe.encode(path)
-            if look_at(path) != file:
-                raise ValueError("the file has changed while it was read; index it again.")
-        except INPUT_ERRORS as error:
-            report["broken"].append({"video": video, "reason": f"{type(error).__name__}: {error}"})
+    hidden = not total or process_index() > 0
+    for video, rows in tqdm(encoded, desc="Encoding", unit="video", total=total, disable=hidden):
+        if isinstance(rows, str):
+            report["broken"].append({"video": video, "reason": rows})
             continue
-        if (embeds := embed_windows(pipe, encoded)) is not None:
-            encoded.tensors[EMBEDS] = embeds
-        finished.append((video, file, encoded))
+        finished.setdefault(part_of(video, work.num_parts), []).append(rows)
         report["encoded"] += 1
         report["videos"] += 1
-        report["windows"] += len(encoded.timelines)
-        num_bytes += encoded.num_bytes
+        report["windows"] += rows.num_rows
+        num_bytes += rows.nbytes
         if num_bytes >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
             flush()
     flush()

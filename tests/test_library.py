@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,11 +13,12 @@ import datasets
 import pytest
 import torch
 from test_adapter_scada import in_another_process
+from test_trainer_arguments import run_in_two_processes
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.head_scada import all_proposals, sparse_proposals
-from processing import library
+from processing import library, library_on_ray
 from processing.command_line import main
 from processing.library import FACTS, Library, index_videos, search, tensor_of
 from processing.result_table import format_time
@@ -66,6 +68,14 @@ def rows_of(index: Path) -> list[tuple]:
         tensors = [[tensor_of(table, name)[row].tolist() for name in names] for row in range(table.num_rows)]
         rows += [(*row, *values) for row, values in zip(facts, tensors, strict=True)]
     return sorted(rows)
+
+
+def assert_same_rows(found: list[tuple], expected: list[tuple]) -> None:
+    """Sums that are taken by another number of threads differ in their last digits."""
+    assert [row[: len(FACTS)] for row in found] == [row[: len(FACTS)] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        for values, others in zip(one[len(FACTS) :], other[len(FACTS) :], strict=True):
+            torch.testing.assert_close(torch.tensor(values), torch.tensor(others), rtol=1e-4, atol=1e-4)
 
 
 def brute_force(pipe, folder: Path, sentence: str, top_k: int) -> list[dict]:
@@ -198,6 +208,37 @@ def test_parts_by_several_processes(make_pipe, folder, tmp_path):
     assert (report["kept"], report["forgotten"], report["encoded"]) == (4, 1, 0)
 
 
+@pytest.mark.slow
+def test_two_processes_of_a_launcher(make_pipe, make_clip, folder, tmp_path, monkeypatch):
+    """They share the videos, and the index is one, as one process makes it; so it is when files have changed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    pipe, index = make_pipe(retrieval_dim=8), tmp_path / "index"
+    pipe.save_pretrained(tmp_path / "model")
+    (folder / "broken.mp4").write_bytes(b"no video")
+
+    def launch(model):
+        return run_in_two_processes("scripts/index.py", folder, "--model", tmp_path / model, "--output", index)
+
+    def said(process):
+        assert process.returncode == 0, process.stderr
+        return sorted(re.findall(r"process (\d) of 2: (\d+) videos, .* Encoded (\d) .* kept (\d) ", process.stdout))
+
+    first = launch("model")
+    assert said(first) == [("1", "2", "2", "0"), ("2", "3", "3", "0")]
+    assert first.stderr.count("Skipped broken.mp4: ") == 1
+    index_videos(folder, pipe, tmp_path / "whole")
+    assert rows_of(index) == rows_of(tmp_path / "whole")
+    (folder / "0.mp4").unlink()
+    make_clip("videos/1.mp4", num_frames=20, first_code=7)
+    assert said(launch("model")) == [("1", "4", "1", "3"), ("2", "0", "0", "0")]
+    index_videos(folder, pipe, tmp_path / "whole")
+    assert rows_of(index) == rows_of(tmp_path / "whole")
+    make_pipe(retrieval_dim=8, seed=1).save_pretrained(tmp_path / "other")
+    refused = launch("other")
+    assert refused.returncode != 0 and rows_of(index) == rows_of(tmp_path / "whole")
+    assert refused.stderr.count("index.py: Received the index") == 2
+
+
 def test_the_same_video_twice_counts_once(make_pipe, folder, tmp_path):
     """As of two processes that did the same part at once."""
     pipe, index = make_pipe(), tmp_path / "index"
@@ -215,7 +256,7 @@ KILLED = """
 import os, signal, sys
 from transformers import pipeline
 import modeling_scada
-from processing import library
+from processing import library, library_on_ray
 library.SHARD_BYTES = 1
 pipe = pipeline("temporal-grounding", model=sys.argv[1])
 left, name = int(sys.argv[4]), sys.argv[5]
@@ -247,6 +288,80 @@ def test_killed_in_the_middle(make_pipe, folder, tmp_path, calls, name):
     assert not list((tmp_path / "index").glob("part-*.tmp"))
     index_videos(folder, pipe, tmp_path / "anew")
     assert rows_of(tmp_path / "index") == rows_of(tmp_path / "anew")
+
+
+# On Ray. A video's name says what becomes of the worker that reads it.
+ON_RAY = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import ray
+from transformers import pipeline
+import modeling_scada
+from processing.library_on_ray import index_videos_on_ray
+from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
+
+model, folder, index, started, retried = map(Path, sys.argv[1:])
+
+class Watched(TemporalGroundingPipeline):
+    def encode(self, video, **settings):
+        if str(video).endswith("2.mp4"):
+            if started.exists():
+                retried.touch()
+            else:
+                started.with_suffix(".new").write_text(str(os.getpid()))
+                started.with_suffix(".new").rename(started)
+                time.sleep(600)
+        if str(video).endswith("deadly.mp4"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if str(video).endswith("bug.mp4"):
+            raise RuntimeError("a bug")
+        return super().encode(video, **settings)
+
+def kill():
+    while not started.exists():
+        time.sleep(0.05)
+    os.kill(int(started.read_text()), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+pipe = pipeline("temporal-grounding", model=str(model), device=-1)
+pipe.__class__ = Watched
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
+print("report", json.dumps(index_videos_on_ray(folder, pipe, index, num_workers=2)))
+(folder / "deadly.mp4").rename(folder / "bug.mp4")
+try:
+    index_videos_on_ray(folder, pipe, index, num_workers=2)
+except Exception as error:
+    print("stopped", str(error).splitlines())
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_of_ray_is_killed(make_pipe, folder, tmp_path):
+    """
+    Its video is given to another, and the rows are those of one process. A video that kills each is left out; what
+    else fails ends the run, as in one process.
+    """
+    pytest.importorskip("ray")
+    pipe, index = make_pipe(retrieval_dim=8), tmp_path / "index"
+    pipe.save_pretrained(tmp_path / "model")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    index_videos(folder, pipe, tmp_path / "whole")
+    shutil.copy(folder / "0.mp4", folder / "deadly.mp4")
+    started, retried = tmp_path / "started", tmp_path / "retried"
+    arguments = (tmp_path / "model", folder, index, started, retried)
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = in_another_process(ON_RAY, *arguments, cwd=tmp_path, environment=environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and retried.exists(), output
+    (said,) = re.findall("^report (.*)$", output, flags=re.MULTILINE)
+    report = json.loads(said)
+    reasons = {video["video"]: video["reason"] for video in report.pop("broken")}
+    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0}, output
+    assert sorted(reasons) == ["broken.mp4", "deadly.mp4"]
+    assert reasons["broken.mp4"].startswith("VideoReadError: ")
+    assert reasons["deadly.mp4"].startswith("its worker died, 3 times out of 3; ")
+    assert re.search("^stopped .*'RuntimeError: a bug'", output, flags=re.MULTILINE)
+    assert_same_rows(rows_of(index), rows_of(tmp_path / "whole"))
 
 
 # Search
@@ -381,7 +496,7 @@ def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
     assert code == 1 and "is a folder; expected the name of a file" in err
 
 
-def test_wrong_calls(make_pipe, folder, tmp_path, scada):
+def test_wrong_calls(make_pipe, folder, tmp_path, scada, monkeypatch):
     code, out, err = scada("index", tmp_path / "nowhere", "--model", "m", "--output", tmp_path / "index")
     assert (code, out) == (1, "") and err.startswith("scada index: There is no folder of videos at")
     code, out, err = scada("search", tmp_path / "nowhere", "it")
@@ -389,3 +504,17 @@ def test_wrong_calls(make_pipe, folder, tmp_path, scada):
     for shard in ("4/4", "1", "a/b"):
         with pytest.raises(SystemExit):
             scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--shard", shard)
+    code, out, err = scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--num_workers", 2)
+    assert (code, out, err) == (1, "", "scada index: Received --num_workers without --ray, whose workers they are.\n")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, out, err = scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--ray")
+    assert (code, out) == (1, "") and err.endswith("which is not installed; run `pip install 'ray[data]'`.\n")
+
+
+def test_calls_on_ray_that_cannot_be_meant(make_pipe, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(library_on_ray, "import_ray", lambda: None)
+    with pytest.raises(ValueError, match="num_workers=0; expected a positive number"):
+        library_on_ray.index_videos_on_ray(folder, make_pipe(), tmp_path / "index", num_workers=0)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="a call of 4 processes; Ray starts its workers itself"):
+        library_on_ray.index_videos_on_ray(folder, make_pipe(), tmp_path / "index")
