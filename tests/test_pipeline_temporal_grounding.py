@@ -211,6 +211,17 @@ def test_one_sentence(pipe, clip, tiny_model, tiny_processor):
     assert found == by_hand(tiny_model, tiny_processor, clip, SENTENCES[0])
 
 
+def test_a_model_in_the_mode_for_training(clip, tiny_model, tiny_processor):
+    """As it comes out of a training, before or after the pipeline was made: dropout must not change answers."""
+    expected = by_hand(tiny_model, tiny_processor, clip, SENTENCES[0])
+    pipe = pipeline("temporal-grounding", model=tiny_model.train(), processor=tiny_processor)
+    assert pipe(clip, SENTENCES[0]) == expected
+    encoded = pipe.encode(clip)
+    tiny_model.train()
+    for found, segment in zip(pipe(encoded, SENTENCES[0]), expected, strict=True):
+        assert found == pytest.approx(segment, abs=1e-5)
+
+
 def test_several_sentences(pipe, clip, tiny_model, tiny_processor):
     found = pipe(clip, SENTENCES)
     assert len(found) == 3
