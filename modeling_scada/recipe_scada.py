@@ -84,7 +84,7 @@ def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
         ValueError: If the run in the folder, which is about to go on, was started with other arguments.
     """
     path = Path(output_dir) / RUN_ARGUMENTS
-    earlier = json.loads(path.read_text()) if path.exists() else arguments
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else arguments
     if others := [
         f"{name}: {earlier.get(name)!r} there, {value!r} now"
         for name, value in arguments.items()
@@ -185,7 +185,7 @@ def run(
         compute_metrics=compute_metrics,
     )
     if training_args.should_save:
-        (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2))
+        (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2), encoding="utf-8")
     started_seconds = time.process_time()
     training = trainer.train(resume_from_checkpoint=checkpoint)
     hardware = torch.cuda.get_device_name() if training_args.device.type == "cuda" else platform.machine()
@@ -206,7 +206,7 @@ def run(
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     if broken_videos_log is not None:
-        lines = broken_videos_log.read_text().splitlines() if broken_videos_log.exists() else []
+        lines = broken_videos_log.read_text(encoding="utf-8").splitlines() if broken_videos_log.exists() else []
         measured["broken_videos"] = len({json.loads(line)["video"] for line in lines})
         print(f"Left out {measured['broken_videos']} videos that could not be read; see {broken_videos_log}.")
     trainer.save_metrics("train", training.metrics | measured)
@@ -228,7 +228,7 @@ def parse_arguments(
     """
     parser = HfArgumentParser((ModelArguments, DataArguments, TemporalGroundingTrainingArguments))  # type: ignore[arg-type]
     if argv and argv[0].endswith(".json"):
-        recipe = json.loads(Path(argv[0]).read_text())
+        recipe = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
         actions = {action.dest: action for action in parser._actions}
         if unknown := sorted(set(recipe) - set(actions)):
             raise ValueError(

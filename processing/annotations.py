@@ -53,11 +53,19 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
 
     Raises:
         FileNotFoundError: If a file or folder does not exist, and the name is no Hub id either.
-        ValueError: If the split or a column is missing, or a segment is empty or ends before it starts.
+        ValueError: If a file has another form or is empty, if the split or a column is missing, or if a segment is
+            empty or ends before it starts.
     """
     path = Path(name_or_path)
     if path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         splits = load_from_disk(str(path))
+    elif path.is_file() and path.suffix not in _FILE_BUILDERS:
+        raise ValueError(
+            f"Received the file {name_or_path}; expected .json, .jsonl or .parquet. `scada prepare` makes a data set "
+            "of a csv, or of annotations as they are published."
+        )
+    elif path.is_file() and _is_blank(path):
+        raise ValueError(f"Received {name_or_path}, which is empty; expected a row for each video.")
     elif path.suffix in _FILE_BUILDERS and path.exists():
         splits = load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
     elif path.suffix in _FILE_BUILDERS:
@@ -93,6 +101,11 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
         if sentences:
             kept.append(index)
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+def _is_blank(path: Path) -> bool:
+    with path.open("rb") as file:
+        return not any(map(bytes.strip, file))
 
 
 class CleanedSegment(NamedTuple):

@@ -109,7 +109,9 @@ def hash_weights(model: nn.Module) -> str:
     """SHA-256 of all weights, with their names and types, and of the adapters that are active."""
     found = hashlib.sha256(repr(_adapters(model)).encode())
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    for name, tensor in sorted(base.state_dict().items()):
+    # What `torch.compile` wraps has another name and the same weights.
+    weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in base.state_dict().items()}
+    for name, tensor in sorted(weights.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:  # those that are kept on disk are known by their names alone
             found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())

@@ -216,7 +216,7 @@ def evaluate_model(
     }
     with open(output_dir / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-    (output_dir / "metrics.json").write_text(json.dumps(record, indent=2))
+    (output_dir / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     if qvhighlights is not None:
         write_qvhighlights_submission(output_dir / "submission.jsonl", as_submission(predictions, qvhighlights))
     return record

@@ -491,7 +491,9 @@ def search(
     model: Any = pipe.model
     if model.config.retrieval_dim and len(library.videos) > num_candidates:
         tokens = [torch.from_numpy(encoded[name][0]).to(pipe.device) for name in ("input_ids", "attention_mask")]
-        products = library.best_products(model.embed_sentences(*tokens).float().cpu())
+        with pipe.get_inference_context()():
+            embeds = model.embed_sentences(*tokens).float().cpu()
+        products = library.best_products(embeds)
         rows = [np.sort(best.numpy()) for best in products.topk(num_candidates).indices]
     results = []
     for sentence, of_sentence in zip(sentences, rows, strict=True):

@@ -95,6 +95,8 @@ class TemporalGroundingPipeline(Pipeline):
             sentences one such list per sentence, each segment with its `"sentence"`. For several videos a list of
             these; for a generator or a data set an iterator over them.
 
+        The model is put into evaluation mode.
+
         Raises:
             ValueError: If there is no sentence, or an empty one, or not one entry per video; if a setting is wrong; or
                 if a video was encoded with another model or other settings.
@@ -173,6 +175,12 @@ class TemporalGroundingPipeline(Pipeline):
     def _to_device(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels on the model's device: floats in its type, bytes as they are."""
         return pixels.to(self.device, self.model.dtype if pixels.is_floating_point() else None)
+
+    def get_inference_context(self) -> Any:
+        # A model comes out of a training in the mode for training, where dropout makes each answer another.
+        if self.model.training:
+            self.model.eval()
+        return super().get_inference_context()
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, threshold=None, num_frames=None, video_metadata=None, on_error=None, **nms
@@ -400,8 +408,8 @@ class TemporalGroundingPipeline(Pipeline):
 def set_base_model(folder: str | PathLike, name_or_path: str) -> None:
     """Writes into a saved adapter's configuration which model it belongs to."""
     path = Path(folder) / ADAPTER_CONFIG
-    config = json.loads(path.read_text()) | {"base_model_name_or_path": name_or_path}
-    path.write_text(json.dumps(config, indent=2))
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name_or_path}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _join(batch: list[dict[str, list]]) -> dict[str, list]:

@@ -18,10 +18,10 @@ def current_commit() -> str | None:
 
 def append_row(path: Path, row: dict) -> None:
     """Adds a line to a JSON Lines file, which is made if it is not there."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict]:
     """The lines of a JSON Lines file, one dict each; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -33,7 +33,7 @@ GENERATED_CARDS = (
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a record of the run; empty if the run left none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def is_on_the_hub(name: str | None, repo_type: str = "model") -> bool:
@@ -148,6 +148,6 @@ def push_folder(
             set_base_model(staged, repo_id)
         readme = staged / "README.md"
         # peft and `Trainer` write cards that say little, with placeholders and paths of this machine.
-        if not readme.exists() or any(mark in readme.read_text() for mark in GENERATED_CARDS):
+        if not readme.exists() or any(mark in readme.read_text(encoding="utf-8") for mark in GENERATED_CARDS):
             make_card(staged, repo_id).save(readme)
         return str(api.upload_folder(repo_id=repo_id, folder_path=staged))

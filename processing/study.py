@@ -76,12 +76,16 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
     if run_dir.exists():
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
-    arguments = json.loads(recipe.read_text()) | {"dataset": str(data_dir), "output_dir": str(run_dir), **overrides}
-    (run_dir / "recipe.json").write_text(json.dumps(arguments, indent=2))
+    arguments = json.loads(recipe.read_text(encoding="utf-8")) | {
+        "dataset": str(data_dir),
+        "output_dir": str(run_dir),
+        **overrides,
+    }
+    (run_dir / "recipe.json").write_text(json.dumps(arguments, indent=2), encoding="utf-8")
     command = [sys.executable, "-m", "processing.command_line", "train", str(run_dir / "recipe.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_FREED_MEMORY
     with (
-        open(run_dir / "train.log", "w") as log,
+        open(run_dir / "train.log", "w", encoding="utf-8") as log,
         tqdm(total=arguments["max_steps"], desc=run_dir.name, unit="step") as bar,
         subprocess.Popen(
             [*command, "--disable_tqdm", "True"],
@@ -99,12 +103,12 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
                 bar.update(min(arguments["logging_steps"], bar.total - bar.n))
     if process.returncode:
         raise RuntimeError(f"The run {run_dir.name} failed; see {run_dir / 'train.log'}.")
-    evaluation = json.loads((run_dir / "eval_results.json").read_text())
-    training = json.loads((run_dir / "train_results.json").read_text())
+    evaluation = json.loads((run_dir / "eval_results.json").read_text(encoding="utf-8"))
+    training = json.loads((run_dir / "train_results.json").read_text(encoding="utf-8"))
     result = {metric: round(evaluation[f"eval_{metric}"], 2) for metric in METRICS}
     result |= {"steps": arguments["max_steps"], "train_seconds": round(training["train_processor_seconds"], 1)}
     result["trainable_backbone"] = training["trainable_backbone"]
-    log = json.loads((run_dir / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((run_dir / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     # With a validation split, an evaluation is two entries, and the last one, on the test split, a third.
     prefix = "eval_test_" if arguments.get("validation_split") else "eval_"
     points: dict[int, dict] = {}

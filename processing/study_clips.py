@@ -98,7 +98,7 @@ def study_clips(
         ValueError: If the recipe has no video model or validation split, or see [`folds_of`] and [`compose`].
         RuntimeError: If a run fails.
     """
-    defaults = json.loads(recipe.read_text())
+    defaults = json.loads(recipe.read_text(encoding="utf-8"))
     if missing := {"video_model", "validation_split"} - set(defaults):
         raise ValueError(f"The recipe {recipe} lacks {sorted(missing)}; a study on clips needs both.")
     groups = sorted({clip.group for clip in read_clip_table(table)})
@@ -119,11 +119,13 @@ def study_clips(
             video_models = {Path(defaults["video_model"]).name: defaults["video_model"]}
             run_study(recipe, fold_dir, modes, video_models, [], seeds, max_steps, num_workers)
         if (fold_dir / "results.jsonl").exists():
-            of_fold = [json.loads(line) for line in (fold_dir / "results.jsonl").read_text().splitlines()]
+            of_fold = [
+                json.loads(line) for line in (fold_dir / "results.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
             rows += [row | {"fold": fold, "test_groups": test_groups} for row in of_fold]
             rows.append({"mode": "constant", "fold": fold} | constant_floor(fold_dir / "data"))
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (output_dir / "results.jsonl").write_text(text)
+    (output_dir / "results.jsonl").write_text(text, encoding="utf-8")
     return rows
 
 

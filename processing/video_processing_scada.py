@@ -173,7 +173,9 @@ class ScadaVideoProcessor(BaseVideoProcessor):
                 Each a path, an http(s) URL, a file's content, or the frames themselves: `(T, H, W, 3)` or
                 `(T, 3, H, W)`, `uint8` or floats in `[0, 1]`.
             video_metadata (`dict` or `list[dict]`, *optional*):
-                For frames given as arrays: `{"fps": ...}` or `{"duration": ...}` (seconds) of each video.
+                For frames given as arrays: `{"fps": ...}` or `{"duration": ...}` (seconds) of each video. If they were
+                picked from a longer source, its `fps` or `duration` with `frames_indices` and `total_num_frames`, as
+                in transformers' `VideoMetadata`.
             num_frames (`int`, *optional*):
                 Overrides the processor's.
             size (`dict[str, int]`, *optional*):
@@ -285,7 +287,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         halves = Timeline(0.0, duration_seconds, count + 1)
         sampling = Timeline(halves.start_seconds, halves.end_seconds, (count + 1) * num_frames // 2)
         if isinstance(video, (np.ndarray, torch.Tensor)):
-            frames = _iterate_array(video, sampling, size)
+            frames = _iterate_array(video, metadata=video_metadata, num_frames=sampling.num_steps, size=size)
         else:
             frames = iterate_frames(video, sampling.center_seconds(), size, self.limits)
         window = np.empty((num_frames, *size, 3), dtype=np.uint8)
@@ -309,8 +311,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         if isinstance(video, (np.ndarray, torch.Tensor)):
             frames = _as_uint8_frames(video)
             timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
-            sampling = Timeline(0.0, float(len(frames)), num_frames)
-            return resize_frames(frames[sampling.center_seconds().astype(np.int64)], size), timeline
+            return resize_frames(frames[_places(len(frames), metadata, num_frames)], size), timeline
         with self.downloaded(video) as file:
             timeline = Timeline(0.0, self._duration_seconds(file))
             sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
@@ -356,7 +357,7 @@ def _preprocessing_config(name_or_path: str) -> dict[str, Any]:
     missing: Any = {"_raise_exceptions_for_missing_entries": False}
     for name in ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"):
         if (path := cached_file(name_or_path, name, **missing)) is not None:
-            config = json.loads(Path(path).read_text())
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
             if name != "processor_config.json":
                 return config
             if nested := config.get("video_processor") or config.get("image_processor"):
@@ -371,6 +372,11 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
         # NumPy has no bfloat16.
         video = (video.float() if video.dtype == torch.bfloat16 else video).detach().cpu().numpy()
     frames = video
+    if frames.ndim == 3 and 3 in (frames.shape[-1], frames.shape[0]):
+        raise ValueError(
+            f"Received a picture of shape {frames.shape} for a video; a list holds several videos, so join the frames "
+            "of one, as with np.stack(frames)."
+        )
     if frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
         raise ValueError(
             f"Received a video of shape {frames.shape}; expected (frames, height, width, 3) or (frames, 3, height, "
@@ -397,24 +403,54 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _iterate_array(
-    video: np.ndarray | torch.Tensor, sampling: Timeline, size: tuple[int, int]
+    video: np.ndarray | torch.Tensor, metadata: dict | None, num_frames: int, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """The frames of a video that came as an array at the centres of `sampling`, one at a time, scaled to `size`."""
+    """So many frames of a video that came as an array, evenly over its length, one at a time, scaled to `size`."""
     frames = _as_uint8_frames(video)
-    places = Timeline(0.0, float(len(frames)), sampling.num_steps).center_seconds().astype(np.int64)
-    for place in places:
+    for place in _places(len(frames), metadata, num_frames):
         yield resize_frames(frames[place : place + 1], size)[0]
 
 
-def _array_duration_seconds(num_frames: int, metadata: dict | None) -> float:
-    """Length of a video that came as an array, from its frame rate or duration."""
+def _places(length: int, metadata: dict | None, num_frames: int) -> np.ndarray:
+    """
+    Where in an array of `length` frames those lie that are nearest to `num_frames` instants, evenly over the video's
+    length. Without `frames_indices` the array's own frames are spread evenly, too.
+    """
+    indices, num_source_frames = _source_frames(length, dict(metadata or {}))
+    centers = Timeline(0.0, float(num_source_frames), num_frames).center_seconds()
+    return np.searchsorted((indices[1:] + indices[:-1] + 1) / 2, centers, side="right")
+
+
+def _source_frames(length: int, metadata: dict) -> tuple[np.ndarray, int]:
+    """
+    Which frames of their source those of an array are, and how many the source has, by metadata such as transformers'
+    `VideoMetadata`. Where they do not say which, the frames are spread evenly; where not how many, they are all.
+    """
+    indices = metadata.get("frames_indices")
+    if indices is None:
+        num_source_frames = metadata.get("total_num_frames") or length
+        return (np.arange(length) + 0.5) * num_source_frames / max(length, 1) - 0.5, num_source_frames
+    indices = np.asarray(indices)
+    num_source_frames = metadata.get("total_num_frames") or int(indices.max(initial=-1)) + 1
+    inside = [-1, *indices.tolist(), num_source_frames]
+    if indices.shape != (length,) or any(one >= other for one, other in zip(inside, inside[1:], strict=False)):
+        raise ValueError(
+            f"Received {length} frames as an array with frames_indices={metadata['frames_indices']} and "
+            f"total_num_frames={metadata.get('total_num_frames')}; expected for each frame its place in the source, "
+            "in order and from 0."
+        )
+    return indices, num_source_frames
+
+
+def _array_duration_seconds(length: int, metadata: dict | None) -> float:
+    """Length of a video that came as an array, from its duration, or its source's frame rate and number of frames."""
     metadata = {} if metadata is None else dict(metadata)
     duration_seconds = metadata.get("duration")
     if duration_seconds is None and metadata.get("fps"):
-        duration_seconds = num_frames / metadata["fps"]
+        duration_seconds = _source_frames(length, metadata)[1] / metadata["fps"]
     if duration_seconds is None or not math.isfinite(duration_seconds) or duration_seconds <= 0:
         raise ValueError(
-            f"Received {num_frames} frames as an array with video_metadata={metadata or None}: how long they last is "
+            f"Received {length} frames as an array with video_metadata={metadata or None}: how long they last is "
             "not known. Pass video_metadata={'fps': ...} or {'duration': seconds}."
         )
     return float(duration_seconds)

@@ -119,7 +119,7 @@ def main() -> None:
     progress = tqdm(total=sum(num_of_part[part] for part in args.parts), desc="benchmark")
 
     def save() -> None:
-        (args.output_dir / "benchmark.json").write_text(json.dumps(record, indent=2))
+        (args.output_dir / "benchmark.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         progress.update()
 
     if "proposal_features" in args.parts:

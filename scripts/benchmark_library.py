@@ -91,7 +91,7 @@ def main() -> None:
 
     def save(name: str, result: Any) -> None:
         results[name] = result
-        (args.output_dir / "benchmark_library.json").write_text(json.dumps(record, indent=2))
+        (args.output_dir / "benchmark_library.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         print(json.dumps({name: result}, indent=2))
 
     with tempfile.TemporaryDirectory() as name:

@@ -453,7 +453,7 @@ def main() -> None:
         date = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
         append_row(results_path, {"cell": cell.name} | asdict(cell) | {"readers": results} | record | date)
     table = markdown_table([row for row in read_rows(results_path) if row["seed"] == args.seed])
-    (args.output_dir / "table.md").write_text(table + "\n")
+    (args.output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     draw(record, facts, output_dir / "grounding.png", targets)
 
     seconds = round(time.perf_counter() - started, 1)
-    (output_dir / "results.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2))
+    (output_dir / "results.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2), encoding="utf-8")
     print(f"\n| {'':16} | " + " | ".join(f"{metric:>6}" for metric in METRICS) + " |  steps | train s |")
     print("|" + "---|" * (len(METRICS) + 3))
     for name, result in metrics.items():

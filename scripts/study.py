@@ -59,7 +59,7 @@ def main() -> None:
         if "video_model" in arguments_of(mode):
             parser.error(f"The mode {mode} names a backbone; name it in --backbones.")
     recipe = args.recipe.resolve()
-    defaults = json.loads(recipe.read_text())
+    defaults = json.loads(recipe.read_text(encoding="utf-8"))
     if "video_model" not in defaults:
         parser.error(f"The recipe {recipe} has no video_model, whose tuning is what is compared.")
     # Absolute, as the runs start elsewhere; a Hub id stays what it is, and so does what the recipe names.
@@ -78,7 +78,7 @@ def main() -> None:
     )
     summary = summarise(rows)
     table = as_table(summary)
-    (output_dir / "table.md").write_text(table + "\n")
+    (output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
     if len(backbones_of(rows)) > 1:
         draw_backbones(summary, output_dir / "study.png")
     else:

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         args.folds,
         range(args.folds) if args.only_folds is None else args.only_folds,
         args.seeds,
-        args.max_steps or json.loads(args.recipe.read_text())["max_steps"],
+        args.max_steps or json.loads(args.recipe.read_text(encoding="utf-8"))["max_steps"],
         args.num_workers,
         num_train=args.num_train,
         num_validation=args.num_validation,
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     runs = [row for row in rows if row["mode"] != "constant"]
     text = "\n".join([as_table(summarise(runs)), "", *compare_to_frozen(rows)])
-    (output_dir / "table.md").write_text(text + "\n")
+    (output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
     draw_curves(runs, output_dir / "curves.png")
     print(text)
 

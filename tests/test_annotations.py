@@ -130,6 +130,24 @@ def test_missing_file(tmp_path, name):
         load_annotations(str(tmp_path / name), "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rows.jsonl", "", "which is empty; expected a row for each video"),
+        ("rows.json", "\n \n", "which is empty; expected a row for each video"),
+        (
+            "rows.csv",
+            "video,sentence,segment\n",
+            "expected .json, .jsonl or .parquet. `scada prepare` makes a data set",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_or_without_rows(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"Received .*{name}.*{message}"):
+        load_annotations(str(tmp_path / name), "train")
+
+
 def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("gone", "empty"):

@@ -34,7 +34,7 @@ def make_pipe(make_tuned, tiny_tokenizer):
             num_frames=16, size={"height": 32, "width": 32}, window_seconds=window_seconds
         )
         processor = ScadaProcessor(video_processor, tiny_tokenizer)
-        return pipeline("temporal-grounding", model=model or make_tuned(mode), processor=processor)
+        return pipeline("temporal-grounding", model=make_tuned(mode) if model is None else model, processor=processor)
 
     return make
 
@@ -146,6 +146,17 @@ def test_another_model_or_other_settings_are_refused(make_pipe, make_tuned, clip
     pipe.features_of(encoded.tensors).save(tmp_path / "features.safetensors")
     with pytest.raises(ValueError, match="whose format is None; expected scada-encoded-video-1"):
         EncodedVideo.load(tmp_path / "features.safetensors")
+
+
+def test_a_compiled_model_is_the_same_model(make_pipe, make_tuned, clip):
+    """Whole or in part: the names of its weights differ, what they are does not."""
+    pipe, part = make_pipe("tia"), make_tuned("tia")
+    encoded = pipe.encode(clip)
+    part.base_model.model.head = torch.compile(part.base_model.model.head, backend="eager")
+    for model in (torch.compile(make_tuned("tia"), backend="eager"), part):
+        compiled = make_pipe(model=model)
+        assert compiled.made_with() == encoded.made_with
+        assert_same(compiled(encoded, "a cat"), pipe(clip, "a cat"))
 
 
 def test_a_model_whose_first_layer_depends_on_the_sentence(make_pipe, make_model, clip):

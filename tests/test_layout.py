@@ -32,3 +32,27 @@ def test_file_names_are_unique():
     paths = [path for package in ("modeling_scada", "processing") for path in (REPOSITORY / package).glob("*.py")]
     counts = Counter(path.name for path in paths)
     assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]
+
+
+def test_text_files_are_utf_8_on_every_system():
+    """Python's default is the system's encoding, which on Windows is another."""
+    without = []
+    for path in [
+        file for folder in ("modeling_scada", "processing", "scripts") for file in (REPOSITORY / folder).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            of_library = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in (
+                "av",
+                "os",
+                "webbrowser",
+            )
+            is_binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in node.args[-1:])
+            named = {keyword.arg for keyword in node.keywords}
+            if name in ("read_text", "write_text") and "encoding" not in named:
+                without.append(f"{path.name}:{node.lineno}")
+            if name == "open" and not (of_library or is_binary or "encoding" in named):
+                without.append(f"{path.name}:{node.lineno}")
+    assert not without

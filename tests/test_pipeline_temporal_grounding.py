@@ -213,6 +213,17 @@ def test_one_sentence(pipe, clip, tiny_model, tiny_processor):
     assert found == by_hand(tiny_model, tiny_processor, clip, SENTENCES[0])
 
 
+def test_a_model_in_the_mode_for_training(clip, tiny_model, tiny_processor):
+    """As it comes out of a training, before or after the pipeline was made: dropout must not change answers."""
+    expected = by_hand(tiny_model, tiny_processor, clip, SENTENCES[0])
+    pipe = pipeline("temporal-grounding", model=tiny_model.train(), processor=tiny_processor)
+    assert pipe(clip, SENTENCES[0]) == expected
+    encoded = pipe.encode(clip)
+    tiny_model.train()
+    for found, segment in zip(pipe(encoded, SENTENCES[0]), expected, strict=True):
+        assert found == pytest.approx(segment, abs=1e-5)
+
+
 def test_several_sentences(pipe, clip, tiny_model, tiny_processor):
     found = pipe(clip, SENTENCES)
     assert len(found) == 3
@@ -1102,3 +1113,13 @@ def test_faults_of_the_program_are_no_results(error, rows, pipe, monkeypatch):
     monkeypatch.setattr(type(pipe.model), "forward", fail)
     with pytest.raises(error, match="a fault"):
         pipe(rows, on_error="return")
+
+
+def test_a_threshold_says_what_was_found(pipe, clip):
+    plain = pipe(str(clip), ["it begins", "it ends"], top_k=3)
+    assert all(segment.keys() == {"score", "start", "end", "sentence"} for one in plain for segment in one)
+    scores = sorted(segment["score"] for one in plain for segment in one)
+    pipe.processor.found_threshold = scores[3]
+    for of_sentence, expected in zip(pipe(str(clip), ["it begins", "it ends"], top_k=3), plain, strict=True):
+        for segment, before in zip(of_sentence, expected, strict=True):
+            assert segment == before | {"found": before["score"] >= scores[3]}

@@ -1,6 +1,7 @@
 """Running a recipe: what trains, at which rate, what is measured, and a real video learnt by heart (slow)."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -486,6 +487,16 @@ def test_a_recipe_with_a_name_that_is_no_argument_is_refused(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps({"dataset": "data", "learning_rat": 1e-3}))
     with pytest.raises(ValueError, match="learning_rat"):
         parse_arguments([str(tmp_path / "recipe.json")])
+
+
+def test_a_recipe_is_utf_8_on_every_system(tmp_path):
+    """Read where the system's encoding is another, as on Windows."""
+    (tmp_path / "recipe.json").write_text('{"dataset": "données", "output_dir": "out"}', encoding="utf-8")
+    code = "import sys; from modeling_scada.recipe_scada import parse_arguments as p; print(ascii(p(sys.argv[1:])[1]))"
+    command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path / "recipe.json")]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and r"dataset='donn\xe9es'" in done.stdout, done.stderr
 
 
 @pytest.mark.slow

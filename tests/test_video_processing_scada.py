@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from transformers.video_utils import VideoMetadata
 
 from modeling_scada import ReadLimits, ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
 from processing.video_io import read_frames
@@ -87,6 +88,33 @@ def test_sampling_from_an_array(video_processor, read_codes, make_clip):
 def test_duration_of_an_array(metadata, end_seconds, video_processor):
     features = video_processor(random_frames(10, 24, 32, 3), video_metadata=metadata, return_timelines=True)
     assert features["timelines"][0].duration_seconds == end_seconds
+
+
+def test_frames_picked_from_a_longer_source(read_codes, make_clip):
+    """As other readers pick them: which is nearest to each instant, against a loop; whole, and in windows."""
+    frames = decode_all(make_clip(num_frames=40))
+    indices = [0, 1, 5, 9, 20, 22, 38]
+    metadata = VideoMetadata(total_num_frames=40, fps=8, frames_indices=indices)
+    processor = in_windows(None, num_frames=16)
+    features = processor(frames[indices], video_metadata=metadata, return_timelines=True)
+    assert features["timelines"][0].end_seconds == 5.0
+    nearest = [min(indices, key=lambda index: abs(index + 0.5 - (k + 0.5) * 40 / 16)) for k in range(16)]
+    assert read_codes(as_uint8(features["pixel_values_videos"][0])) == nearest
+    windows = in_windows(2.5, num_frames=8).iterate_windows(frames[indices], metadata)
+    codes = [code for window in windows for code in read_codes(as_uint8(window["pixel_values_videos"][0]))]
+    assert codes == nearest[:8] + nearest[4:12] + nearest[8:]
+    spread = processor(frames[2::5], video_metadata={"total_num_frames": 40, "fps": 8}, return_timelines=True)
+    assert spread["timelines"][0].end_seconds == 5.0
+    assert read_codes(as_uint8(spread["pixel_values_videos"][0])) == [2 + 5 * (k // 2) for k in range(16)]
+
+
+@pytest.mark.parametrize(
+    "indices", [[0, 1, 2], [0, 2, 1, 3], [0, 1, 1, 3], [-1, 0, 1, 2], [0, 1, 2, 10], [[0, 1, 2, 3]]]
+)
+def test_frames_that_their_source_cannot_have(indices, video_processor):
+    metadata = {"fps": 2, "total_num_frames": 10, "frames_indices": indices}
+    with pytest.raises(ValueError, match="4 frames as an array with frames_indices=.*expected for each frame its pla"):
+        video_processor(np.zeros((4, 8, 8, 3), np.uint8), video_metadata=metadata)
 
 
 def test_timelines_only_if_asked_for(video_processor, make_clip):
@@ -608,7 +636,9 @@ def test_a_whole_processor_saved_by_transformers_5(part, tmp_path):
     [
         (np.zeros((0, 8, 8, 3), np.uint8), r"shape \(0, 8, 8, 3\).*no frames"),
         (np.zeros((4, 0, 8, 3), np.uint8), r"shape \(4, 0, 8, 3\).*no pixels"),
-        (np.zeros((8, 8, 3), np.uint8), r"shape \(8, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"picture of shape \(8, 8, 3\) for a video; a list holds several.*np.stack"),
+        (list(np.zeros((4, 3, 8, 8))), r"picture of shape \(3, 8, 8\) for a video; a list holds several.*np.stack"),
+        (np.zeros((4, 8, 8), np.uint8), r"video of shape \(4, 8, 8\)"),
         (np.zeros((4, 8, 8, 4), np.uint8), r"shape \(4, 8, 8, 4\)"),
         (np.zeros((1, 4, 8, 8, 3), np.uint8), r"shape \(1, 4, 8, 8, 3\)"),
         (np.full((4, 8, 8, 3), np.nan), "NaN"),
