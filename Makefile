@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train test test-slow quality bench
+.PHONY: help demo demo-train test test-slow quality bench bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -35,6 +35,14 @@ quality: $(STAMP)  ## linter, formatter, type checker
 bench: $(STAMP)  ## memory and speed, and reading beside other readers that are installed, into outputs/bench; hours
 	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench
 	$(BIN)/python scripts/benchmark_reading.py --output_dir outputs/bench/reading
+
+bench-gpu: $(STAMP)  ## the same for real sizes on a GPU, and 60 steps of training there
+	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench_gpu --parts backbone tuning --sizes base large giant \
+		--num_frames 512 --modes full frozen scada scada_outer tia
+	$(BIN)/python scripts/make_moving_shapes.py --output_dir outputs/bench_gpu/shapes --num_train 240 --num_test 16
+	$(BIN)/python scripts/run_temporal_grounding.py hub_configs/moving_shapes.json --dataset outputs/bench_gpu/shapes \
+		--output_dir outputs/bench_gpu/run --max_steps 60 --bf16 True --torch_compile True \
+		--dataloader_num_workers 4
 
 # torch comes first and on its own, at its pinned version: the second call then finds it there and pulls no other.
 $(STAMP): pyproject.toml constraints.txt
