@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .backbone_scada import first_of
+from .sentences_scada import of_each_sentence
 
 
 try:  # models without an adapter load from the Hub where peft is not installed
@@ -268,8 +269,8 @@ class InnerBranch(nn.Module):
         z = F.gelu(self.down(features.to(self.down.weight.dtype)))
         if self.gate is not None:
             if not condition.per_sentence:
-                z = z.index_select(0, condition.video_index)
-                features = features.index_select(0, condition.video_index)
+                z = of_each_sentence(z, condition.video_index)
+                features = of_each_sentence(features, condition.video_index)
             z = self.gate(z, condition.sentence_embeds)
         over_time = self.depthwise(z.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (Q, N, h * w, r)
         z = z + self.pointwise(over_time).view(z.shape)
@@ -323,7 +324,7 @@ class OuterBranch(nn.Module):
     def ask(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What `forward` does from the sentence on: a sequence `(B or Q, N, r)` to features `(Q, N, out_dim)`."""
         if not condition.per_sentence:
-            sequence = sequence.index_select(0, condition.video_index)
+            sequence = of_each_sentence(sequence, condition.video_index)
         if self.gate is not None:
             sequence = self.gate(sequence, condition.sentence_embeds)
         return self.up(sequence.transpose(1, 2)).transpose(1, 2)
@@ -495,7 +496,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
                 # The batch has grown, for the other adapters too if several are active.
                 condition = replace(condition, per_sentence=True)
                 if class_tokens is not None:
-                    class_tokens = class_tokens.index_select(0, condition.video_index)
+                    class_tokens = of_each_sentence(class_tokens, condition.video_index)
         if inner:
             tokens = grid.to_tokens(features, class_tokens)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens

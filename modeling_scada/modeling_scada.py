@@ -37,7 +37,7 @@ from .head_scada import (
     take_proposals,
 )
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
-from .sentences_scada import check_sentences, padding_of, sentence_index_of
+from .sentences_scada import check_sentences, of_each_sentence, padding_of, sentence_index_of
 from .video_features_scada import ScadaVideoFeatures
 
 
@@ -381,7 +381,7 @@ class ScadaModel(ScadaPreTrainedModel):
                 )
             fused, per_sentence, from_outer_branches = self._answer(video_features, sentence_embeds, video_index)
         if not per_sentence:
-            fused = fused.index_select(0, video_index)
+            fused = of_each_sentence(fused, video_index)
         fused = add_outer_features(fused, from_outer_branches)
 
         return ScadaModelOutput(

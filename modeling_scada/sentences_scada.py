@@ -54,3 +54,17 @@ def sentence_index_of(sentence_mask: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         return torch.arange(sentence_mask.numel(), device=sentence_mask.device)
     return sentence_mask.flatten().nonzero()[:, 0]
+
+
+def of_each_sentence(of_videos: torch.Tensor, video_index: torch.Tensor) -> torch.Tensor:
+    """
+    Rows of `B` videos, `(B, ...)`, for each of their sentences, `(Q, ...)`; `video_index`, `(Q,)`, names the videos.
+
+    In a graph all videos have as many sentences, with padding, and one video's follow each other. There, the rows are
+    repeated: adding up by an index on several threads of a CPU, compiled, writes past the end of the gradients (torch
+    2.13).
+    """
+    if torch.compiler.is_compiling():
+        num_sentences = len(video_index) // len(of_videos)
+        return of_videos[:, None].expand(-1, num_sentences, *of_videos.shape[1:]).flatten(0, 1)
+    return of_videos.index_select(0, video_index)

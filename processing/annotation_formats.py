@@ -39,7 +39,8 @@ class Sentence(NamedTuple):
         video_id (`str`): Name of the video.
         duration_seconds (`float` or `None`): Length of the video; `None` if the file does not say.
         text (`str`): The sentence.
-        segments (`list[list[float]]`): Each `[start, end]`, in seconds.
+        segments (`list[list[float]]` or `None`):
+            Each `[start, end]`, in seconds; none if the sentence is not in the video, `None` if the file does not say.
     """
 
     where: str
@@ -47,7 +48,7 @@ class Sentence(NamedTuple):
     video_id: str
     duration_seconds: float | None
     text: str
-    segments: list[list[float]]
+    segments: list[list[float]] | None
 
 
 def read_charades_sta(path: Path) -> Iterator[Sentence]:
@@ -81,11 +82,14 @@ def read_tacos(path: Path) -> Iterator[Sentence]:
         frames = _required(entry, "timestamps", where)
         texts = _required(entry, "sentences", where)
         for sentence in _sentences(where, video, video_id, duration_seconds, texts, frames):
-            yield sentence._replace(segments=[[number / fps for number in pair] for pair in sentence.segments])
+            yield sentence._replace(segments=[[number / fps for number in pair] for pair in sentence.segments or []])
 
 
 def read_qvhighlights(path: Path) -> Iterator[Sentence]:
-    """An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks."""
+    """
+    An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks, and which
+    are `[]` where the sentence is not in the video.
+    """
     for where, entry in _json_lines(path):
         name = _text(_required(entry, "vid", where), where)
         windows = entry.get("relevant_windows")
@@ -95,7 +99,7 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
             without_extension(name),
             _duration_seconds(entry.get("duration"), where),
             _text(_required(entry, "query", where), where),
-            _segments(windows, where) if windows else [],
+            None if windows is None else _any_segments(windows, where),
         )
 
 
@@ -185,7 +189,7 @@ def read_didemo(path: Path) -> Iterator[Sentence]:
 def read_jsonl(path: Path) -> Iterator[Sentence]:
     """
     An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, `segment`). Times are numbers
-    of seconds, or texts like `1:02:03.5`.
+    of seconds, or texts like `1:02:03.5`. A sentence that is not in the video has `[]`.
     """
     for where, entry in _json_lines(path):
         video = _text(_required(entry, "video", where), where)
@@ -194,17 +198,18 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         texts = _required(entry, "sentences" if "sentences" in entry else "sentence", where)
         segments = _required(entry, "segments" if "segments" in entry else "segment", where)
-        read_time = partial(_time_seconds, video=video)
+        read = partial(_any_segments, read_time=partial(_time_seconds, video=video))
         if isinstance(texts, str):
-            yield Sentence(where, video, video_id, duration_seconds, texts, _segments(segments, where, read_time))
+            yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where))
         else:
-            yield from _sentences(where, video, video_id, duration_seconds, texts, segments, read_time)
+            yield from _sentences(where, video, video_id, duration_seconds, texts, segments, read)
 
 
 def read_csv(path: Path) -> Iterator[Sentence]:
     """
     Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`. Times are
     numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the decimal mark.
+    The `segment` of a sentence that is not in the video is `[]`.
     """
     header, rows, separator = csv_rows(path, is_strict=True)
     video_column = csv_column(path, header, "video")
@@ -223,7 +228,7 @@ def read_csv(path: Path) -> Iterator[Sentence]:
             row.get("video_id") or without_extension(video),
             _duration_seconds(_decimal_point(row.get("duration", ""), separator), where),
             row[sentence_column],
-            _segments(segments, where, partial(_time_seconds, video=video)),
+            _any_segments(segments, where, partial(_time_seconds, video=video)),
         )
 
 
@@ -449,6 +454,11 @@ def _segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _
     return [[read_time(time, where) for time in pair] for pair in pairs]
 
 
+def _any_segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _number) -> list[list[float]]:
+    """As `_segments`, and none for `[]`, which says that the sentence is not in the video."""
+    return [] if value == [] else _segments(value, where, read_time)
+
+
 def _sentences(
     where: str,
     video: str,
@@ -456,9 +466,9 @@ def _sentences(
     duration_seconds: float | None,
     texts: Any,
     segments: Any,
-    read_time: Callable[[Any, str], float] = _number,
+    read: Callable[[Any, str], list[list[float]]] = _segments,
 ) -> Iterator[Sentence]:
-    """The sentences of a video that has a list of them and a list of their segments."""
+    """The sentences of a video that has a list of them and a list of their segments, which `read` reads."""
     if not isinstance(texts, list) or not isinstance(segments, list) or len(texts) != len(segments):
         counts = [len(value) if isinstance(value, list) else type(value).__name__ for value in (texts, segments)]
         raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of one length")
@@ -466,7 +476,7 @@ def _sentences(
         own = f"{where}[{index}]"
         if not isinstance(text, str):
             raise malformed(own, text, "a sentence")
-        yield Sentence(own, video, video_id, duration_seconds, text, _segments(of_sentence, own, read_time))
+        yield Sentence(own, video, video_id, duration_seconds, text, read(of_sentence, own))
 
 
 def malformed(where: str, received: Any, expected: str) -> ValueError:

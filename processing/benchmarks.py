@@ -29,7 +29,7 @@ from modeling_scada import (
 )
 from modeling_scada.head_scada import ProposalFeatures, all_proposals, sample_points
 
-from .measuring import bytes_kept, median_seconds, table_of, unless_out_of_memory
+from .measuring import bytes_kept, median_seconds, seconds_of, table_of, unless_out_of_memory
 from .provenance import REPOSITORY
 from .synthetic_videos import BITS_PER_PIXEL, available_encoder, draw_frames, write_video
 
@@ -53,7 +53,9 @@ INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
 
-BACKBONE_DTYPES = (torch.float32, torch.bfloat16)
+# A CPU without instructions for bfloat16 emulates them, which takes minutes.
+HAS_BFLOAT16 = DEVICE.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+BACKBONE_DTYPES = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
 # Rows and columns of a matrix whose product with another runs at the rate that is called the limit.
 MATRIX_SIZE = 2048
 
@@ -319,6 +321,48 @@ def benchmark_backbone(
         result["operations_per_second"][name] = rate
         result["of_limit"][name] = operations / rate / seconds[dtype, "backbone"]
     return result
+
+
+def benchmark_graph(
+    plain: ScadaForTemporalGrounding, batch: dict[str, torch.Tensor], repeats: int
+) -> dict[str, dict[str, float]]:
+    """
+    Args:
+        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU; it is copied.
+        batch (`dict[str, torch.Tensor]`): A video and its sentences, of which the first one is used.
+        repeats (`int`): Calls that are timed.
+
+    Returns:
+        `dict[str, dict[str, float]]`: The figures that the module's docstring names, of `inference` and `step`.
+
+    Raises:
+        AssertionError: If the compiled model's logits are others.
+    """
+    batch = with_sentences(to_device(batch), 0, 1)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    models: dict[str, Any] = {}
+    ways: dict[str, dict[str, Callable[[], object]]] = {"inference": {}, "step": {}}
+    for name in ("eager", "compiled"):
+        _, model, step = prepare_step(plain, PIPELINE_MODE)
+        if name == "compiled":
+            model.compile()
+        models[name] = model
+        ways["inference"][name] = torch.no_grad()(partial(model, **inputs))
+        ways["step"][name] = partial(step, batch)
+
+    figures: dict[str, dict[str, float]] = {}
+    for what, by_name in ways.items():
+        for model in models.values():
+            model.train(what == "step")
+        first_seconds = {name: seconds_of(way) for name, way in by_name.items()}
+        if what == "inference":
+            expected, found = (way() for way in by_name.values())
+            tolerance = 1e-4 if DTYPE == torch.float32 else 5e-2
+            torch.testing.assert_close(found.logits, expected.logits, rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]
+        seconds = median_seconds(by_name, repeats)
+        figures[what] = {"first_call_seconds": first_seconds["compiled"], "seconds": seconds["compiled"]}
+        figures[what]["over_eager"] = seconds["compiled"] / seconds["eager"]
+    return figures
 
 
 def backbone_table(rows: list[dict[str, Any]]) -> str:

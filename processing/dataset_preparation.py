@@ -77,6 +77,7 @@ class Report:
 
     Args:
         read, kept, clipped, repaired (`int`): Numbers of sentences.
+        not_there (`int`): How many of those kept are said not to be in their video, and so have no segment.
         videos (`int`): Number of videos that have a sentence left.
         dropped (`list[dict]`): `where` and `reason` of each sentence that was dropped.
         dropped_segments (`list[dict]`): The same, of segments whose sentence has others left.
@@ -89,6 +90,7 @@ class Report:
     kept: int = 0
     clipped: int = 0
     repaired: int = 0
+    not_there: int = 0
     videos: int = 0
     dropped: list[dict[str, str]] = field(default_factory=list)
     dropped_segments: list[dict[str, str]] = field(default_factory=list)
@@ -101,7 +103,7 @@ def sum_reports(reports: Iterable[Report]) -> Report:
     """Totals; a video that several splits annotate is missing once."""
     total = Report()
     for report in reports:
-        for name in ("read", "kept", "clipped", "repaired", "videos", "dropped", "dropped_segments"):
+        for name in ("read", "kept", "clipped", "repaired", "not_there", "videos", "dropped", "dropped_segments"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.missing = list(dict.fromkeys(total.missing + report.missing))
         total.without_duration = list(dict.fromkeys(total.without_duration + report.without_duration))
@@ -162,10 +164,12 @@ def clean_videos(
         for sentence in video.sentences:
             report.read += 1
             text = clean_sentence(sentence.text)
-            cleaned = [clean_segment(pair, video.duration_seconds, repair_reversed) for pair in sentence.segments]
+            pairs = sentence.segments or []
+            cleaned = [clean_segment(pair, video.duration_seconds, repair_reversed) for pair in pairs]
             kept = [part for part in cleaned if part.segment is not None]
             reasons = [str(part.reason) for part in cleaned if part.segment is None]
-            if not text or not kept:
+            is_not_there = sentence.segments == []
+            if not text or not (kept or is_not_there):
                 reason = "; ".join(dict.fromkeys(reasons)) or NO_SEGMENT
                 report.dropped.append({"where": sentence.where, "reason": reason if text else "its text is empty"})
                 continue
@@ -173,6 +177,7 @@ def clean_videos(
             report.kept += 1
             report.clipped += any(part.is_clipped for part in kept)
             report.repaired += any(part.is_repaired for part in kept)
+            report.not_there += is_not_there
             row["sentences"].append(text)
             row["segments"].append([part.segment for part in kept])
         if row["sentences"]:
@@ -475,6 +480,8 @@ def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path,
             f"{of_split['videos']:,} videos; {of_split['clipped']:,} clipped to their video, "
             f"{of_split['repaired']:,} repaired, {len(of_split['dropped']):,} dropped"
         )
+        if of_split["not_there"]:
+            print(f"  not in their video, by the file: {of_split['not_there']:,}")
         if of_split["dropped"]:
             print(f"  dropped: {_count_reasons(of_split['dropped'])}")
         if of_split["dropped_segments"]:

@@ -37,7 +37,7 @@ def find_segments(
 
     Returns:
         `list[dict]`: For each sentence itself and its `segments`, `{"score", "start", "end"}`, best first. Times in
-        seconds from the first frame.
+        seconds from the first frame. With `found` if the processor has a threshold for it.
 
     Raises:
         ValueError, VideoReadError: As from the pipeline.
@@ -46,7 +46,7 @@ def find_segments(
     return [
         {
             "sentence": sentence,
-            "segments": [{name: segment[name] for name in ("score", "start", "end")} for segment in segments],
+            "segments": [{name: segment[name] for name in segment if name != "sentence"} for segment in segments],
         }
         for sentence, segments in zip(sentences, found, strict=True)
     ]

@@ -476,7 +476,8 @@ def search(
 
     Returns:
         `list[dict]`: For each sentence itself and its `segments`, `{"video", "score", "start", "end"}`, best first.
-        `video` is the path of the file; times are in seconds from its first frame.
+        `video` is the path of the file; times are in seconds from its first frame. With `found` if the processor has
+        a threshold for it.
 
     Raises:
         ValueError: If the index was made with another model or other settings, or there is no sentence.
@@ -498,9 +499,9 @@ def search(
     results = []
     for sentence, of_sentence in zip(sentences, rows, strict=True):
         found: list[dict[str, Any]] = [
-            {"video": library.path_of(video), "score": float(score), "start": float(start), "end": float(end)}
+            {"video": library.path_of(video), **segment}
             for video, result in _ground(library, of_sentence, sentence, pipe, top_k)
-            for score, (start, end) in zip(result["scores"], result["segments"], strict=True)
+            for segment in pipe.segments_of(result)
         ]
         found.sort(key=lambda segment: -segment["score"])
         results.append({"sentence": sentence, "segments": found[:top_k]})

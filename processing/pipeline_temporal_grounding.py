@@ -351,23 +351,33 @@ class TemporalGroundingPipeline(Pipeline):
         (found,) = self.processor.post_process_temporal_grounding(
             outputs, timelines=outputs["timelines"], merge_windows=True, **kwargs
         )
-        results: list[list[dict[str, Any]]] = [
-            [
-                {"score": float(score), "start": float(start), "end": float(end)}
-                for score, (start, end) in zip(result["scores"], result["segments"], strict=True)
-            ]
-            for result in found
-        ]
-        # Not there in a processor whose code, from the Hub, is older.
-        if (found_threshold := getattr(self.processor, "found_threshold", None)) is not None:
-            for segment in chain.from_iterable(results):
-                segment["found"] = segment["score"] >= found_threshold
+        results = [self.segments_of(result) for result in found]
         if isinstance(outputs["sentence"], str):
             return results[0]
         return [
             [segment | {"sentence": sentence} for segment in segments]
             for sentence, segments in zip(outputs["sentence"], results, strict=True)
         ]
+
+    def segments_of(self, result: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        The segments of a sentence, as the pipeline gives them.
+
+        Args:
+            result (`dict`): `scores` and `segments` of [`~ScadaProcessor.post_process_temporal_grounding`].
+
+        Returns:
+            `list[dict]`: `{"score", "start", "end"}`, and `found` if the processor has a threshold for it.
+        """
+        segments: list[dict[str, Any]] = [
+            {"score": float(score), "start": float(start), "end": float(end)}
+            for score, (start, end) in zip(result["scores"], result["segments"], strict=True)
+        ]
+        # Not there in a processor whose code, from the Hub, is older.
+        if (found_threshold := getattr(self.processor, "found_threshold", None)) is not None:
+            for segment in segments:
+                segment["found"] = segment["score"] >= found_threshold
+        return segments
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """

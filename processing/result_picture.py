@@ -99,7 +99,8 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         times = " to ".join(format_time(best[name], is_long) for name in ("start", "end"))
         # A sentence may have dollar signs, which are no formula.
         unit = "" if is_long else " s"
-        title = f"{result['sentence']}  ({times}{unit}, score {best['score']:.3f})"
+        missed = "" if best.get("found", True) else ", not found"
+        title = f"{result['sentence']}  ({times}{unit}, score {best['score']:.3f}{missed})"
         if targets is not None:
             true_times = " to ".join(format_time(seconds, is_long) for seconds in targets[index_of_sentence])
             title += f"  true: {true_times}{unit}"
@@ -117,7 +118,8 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
             span = (segment["start"], segment["end"] - segment["start"])
             fill = (BAR_COLOUR, strength(segment["score"]))
             # The outline is there for the faintest to be seen too.
-            lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=BAR_COLOUR, linewidth=1.0)
+            line = {"linewidth": 1.0, "linestyle": "-" if segment.get("found", True) else "--"}
+            lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=BAR_COLOUR, **line)
             top += height
         top += gap
     lanes.set(xlim=(0, duration_seconds), ylim=(lanes_height, 0), yticks=[])

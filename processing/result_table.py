@@ -33,19 +33,22 @@ def format_table(record: dict[str, Any]) -> str:
         `str`: A line a segment, each sentence on the line of its best one.
     """
     is_long = record["duration"] >= LONG_SECONDS
-    rows = [["sentence", "rank", "start", "end", "score"]]
-    if any("video" in segment for result in record["results"] for segment in result["segments"]):
-        rows[0].append("video")
+    all_segments = [segment for result in record["results"] for segment in result["segments"]]
+    says_found, says_video = (any(name in segment for segment in all_segments) for name in ("found", "video"))
+    rows = [["sentence", "rank", "start", "end", "score", *["found"] * says_found, *["video"] * says_video]]
     for result in record["results"]:
         for index, segment in enumerate(result["segments"]):
             times = [format_time(segment[name], is_long) for name in ("start", "end")]
             sentence = "" if index else " ".join(result["sentence"].split())
             rows.append([sentence, str(index + 1), *times, f"{segment['score']:.3f}"])
-            if "video" in segment:
+            if says_found:
+                rows[-1].append("yes" if segment["found"] else "no")
+            if says_video:
                 rows[-1].append(segment["video"])
+    num_aligned = len(rows[0]) - says_video  # the last column has no width
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for sentence, *cells in rows:
-        right = [f"{cell:>{width}}" for cell, width in zip(cells[:4], widths[1:5], strict=True)]
-        lines.append("  ".join([f"{sentence:{widths[0]}}", *right, *cells[4:]]))
+        right = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:num_aligned], strict=False)]
+        lines.append("  ".join([f"{sentence:{widths[0]}}", *right, *cells[num_aligned - 1 :]]))
     return "\n".join(lines)

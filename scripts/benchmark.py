@@ -17,10 +17,14 @@ for equality before anything is timed.
     - `peak_bytes` of a training step at 1, 4 and 8 sentences, on a GPU;
     - `step_seconds`: forward, backward and AdamW at 1 sentence;
     - `inference_seconds` for 1, 4 and 16 sentences, in the modes where inference differs.
-- `backbone`: a forward pass of the backbone alone, in float32 and in bfloat16 on any device,
+- `backbone`: a forward pass of the backbone alone, in float32, and in bfloat16 where there are instructions for it,
     - `operations` of its matrix products and convolutions, two for a multiplication and addition;
     - `seconds`, and `operations_per_second` of a product of two matrices of 2048 x 2048 in the same run;
     - `of_limit`: the seconds that the operations would take at that rate, over the seconds that they take.
+- `graph`: the mode `scada` compiled by `torch.compile`, a forward pass (`inference`) and a training `step` with one
+  sentence,
+    - `first_call_seconds`, which the compiler takes nearly all of;
+    - `seconds` of the later ones, and `over_eager`, the same over those of the model that is not compiled;
 - `input_pipeline`: which of the two waits, the training step or the reading of videos. For each size, with one video
   and one sentence a batch, and with pixels as bytes, which the model normalises, and as floats,
     - `pixel_bytes` of a batch, which leave a worker;
@@ -63,6 +67,7 @@ from processing.benchmarks import (
     VIDEOS,
     backbone_table,
     benchmark_backbone,
+    benchmark_graph,
     benchmark_input_pipeline,
     benchmark_mode,
     benchmark_proposal_features,
@@ -80,7 +85,7 @@ def main() -> None:
     """Runs the parts asked for and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
-    parts = ["proposal_features", "tuning", "backbone", "input_pipeline"]
+    parts = ["proposal_features", "tuning", "backbone", "graph", "input_pipeline"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="Of the backbone.")
@@ -114,6 +119,7 @@ def main() -> None:
         "proposal_features": 1,
         "tuning": len(sizes_to_run) * len(args.modes),
         "backbone": len(sizes_to_run),
+        "graph": len(sizes_to_run),
         "input_pipeline": len(sizes_to_run),
     }
     progress = tqdm(total=sum(num_of_part[part] for part in args.parts), desc="benchmark")
@@ -148,6 +154,15 @@ def main() -> None:
             rows.append({"size": size} | benchmark_backbone(plain, pixels, args.repeats))
             save()
         print(backbone_table(rows))
+    if "graph" in args.parts:
+        rows = results["graph"] = []
+        for size in sizes_to_run:
+            progress.set_postfix_str(f"{size}, graph")
+            plain = ScadaForTemporalGrounding(model_config(size))
+            batch = make_batch(args.num_frames, plain.config.video_config.image_size)
+            rows.append({"size": size} | benchmark_graph(plain, batch, args.repeats))
+            save()
+        print(json.dumps(rows, indent=2))
     if "input_pipeline" in args.parts:
         rows = []
         with tempfile.TemporaryDirectory() as folder:

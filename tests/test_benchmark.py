@@ -286,7 +286,8 @@ def test_the_backbone_is_beside_its_limit(record):
     linear = 2 * 4 * 32 * (1536 * 32 + 4 * (4 * 32 * 32 + 2 * 32 * 64))
     attention = 4 * 4 * 2 * 2 * 32 * 32 * 32
     assert row["size"] == "tiny" and row["operations"] == linear + attention
-    for dtype in ("float32", "bfloat16"):
+    assert "float32" in row["seconds"]  # and bfloat16 where there are instructions for it
+    for dtype in row["seconds"]:
         limit_seconds = row["operations"] / row["operations_per_second"][dtype]
         assert row["of_limit"][dtype] == pytest.approx(limit_seconds / row["seconds"][dtype])
 

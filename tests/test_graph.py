@@ -1,5 +1,7 @@
 """The model as a graph: no wait for a device, `torch.compile` without a break, `torch.export` without the package."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -122,3 +124,37 @@ def test_an_exported_model_runs_without_the_package(make_model, tiny_batch, tmp_
     logits, segments = torch.load(tmp_path / "outputs.pt")
     torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(segments, expected.pred_segments, rtol=0, atol=1e-5)
+
+
+COMPILED_BRANCH = """
+import sys, torch
+from modeling_scada.adapter_scada import Condition, InnerBranch
+
+num_sentences = int(sys.argv[1])
+torch.manual_seed(0)
+torch.set_num_threads(2)
+branch = InnerBranch(32, 4, 8, 3)
+for parameter in branch.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
+features = torch.randn(1, 32, 2, 2, 32, requires_grad=True)
+condition = Condition(torch.randn(num_sentences, 8), torch.zeros(num_sentences, dtype=torch.long), None, False)
+weights = torch.randn(num_sentences, 32, 2, 2, 32)
+expected, found = (
+    torch.autograd.grad((run(features, condition) * weights).sum(), [features, *branch.parameters()])
+    for run in (branch, torch.compile(branch))
+)
+for gradient, reference in zip(found, expected, strict=True):
+    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile's kernels is not installed")
+@pytest.mark.parametrize("num_sentences", [1, 3])
+def test_gradients_of_a_compiled_branch(num_sentences, tmp_path):
+    """By the default compiler, on two threads; in a process of its own, as wrong kernels end it."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILED_BRANCH, str(num_sentences)]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.stdout == "equal\n", done.stderr

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from modeling_scada import ScadaForTemporalGrounding
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
 from processing import grounding, result_folder, result_page, result_picture
 from processing.result_table import format_table, format_time
 from processing.video_io import probe, read_frames
@@ -87,6 +87,29 @@ def test_table(model, clip, ground):
         sentence = "" if number % 2 else SENTENCES[number // 2]
         cells = [f"{number % 2 + 1}", f"{segment['start']:.1f}", f"{segment['end']:.1f}", f"{segment['score']:.3f}"]
         assert line.split() == [*sentence.split(), *cells]
+
+
+def test_what_was_not_found_is_said(model, clip, ground, tmp_path):
+    """With a threshold in the processor, each segment below it says so: as JSON, in the table and on the page."""
+    best, second = json.loads(ground(clip, "a door", "--model", model, "--top_k", 2, "--json")[1])["results"][0]["segments"]
+    processor = ScadaProcessor.from_pretrained(model)
+    processor.found_threshold = (best["score"] + second["score"]) / 2
+    processor.save_pretrained(model)
+    _, out, _ = ground(clip, "a door", "--model", model, "--top_k", 2, "--json", "--html", tmp_path / "found.html")
+    segments = [best | {"found": True}, second | {"found": False}]
+    assert json.loads(out)["results"][0]["segments"] == segments
+    assert '"found": false' in (tmp_path / "found.html").read_text(encoding="utf-8")
+    lines = ground(clip, "a door", "--model", model, "--top_k", 2)[1].splitlines()
+    assert [line.split()[-1] for line in lines] == ["found", "yes", "no"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_table_of_several_videos():
+    segments = [{"score": 0.5, "start": 1.0, "end": 2.0, "found": found, "video": "a b.mp4"} for found in (True, False)]
+    lines = format_table({"duration": 9.0, "results": [{"sentence": "he sits", "segments": segments}]}).splitlines()
+    assert lines[0].split()[-2:] == ["found", "video"]
+    assert [line.split()[-3:] for line in lines[1:]] == [["yes", "a", "b.mp4"], ["no", "a", "b.mp4"]]
+    assert lines[1].index("a b") == lines[2].index("a b")
 
 
 def test_table_of_a_long_video():
@@ -182,6 +205,19 @@ def test_plot_shows_how_sure_an_answer_is(score, clip, tmp_path):
     assert min(num_pixels) > 5000 and num_pixels[0] == pytest.approx(1.2 * num_pixels[1], rel=0.25)
     is_full_red = (picture[..., 0] > 190) & (picture[..., 1] < 110)
     assert (is_full_red.sum() > 10000) == (score > 0.8)
+
+
+def test_plot_shows_what_was_not_found(clip, tmp_path):
+    """The outline of the same bar is dashed, so there is less of it."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    reds = {}
+    for found in (True, False):
+        segments = [{"score": 0.3, "start": 1.0, "end": 4.0, "found": found}]
+        record = {"video": str(clip), "duration": 5.0, "results": [{"sentence": "a door", "segments": segments}]}
+        result_picture.draw(record, probe(clip), tmp_path / "found.png")
+        picture = pyplot.imread(tmp_path / "found.png")[..., :3]
+        reds[found] = ((picture[..., 0] > 0.75) & (picture[..., 1] < 0.4)).sum()
+    assert 0 < reds[False] < 0.85 * reds[True]
 
 
 @pytest.mark.parametrize("name", ["found.foo", "found", "found.png.gz"])

@@ -264,6 +264,34 @@ def test_qvhighlights(prepare, capsys):
     assert "of sentences with others left: 1 because it has no length" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("format", "name", "content"),
+    [
+        ("jsonl", "test.jsonl", [{"video": "a.mp4", "sentences": ["A.", "B."], "segments": [[1, 2], []]}]),
+        ("jsonl", "test.jsonl", [{"video": "a.mp4", "sentence": s, "segment": t} for s, t in (("A.", [1, 2]), ("B.", []))]),
+        ("csv", "test.csv", 'video,sentence,segment\na.mp4,A.,"[1, 2]"\na.mp4,B.,[]\n'),
+        (
+            "qvhighlights",
+            "test.jsonl",
+            [{"vid": "a", "query": s, "relevant_windows": t} for s, t in (("A.", [[1, 2]]), ("B.", []), ("C.", None))],
+        ),
+    ],
+)
+def test_sentences_that_are_not_in_their_video(prepare, capsys, format, name, content):
+    """`[]` says so; no segment at all, or one that is cleaned away, does not."""
+    report, splits = prepare(format, {name: content})
+    (row,) = splits["test"]
+    assert (row["sentences"], row["segments"]) == (["A.", "B."], [[[1.0, 2.0]], []])
+    assert (report["kept"], report["not_there"]) == (2, 1)
+    assert len(report["dropped"]) == (format == "qvhighlights")
+    assert "not in their video, by the file: 1" in capsys.readouterr().out
+
+
+def test_a_prepared_sentence_that_is_not_there_is_read_again(prepare, tmp_path):
+    prepare("jsonl", {"test.jsonl": [{"video": "a.mp4", "sentences": ["A.", "B."], "segments": [[1, 2], []]}]})
+    assert load_annotations(str(tmp_path / "out"), "test")["segments"][0] == [[[1.0, 2.0]], []]
+
+
 def test_qvhighlights_without_any_window(prepare, tmp_path):
     with pytest.raises(ValueError, match="No sentence of .*_test_release.jsonl is left .1 because it has no relevant"):
         prepare("qvhighlights", {"highlight_test_release.jsonl": [QVHIGHLIGHTS[3]]})
@@ -917,7 +945,7 @@ MALFORMED = [
     ("jsonl", "a.jsonl", "[1]\n", "a.jsonl:1: .*expected one JSON object a line"),
     ("jsonl", "a.jsonl", [LINE, {"video": "a.mp4", "sentence": "A."}], "a.jsonl:2: .*expected also 'segment'"),
     ("jsonl", "a.jsonl", [{"sentence": "A.", "segment": [1, 2]}], "a.jsonl:1: .*expected also 'video'"),
-    ("jsonl", "a.jsonl", [LINE | {"segment": []}], r"a.jsonl:1: .*expected `\[start, end\]`"),
+    ("jsonl", "a.jsonl", [LINE | {"segment": [[]]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
     ("jsonl", "a.jsonl", [LINE | {"segment": [[1, 2], 3]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
     ("jsonl", "a.jsonl", [LINE | {"video": ""}], "a.jsonl:1: received '', expected a text that is not empty"),
     (

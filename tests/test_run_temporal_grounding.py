@@ -25,7 +25,9 @@ from modeling_scada import (
     prepare_tuning,
     ranked_ious,
 )
+from modeling_scada import trainer_scada
 from modeling_scada.recipe_scada import build_model, last_checkpoint, parse_arguments, run
+from processing.metrics import rejection_metrics
 from processing.recipe_arguments import DataArguments, ModelArguments
 from processing.video_io import VideoReadError
 
@@ -448,6 +450,39 @@ def test_sentences_with_unlike_numbers_of_segments_are_measured_together(recipe,
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     metrics = run(*parse(recipe | {"per_device_eval_batch_size": 1}))
     assert metrics["eval_sentences"] == 6
+
+
+def test_the_threshold_is_the_best_one_of_the_validation_split(recipe, tmp_path, monkeypatch):
+    """Of the sentences that the run asked on each split: the saved threshold is the validation's, by a plain loop."""
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "folder").mkdir()
+    for split, of_split in (("train", rows), ("validation", rows[:2]), ("test", rows[1:])):
+        of_split = [row | {"video": str(tmp_path / row["video"])} for row in of_split]
+        (tmp_path / "folder" / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in of_split))
+    asked = []
+
+    def recorded(scores, is_there, found_threshold=None):
+        asked.append((scores.tolist(), is_there.tolist()))
+        return rejection_metrics(scores, is_there, found_threshold)
+
+    monkeypatch.setattr(trainer_scada, "rejection_metrics", recorded)
+    splits = {"dataset": str(tmp_path / "folder"), "train_split": "train", "validation_split": "validation"}
+    arguments = splits | {"eval_split": "test", "negative_sentences": 2, "max_steps": 3, "eval_strategy": "no"}
+    metrics = run(*parse(recipe | arguments))
+    threshold = ScadaProcessor.from_pretrained(recipe["output_dir"]).found_threshold
+
+    def f1(scores, is_there, threshold):
+        """Of rejecting what is not there."""
+        rejected = [score < threshold for score in scores]
+        right = sum(there < 1 and out for there, out in zip(is_there, rejected, strict=True))
+        return 200 * right / (sum(rejected) + is_there.count(False))
+
+    assert len(asked) == 2 and all(True in is_there and False in is_there for _, is_there in asked)
+    validation, test = asked
+    best = max(f1(*validation, candidate) for candidate in [*validation[0], 2.0])
+    assert f1(*validation, threshold) == pytest.approx(best) and best > 0
+    assert metrics["eval_found_threshold"] == threshold
+    assert metrics["eval_RejF1"] == pytest.approx(f1(*test, threshold))
 
 
 def test_the_longest_training_video_is_the_models_window(recipe, tmp_path):
