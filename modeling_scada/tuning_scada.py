@@ -2,6 +2,9 @@
 Which parameters train: the tuning modes, on one switch, so that they can be compared (docs/design.md section 10).
 """
 
+import warnings
+from typing import Any
+
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from processing.recipe_arguments import TuningArguments
@@ -38,7 +41,8 @@ def peft_config(args: TuningArguments) -> PeftConfig | None:
 
 def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> ScadaForTemporalGrounding | PeftModel:
     """
-    Sets which parameters train; adds the adapter where there is one.
+    Sets which parameters train; adds the adapter where there is one. A model that was saved with such an adapter goes
+    on with it.
 
     Args:
         model ([`ScadaForTemporalGrounding`]): It is changed in place.
@@ -48,7 +52,7 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
         [`ScadaForTemporalGrounding`] or `peft.PeftModel`: What to train: the model itself, or peft's around it.
 
     Raises:
-        ValueError: If the layers cannot be resolved, see [`ScadaAdapterConfig`].
+        ValueError: If the layers cannot be resolved, see [`ScadaAdapterConfig`], or if the model has another adapter.
 
     Example:
 
@@ -61,6 +65,9 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
     ```
     """
     config = peft_config(args)
+    if trained := getattr(model, "peft_config", None):
+        (adapter,) = trained.values()
+        return _go_on(model, adapter, config)
     if config is not None:
         return get_peft_model(model, config)
     backbone = model.model.video_backbone
@@ -70,3 +77,33 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
             backbone.layers[index].requires_grad_(True)
     model.model.text_encoder.requires_grad_(args.train_text)
     return model
+
+
+def _go_on(model: ScadaForTemporalGrounding, trained: PeftConfig, config: PeftConfig | None) -> PeftModel:
+    """peft's model around one with an adapter, whose weights stay what they are."""
+    num_layers = len(model.model.video_backbone.layers)
+    there, asked = _settings(trained, num_layers), config and _settings(config, num_layers)
+    if config is None or there != asked:
+        raise ValueError(
+            f"Received a model that has an adapter with {there}, and a tuning that has {asked or 'none'}. Give the "
+            "tuning and the layers that it was trained with to go on with it, or a model without an adapter."
+        )
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with warnings.catch_warnings():
+        # That there is an adapter already, whose weights peft draws anew.
+        warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        peft_model = get_peft_model(model, config)
+    model.load_state_dict(weights)
+    return peft_model
+
+
+def _settings(config: PeftConfig, num_layers: int) -> dict[str, Any]:
+    """What two adapters have in common if their weights fit each other."""
+    names = ("peft_type", "r", "reduction", "kernel_size", "conditioning")
+    settings = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    settings["peft_type"] = getattr(config.peft_type, "value", config.peft_type)
+    for name in ("inner_layers", "outer_layers"):
+        if (layers := getattr(config, name, None)) is not None:
+            settings[name] = resolve_layers(layers, num_layers)
+    return settings | {"modules_to_save": sorted(getattr(config, "modules_to_save", None) or [])}

@@ -87,8 +87,8 @@ def read_tacos(path: Path) -> Iterator[Sentence]:
 
 def read_qvhighlights(path: Path) -> Iterator[Sentence]:
     """
-    An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks, and which
-    are `[]` where the sentence is not in the video.
+    An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks, and
+    which are `[]` where the sentence is not in the video.
     """
     for where, entry in _json_lines(path):
         name = _text(_required(entry, "vid", where), where)

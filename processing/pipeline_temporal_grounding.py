@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory

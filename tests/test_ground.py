@@ -91,7 +91,9 @@ def test_table(model, clip, ground):
 
 def test_what_was_not_found_is_said(model, clip, ground, tmp_path):
     """With a threshold in the processor, each segment below it says so: as JSON, in the table and on the page."""
-    best, second = json.loads(ground(clip, "a door", "--model", model, "--top_k", 2, "--json")[1])["results"][0]["segments"]
+    best, second = json.loads(ground(clip, "a door", "--model", model, "--top_k", 2, "--json")[1])["results"][0][
+        "segments"
+    ]
     processor = ScadaProcessor.from_pretrained(model)
     processor.found_threshold = (best["score"] + second["score"]) / 2
     processor.save_pretrained(model)
@@ -105,7 +107,9 @@ def test_what_was_not_found_is_said(model, clip, ground, tmp_path):
 
 
 def test_table_of_several_videos():
-    segments = [{"score": 0.5, "start": 1.0, "end": 2.0, "found": found, "video": "a b.mp4"} for found in (True, False)]
+    segments = [
+        {"score": 0.5, "start": 1.0, "end": 2.0, "found": found, "video": "a b.mp4"} for found in (True, False)
+    ]
     lines = format_table({"duration": 9.0, "results": [{"sentence": "he sits", "segments": segments}]}).splitlines()
     assert lines[0].split()[-2:] == ["found", "video"]
     assert [line.split()[-3:] for line in lines[1:]] == [["yes", "a", "b.mp4"], ["no", "a", "b.mp4"]]

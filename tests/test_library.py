@@ -389,9 +389,10 @@ def test_search_says_what_was_found(make_pipe, folder, tmp_path):
     scores = [segment["score"] for segment in plain["segments"]]
     pipe.processor.found_threshold = scores[1]
     (result,) = search(tmp_path / "index", SENTENCES[:1], pipe, top_k=4)
-    assert result["segments"] == [
-        segment | {"found": segment["score"] >= scores[1]} for segment in plain["segments"]
-    ] and scores[1] > scores[3]
+    assert (
+        result["segments"] == [segment | {"found": segment["score"] >= scores[1]} for segment in plain["segments"]]
+        and scores[1] > scores[3]
+    )
 
 
 def test_candidates_are_those_of_the_retrieval_branch(make_pipe, folder, tmp_path, monkeypatch):

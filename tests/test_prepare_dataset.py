@@ -268,7 +268,11 @@ def test_qvhighlights(prepare, capsys):
     ("format", "name", "content"),
     [
         ("jsonl", "test.jsonl", [{"video": "a.mp4", "sentences": ["A.", "B."], "segments": [[1, 2], []]}]),
-        ("jsonl", "test.jsonl", [{"video": "a.mp4", "sentence": s, "segment": t} for s, t in (("A.", [1, 2]), ("B.", []))]),
+        (
+            "jsonl",
+            "test.jsonl",
+            [{"video": "a.mp4", "sentence": s, "segment": t} for s, t in (("A.", [1, 2]), ("B.", []))],
+        ),
         ("csv", "test.csv", 'video,sentence,segment\na.mp4,A.,"[1, 2]"\na.mp4,B.,[]\n'),
         (
             "qvhighlights",

@@ -24,11 +24,11 @@ from modeling_scada import (
     load_annotations,
     prepare_tuning,
     ranked_ious,
+    trainer_scada,
 )
-from modeling_scada import trainer_scada
 from modeling_scada.recipe_scada import build_model, last_checkpoint, parse_arguments, run
 from processing.metrics import rejection_metrics
-from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.recipe_arguments import DataArguments, ModelArguments, TuningArguments
 from processing.video_io import VideoReadError
 
 
@@ -166,6 +166,42 @@ def test_an_adapter_on_a_saved_model_leaves_that_model_where_it_is(recipe, tmp_p
     assert config["base_model_name_or_path"] == recipe["output_dir"]
     model = ScadaForTemporalGrounding.from_pretrained(tmp_path / "second")
     assert model.active_adapters() == ["default"]
+
+
+@pytest.mark.parametrize("arguments", [{"tuning": "scada"}, {"tuning": "lora"}, {"tuning": "tia", "train_text": True}])
+def test_an_adapter_goes_on_from_its_weights(recipe, tmp_path, arguments, recwarn):
+    """Without a step that changes something, the second folder has the model of the first; then it is trained on."""
+    run(*parse(recipe | arguments | {"adapter_learning_rate": 1e-2}))
+    first = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"]).state_dict()
+    own = {name: value for name, value in recipe.items() if name not in ("video_model", "text_model")}
+    own |= arguments | {"model_name_or_path": recipe["output_dir"]}
+    for name, rate in (("same", 0.0), ("further", 1e-2)):
+        rates = dict.fromkeys(("learning_rate", "adapter_learning_rate", "text_learning_rate"), rate)
+        run(*parse(own | rates | {"output_dir": str(tmp_path / name)}))
+        found = ScadaForTemporalGrounding.from_pretrained(str(tmp_path / name)).state_dict()
+        assert set(found) == set(first)
+        changed = {key for key, tensor in found.items() if not torch.equal(tensor, first[key])}
+        if name == "same":
+            assert not changed
+        else:
+            assert any("scada_" in key or "lora_" in key for key in changed) and any("head" in key for key in changed)
+            assert not any(".original_module." in key or ".base_layer." in key for key in changed)
+    assert not [str(warning.message) for warning in recwarn if "peft_config" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning that has .*'inner_layers': "),
+        ({"tuning": "lora"}, "'SCADA'.*tuning that has .*'LORA'"),
+        ({"tuning": "full"}, "tuning that has none.*or a model without an adapter"),
+    ],
+)
+def test_another_adapter_than_the_models_is_refused(recipe, change, message):
+    run(*parse(recipe | {"tuning": "scada"}))
+    model = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"])
+    with pytest.raises(ValueError, match=message):
+        prepare_tuning(model, TuningArguments(**{"tuning": "scada"} | change))
 
 
 @pytest.mark.parametrize("tuning, backbone_rate", [("full", 1e-4), ("scada", 2e-3), ("lora", 2e-3)])
