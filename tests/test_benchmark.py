@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -229,13 +230,17 @@ def test_the_pipeline_is_compared_video_by_video(plain, videos, monkeypatch, one
     )
 
 
+def run_small(output_dir, *parts):
+    command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(output_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # See `one_thread`.
+    subprocess.run([*command, "--parts", *parts], cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    return json.loads((output_dir / "benchmark.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(output_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # See `one_thread`.
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
-    return json.loads((output_dir / "benchmark.json").read_text())
+    return run_small(output_dir, "proposal_features", "tuning", "backbone", "input_pipeline")
 
 
 def test_the_record_says_where_it_comes_from(record):
@@ -290,6 +295,15 @@ def test_the_backbone_is_beside_its_limit(record):
     for dtype in row["seconds"]:
         limit_seconds = row["operations"] / row["operations_per_second"][dtype]
         assert row["of_limit"][dtype] == pytest.approx(limit_seconds / row["seconds"][dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile's kernels is not installed")
+def test_the_compiled_model_is_beside_the_other(tmp_path):
+    (row,) = run_small(tmp_path, "graph")["results"]["graph"]
+    assert set(row) == {"size", "inference", "step"}
+    for what in ("inference", "step"):
+        assert row[what]["first_call_seconds"] > row[what]["seconds"] > 0 and row[what]["over_eager"] > 0
 
 
 def test_the_input_pipeline_has_its_figures(record):
