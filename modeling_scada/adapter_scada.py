@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .backbone_scada import first_of
+from .backbone_scada import first_of, laid_out_as
 from .sentences_scada import of_each_sentence
 
 
@@ -498,7 +498,8 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
                 if class_tokens is not None:
                     class_tokens = of_each_sentence(class_tokens, condition.video_index)
         if inner:
-            tokens = grid.to_tokens(features, class_tokens)
+            # So that a fresh adapter changes nothing in the layers that follow.
+            tokens = laid_out_as(grid.to_tokens(features, class_tokens), tokens)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 

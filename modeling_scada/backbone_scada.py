@@ -259,6 +259,15 @@ class StageGrid:
         return clips.flatten(0, 1).movedim(-1, 1)
 
 
+def laid_out_as(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """
+    The states, their dimensions in the order in memory that those of the other tensor have. In another order some
+    convolutions give other bits.
+    """
+    order = sorted(range(other.dim()), key=other.stride, reverse=True)
+    return states.permute(order).contiguous().permute([order.index(dim) for dim in range(other.dim())])
+
+
 class Recording(threading.local):
     """Input and output of each layer in the call that a thread is in, for those that it asked for."""
 
