@@ -5,7 +5,14 @@ Which parameters train: the tuning modes, on one switch, so that they can be com
 import warnings
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 from processing.recipe_arguments import TuningArguments
 
@@ -66,8 +73,7 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
     """
     config = peft_config(args)
     if trained := getattr(model, "peft_config", None):
-        (adapter,) = trained.values()
-        return _go_on(model, adapter, config)
+        return _go_on(model, list(trained.values()), config)
     if config is not None:
         return get_peft_model(model, config)
     backbone = model.model.video_backbone
@@ -79,22 +85,23 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
     return model
 
 
-def _go_on(model: ScadaForTemporalGrounding, trained: PeftConfig, config: PeftConfig | None) -> PeftModel:
+def _go_on(model: ScadaForTemporalGrounding, trained: list[PeftConfig], config: PeftConfig | None) -> PeftModel:
     """peft's model around one with an adapter, whose weights stay what they are."""
     num_layers = len(model.model.video_backbone.layers)
-    there, asked = _settings(trained, num_layers), config and _settings(config, num_layers)
-    if config is None or there != asked:
+    there = [_settings(adapter, num_layers) for adapter in trained]
+    asked = config and _settings(config, num_layers)
+    if config is None or there != [asked]:
         raise ValueError(
             f"Received a model that has an adapter with {there}, and a tuning that has {asked or 'none'}. Give the "
             "tuning and the layers that it was trained with to go on with it, or a model without an adapter."
         )
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
     with warnings.catch_warnings():
         # That there is an adapter already, whose weights peft draws anew.
         warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         peft_model = get_peft_model(model, config)
-    model.load_state_dict(weights)
+    set_peft_model_state_dict(model, weights)
     return peft_model
 
 

@@ -81,8 +81,8 @@ def read_tacos(path: Path) -> Iterator[Sentence]:
         video, video_id = _file_name(name), without_extension(name)
         frames = _required(entry, "timestamps", where)
         texts = _required(entry, "sentences", where)
-        for sentence in _sentences(where, video, video_id, duration_seconds, texts, frames):
-            yield sentence._replace(segments=[[number / fps for number in pair] for pair in sentence.segments or []])
+        read = partial(_segments, read_time=partial(_frame_seconds, fps=fps))
+        yield from _sentences(where, video, video_id, duration_seconds, texts, frames, read)
 
 
 def read_qvhighlights(path: Path) -> Iterator[Sentence]:
@@ -424,6 +424,11 @@ def _number(value: Any, where: str, expected: str = "a number") -> float:
     if not math.isfinite(number):
         raise malformed(where, value, expected)
     return number
+
+
+def _frame_seconds(value: Any, where: str, fps: float) -> float:
+    """From a number of frames."""
+    return _number(value, where) / fps
 
 
 def _time_seconds(value: Any, where: str, video: str | None = None) -> float:
