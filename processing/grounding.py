@@ -46,7 +46,9 @@ def find_segments(
     return [
         {
             "sentence": sentence,
-            "segments": [{name: value for name, value in segment.items() if name != "sentence"} for segment in segments],
+            "segments": [
+                {name: value for name, value in segment.items() if name != "sentence"} for segment in segments
+            ],
         }
         for sentence, segments in zip(sentences, found, strict=True)
     ]
