@@ -132,7 +132,8 @@ def choices_of(record: dict[str, Any]) -> list[tuple[str, list[int]]]:
             start, end = (format_time(segment[name], is_long) for name in ("start", "end"))
             name = Path(segment.get("video") or record["video"]).name
             label = f"{result['sentence']}: {start} to {end}, {name}, score {segment['score']:.3f}"
-            choices.append((f"{rank + 1}. {label}", [number, rank]))
+            missed = "" if segment.get("found", True) else ", not found"
+            choices.append((f"{rank + 1}. {label}{missed}", [number, rank]))
     return choices
 
 

@@ -76,6 +76,8 @@ def test_page_and_clip(pipe, make_clip, tmp_path):
     choices = app.choices_of(record)
     assert [index for _, index in choices] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert choices[2][0].startswith(f"1. {SENTENCES[1]}: ")
+    record["results"][1]["segments"][0]["found"] = False
+    assert [", not found" in label for label, _ in app.choices_of(record)] == [False, False, True, False]
     segment = record["results"][1]["segments"][1]
     clip = app.cut_one(record, 1, 1, tmp_path / "clips")
     assert probe(clip).duration_seconds == pytest.approx(segment["end"] - segment["start"], abs=0.11)
