@@ -21,6 +21,11 @@ MODES = [
     ("scada", "both"),
 ]
 each_mode = pytest.mark.parametrize(("tuning", "branches"), MODES)
+# To compile takes ten seconds.
+each_mode_most_slow = pytest.mark.parametrize(
+    ("tuning", "branches"),
+    [mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow) for mode in MODES],
+)
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_masks_may_be_anywhere(make_model, tiny_batch):
         assert torch.equal(model(**tiny_batch | dict.fromkeys(ones)).logits, expected)
 
 
-@each_mode
+@each_mode_most_slow
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_compiled_in_one_graph(make_model, tiny_batch, tuning, branches, training):
     """`fullgraph` refuses any break. The second video's padding sentence is computed there, and must not matter."""
@@ -84,7 +89,7 @@ def test_compiled_in_one_graph(make_model, tiny_batch, tuning, branches, trainin
             torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tuning", ["full", "scada"])
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.slow), "scada"])
 def test_bytes_are_normalized_in_the_graph(make_model, tiny_batch, tuning):
     """Without a wait, a break or a graph of its own for mean and deviation; `torch.export` takes it too."""
     model = make_model(tuning, "both").eval()
@@ -103,7 +108,9 @@ def test_bytes_are_normalized_in_the_graph(make_model, tiny_batch, tuning):
         assert model.to("meta")(**on_meta | masks)[0].shape == expected.shape
 
 
-@pytest.mark.parametrize(("tuning", "branches"), [("frozen", "both"), ("scada", "both")])
+@pytest.mark.parametrize(
+    ("tuning", "branches"), [pytest.param("frozen", "both", marks=pytest.mark.slow), ("scada", "both")]
+)
 def test_an_exported_model_runs_without_the_package(make_model, tiny_batch, tmp_path, tuning, branches):
     model = make_model(tuning, branches).eval()
     inputs = {name: tensor for name, tensor in tiny_batch.items() if name != "labels"}

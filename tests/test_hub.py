@@ -555,7 +555,7 @@ for number, (model_class, config) in enumerate(
 """
 
 
-@pytest.mark.parametrize("first", ["remote", "installed"])
+@pytest.mark.parametrize("first", ["remote", pytest.param("installed", marks=pytest.mark.slow)])
 def test_two_copies_of_the_code_do_not_confuse_each_other(published, tmp_path, first):
     published.hub.run(TWO_COPIES, tmp_path / "home", str(published.folder), first)
 
@@ -811,6 +811,7 @@ def recipes(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights)
     }
 
 
+@pytest.mark.slow
 def test_training_pushes_what_others_can_load(hub, tmp_path, recipes, tiny_batch, make_clip):
     (tmp_path / "recipes.json").write_text(json.dumps(recipes))
     hub.run(TRAIN, tmp_path / "trainer", str(SCRIPTS), str(tmp_path / "recipes.json"))

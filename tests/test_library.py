@@ -272,7 +272,16 @@ library.index_videos(sys.argv[2], pipe, sys.argv[3])
 """
 
 
-@pytest.mark.parametrize(("calls", "name"), [(1, "fsync"), (1, "link"), (2, "fsync"), (3, "replace"), (6, "fsync")])
+@pytest.mark.parametrize(
+    ("calls", "name"),
+    [
+        pytest.param(1, "fsync", marks=pytest.mark.slow),
+        (1, "link"),
+        pytest.param(2, "fsync", marks=pytest.mark.slow),
+        (3, "replace"),
+        pytest.param(6, "fsync", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_in_the_middle(make_pipe, folder, tmp_path, calls, name):
     """Before a file is on the disk, before it has its name, and after; a run later, the rows are those of one run."""
     pipe = make_pipe(retrieval_dim=8)

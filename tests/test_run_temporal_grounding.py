@@ -319,7 +319,14 @@ def long_recipe(recipe, make_clip, tmp_path):
     }
 
 
-@pytest.mark.parametrize("what, step, goes_on_from", [("step", 7, 6), ("checkpoint", 6, 4), ("checkpoint", 2, None)])
+@pytest.mark.parametrize(
+    "what, step, goes_on_from",
+    [
+        pytest.param("step", 7, 6, marks=pytest.mark.slow),
+        ("checkpoint", 6, 4),
+        pytest.param("checkpoint", 2, None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what, step, goes_on_from):
     """Step 4 ends the first epoch, so the runs go on in the middle of an epoch, at the start of one, and from 0."""
     run(*parse(long_recipe))

@@ -142,7 +142,9 @@ def training(model: nn.Module, batch: dict) -> Callable[[], None]:
 
 
 @each_adapter
-@pytest.mark.parametrize("beside_training", [False, True], ids=["alone", "beside_training"])
+@pytest.mark.parametrize(
+    "beside_training", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "beside_training"]
+)
 def test_two_hundred_calls_of_eight_threads_give_the_answers_of_one(
     make_adapted, batches, tiny_batch, config, beside_training
 ):
@@ -196,6 +198,7 @@ def test_hidden_states_are_those_of_the_call(make_model, make_adapted, batches, 
             assert all(torch.equal(*pair) for pair in zip(states, expected[index % 5], strict=True))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_answers_of_one_thread(make_adapted, batches):
     model = make_adapted(ADAPTERS["both"])
     expected = [run(model, batch) for batch in batches]
