@@ -18,7 +18,7 @@ from .library import Library
 from .library import search as search_library
 from .pipeline_temporal_grounding import INPUT_ERRORS, TemporalGroundingPipeline
 from .result_page import describe_videos, fill_page
-from .result_table import LONG_SECONDS, format_time
+from .result_table import LONG_SECONDS, format_score, format_time
 from .video_io import probe
 
 
@@ -131,9 +131,8 @@ def choices_of(record: dict[str, Any]) -> list[tuple[str, list[int]]]:
         for rank, segment in enumerate(result["segments"]):
             start, end = (format_time(segment[name], is_long) for name in ("start", "end"))
             name = Path(segment.get("video") or record["video"]).name
-            label = f"{result['sentence']}: {start} to {end}, {name}, score {segment['score']:.3f}"
-            missed = "" if segment.get("found", True) else ", not found"
-            choices.append((f"{rank + 1}. {label}{missed}", [number, rank]))
+            label = f"{result['sentence']}: {start} to {end}, {name}, {format_score(segment)}"
+            choices.append((f"{rank + 1}. {label}", [number, rank]))
     return choices
 
 

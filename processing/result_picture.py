@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .result_table import LONG_SECONDS, format_time, strength
+from .result_table import LONG_SECONDS, format_score, format_time, strength
 from .timeline import Timeline
 from .video_io import VideoFacts, read_frames
 
@@ -99,8 +99,7 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         times = " to ".join(format_time(best[name], is_long) for name in ("start", "end"))
         # A sentence may have dollar signs, which are no formula.
         unit = "" if is_long else " s"
-        missed = "" if best.get("found", True) else ", not found"
-        title = f"{result['sentence']}  ({times}{unit}, score {best['score']:.3f}{missed})"
+        title = f"{result['sentence']}  ({times}{unit}, {format_score(best)})"
         if targets is not None:
             true_times = " to ".join(format_time(seconds, is_long) for seconds in targets[index_of_sentence])
             title += f"  true: {true_times}{unit}"

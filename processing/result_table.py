@@ -19,6 +19,11 @@ def format_time(seconds: float, is_long: bool) -> str:
     return f"{f'{hours}:' if hours else ''}{minutes:02}:{tenths % 600 / 10:04.1f}"
 
 
+def format_score(segment: dict[str, Any]) -> str:
+    """`"score 0.871"`, or `"score 0.021, not found"` of a segment under the threshold. As on the page."""
+    return f"score {segment['score']:.3f}" + ("" if segment.get("found", True) else ", not found")
+
+
 def strength(score: float) -> float:
     """How much of its full colour a segment has, from `FAINTEST` to 1. As on the page."""
     return FAINTEST + (1 - FAINTEST) * score

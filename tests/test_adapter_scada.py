@@ -1315,7 +1315,6 @@ def test_a_trained_sentence_encoder_gets_its_gradient_through_the_adapter(make_m
         torch.testing.assert_close(analytic, numeric, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_a_compiled_model_equals_the_model_on_two_batches_in_a_row(make_model, adapt, tiny_batch):
     model = adapt(make_model(2), inner_layers=[1], outer_layers=[0, 1])
     batches = [tiny_batch, another(tiny_batch)]

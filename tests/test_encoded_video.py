@@ -148,7 +148,6 @@ def test_another_model_or_other_settings_are_refused(make_pipe, make_tuned, clip
         EncodedVideo.load(tmp_path / "features.safetensors")
 
 
-@pytest.mark.slow
 def test_a_compiled_model_is_the_same_model(make_pipe, make_tuned, clip):
     """Whole or in part: the names of its weights differ, what they are does not."""
     pipe, part = make_pipe("tia"), make_tuned("tia")

@@ -811,7 +811,6 @@ def recipes(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights)
     }
 
 
-@pytest.mark.slow
 def test_training_pushes_what_others_can_load(hub, tmp_path, recipes, tiny_batch, make_clip):
     (tmp_path / "recipes.json").write_text(json.dumps(recipes))
     hub.run(TRAIN, tmp_path / "trainer", str(SCRIPTS), str(tmp_path / "recipes.json"))

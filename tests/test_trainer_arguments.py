@@ -206,7 +206,6 @@ except FloatingPointError as error:
 """
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together(recipe, tmp_path):
     """Also the one that has a finite loss, and would save what the other's does to the weights."""
     two = recipe | {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1, "ddp_backend": "gloo"}
