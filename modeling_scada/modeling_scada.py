@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
+from .adapter_mixin_scada import ScadaAdapterMixin
 from .backbone_scada import VideoBackbone, build_encoder, encoder_of, normalize_pixels
 from .configuration_scada import ScadaConfig
 from .head_scada import (
@@ -43,7 +44,7 @@ from .video_features_scada import ScadaVideoFeatures
 
 try:  # code from the Hub brings the adapter along, and makes peft know it
     from .adapter_scada import register_peft_method
-except ImportError:  # without peft, transformers refuses adapters itself
+except ImportError:  # without peft, the model refuses adapters
     pass
 else:
     register_peft_method()
@@ -103,7 +104,7 @@ class ScadaTemporalGroundingOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class ScadaPreTrainedModel(PreTrainedModel):
+class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[misc]
     """Loading, saving and initialisation, common to the SCADA models."""
 
     config_class = ScadaConfig
@@ -138,10 +139,6 @@ class ScadaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def _modules_saved_with_adapters(self) -> list[Any]:
-        """peft's wrappers of the modules that each adapter has a copy of, such as the head."""
-        return [module for module in self.modules() if hasattr(module, "modules_to_save")]
-
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args, use_safetensors: bool | None = True, **kwargs
@@ -170,26 +167,12 @@ class ScadaPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # All ways to weights lead here, those of adapters too.
+        # All ways to the model's weights lead here.
         if pickled := [str(path) for path in checkpoint_files or [] if not str(path).endswith(".safetensors")]:
             raise OSError(
                 f"Received the weights {pickled}; pickled weights are not loaded. Convert them to safetensors first."
             )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-
-    def load_adapter(self, *args, **kwargs) -> Any:
-        """As transformers has it, and the adapter's head becomes the active one too, also beside other adapters."""
-        loading_info = super().load_adapter(*args, **kwargs)
-        for module in self._modules_saved_with_adapters():
-            active = [name for name in self.active_adapters() if name in module.modules_to_save]
-            module.set_adapter(active, inference_mode=not kwargs.get("is_trainable"))
-        return loading_info
-
-    def enable_adapters(self) -> None:
-        """As transformers has it, and the trained head comes back too: `disable_adapters` put the untrained one in."""
-        super().enable_adapters()
-        for module in self._modules_saved_with_adapters():
-            module.enable_adapters(True)
 
     def enable_input_require_grads(self) -> None:
         """

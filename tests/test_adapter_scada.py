@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding
 from modeling_scada.adapter_scada import Condition, InnerBranch, OuterBranch, ScadaLayer, resolve_layers
@@ -1164,6 +1165,96 @@ def test_adapters_of_transformers(make_model, randomize_weights, randomize_train
     model.delete_adapter(["second", "third"])
     assert_equal_outputs(run(model, tiny_batch), base)
     assert not [name for name, _ in model.named_parameters() if re.search("first|second|third", name)]
+
+
+@pytest.fixture
+def transformers_wants_another_peft(monkeypatch):
+    """As of transformers 5.24.0, which asks for a peft that is not released."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+
+
+def test_adapters_do_not_depend_on_the_peft_that_transformers_asks_for(
+    transformers_wants_another_peft, make_model, randomize_trainable, tiny_batch, tmp_path, recwarn, caplog
+):
+    model = make_model()
+    model.save_pretrained(tmp_path / "base")
+    base = run(model, tiny_batch)
+    with pytest.raises(ValueError, match="peft|PEFT"):
+        PreTrainedModel.add_adapter(model, ScadaAdapterConfig(**BOTH))  # so the version is looked at indeed
+    model = ScadaForTemporalGrounding.from_pretrained(tmp_path / "base")
+    model.add_adapter(ScadaAdapterConfig(**BOTH), "first")
+    expected = run(randomize_trainable(model).eval(), tiny_batch)
+    weights = model.get_adapter_state_dict()
+    model.save_pretrained(tmp_path / "adapter")
+
+    loaded, info = ScadaForTemporalGrounding.from_pretrained(tmp_path / "adapter", output_loading_info=True)
+    assert not any(info.values())
+    caplog.clear()
+    loaded.load_adapter(tmp_path / "adapter", "second")
+    assert not caplog.records and not [warning for warning in recwarn if "peft_config" in str(warning.message)]
+    assert loaded.active_adapters() == ["second"] and list(loaded.peft_config) == ["default", "second"]
+    assert not any(weight.requires_grad for weight in loaded.parameters()) and not loaded.training
+    for name in ("second", "default"):
+        loaded.set_adapter(name)
+        assert loaded.active_adapters() == [name]
+        assert_equal_outputs(run(loaded, tiny_batch), expected)
+        assert loaded.get_adapter_state_dict().keys() == weights.keys()
+    loaded.disable_adapters()
+    assert_equal_outputs(run(loaded, tiny_batch), base)
+    loaded.enable_adapters()
+    loaded.delete_adapter("second")
+    assert_equal_outputs(run(loaded, tiny_batch), expected)
+    loaded.delete_adapter(["default"])
+    assert_equal_outputs(run(loaded, tiny_batch), base)
+
+
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(make_model, randomize_trainable, tiny_batch):
+    model = make_model()
+    model.add_adapter(ScadaAdapterConfig(**BOTH))
+    weights = randomize_trainable(model).get_adapter_state_dict()
+    config = model.peft_config["default"]
+    head = next(name for name in weights if name.startswith("head."))
+    branch = next(name for name in weights if name.endswith("scada_inner.gamma"))
+    changed = {
+        f"does not have.*{head}": {name: value for name, value in weights.items() if name != head},
+        r"does not have.*scada_inner\.mine\.gamma": {name: value for name, value in weights.items() if name != branch},
+        f"in another shape.*{branch}": weights | {branch: torch.zeros(1, 2, 3)},
+        "beside them.*head.further": weights | {"head.further": torch.zeros(1)},
+    }
+    other = make_model()
+    base = run(other, tiny_batch)
+    for message, state_dict in changed.items():
+        with pytest.raises(ValueError, match=f"The adapter mine does not belong to this model.*{message}"):
+            other.load_adapter(adapter_name="mine", peft_config=config, adapter_state_dict=state_dict)
+        assert_equal_outputs(run(other, tiny_batch), base)
+    other.load_adapter(adapter_name="mine", peft_config=config, adapter_state_dict=weights)
+    assert_equal_outputs(run(other, tiny_batch), run(model.eval(), tiny_batch))
+
+
+def test_calls_about_adapters_that_are_not_there_say_so(make_model, tmp_path):
+    model = make_model()
+    for call in (
+        model.active_adapters,
+        model.enable_adapters,
+        model.disable_adapters,
+        model.get_adapter_state_dict,
+        lambda: model.set_adapter("mine"),
+        lambda: model.delete_adapter("mine"),
+    ):
+        with pytest.raises(ValueError, match="has no adapter; load one"):
+            call()
+    model.add_adapter(ScadaAdapterConfig(**BOTH), "mine")
+    for call in (model.set_adapter, model.delete_adapter, model.get_adapter_state_dict):
+        with pytest.raises(ValueError, match=r"no adapters \['other'\]; it has \['mine'\]"):
+            call("other")
+    with pytest.raises(ValueError, match="'mine', which the model has already"):
+        model.add_adapter(ScadaAdapterConfig(**BOTH), "mine")
+    with pytest.raises(TypeError, match="Received a dict as `adapter_config`"):
+        model.add_adapter({"peft_type": "SCADA"})
+    with pytest.raises(ValueError, match="Pass `peft_model_id`"):
+        model.load_adapter()
+    with pytest.raises(TypeError, match="hotswap"):
+        model.load_adapter(tmp_path, hotswap=True)
 
 
 def test_an_adapter_loaded_beside_another_runs_with_its_own_head(

@@ -1,0 +1,299 @@
+"""
+Adding, loading, switching and deleting the adapters of a model, through peft alone.
+
+transformers has these methods too, and its `save_pretrained`, `from_pretrained`, pipelines and Auto classes call them
+by name. Its own ones check peft's version first, and a release of transformers may ask for one of peft that does not
+exist yet. Here they rest on peft's functions for models of others (`peft.functional`).
+"""
+
+import warnings
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import cached_file, is_peft_available
+from transformers.utils.hub import extract_commit_hash
+
+
+try:  # models without an adapter load from the Hub where peft is not installed
+    from peft import PeftConfig
+    from peft.functional import (
+        delete_adapter,
+        get_peft_model_state_dict,
+        inject_adapter_in_model,
+        set_adapter,
+        set_peft_model_state_dict,
+    )
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+except ImportError:  # `add_adapter` and `load_adapter` refuse
+    pass
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+
+
+class AdapterLoadingInfo:
+    """What `from_pretrained` reads of `load_adapter`: nothing is missing, since that is an error."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+
+
+class ScadaAdapterMixin:
+    """The methods for adapters of [`ScadaPreTrainedModel`]."""
+
+    peft_config: dict[str, Any]
+    # transformers' `save_pretrained` saves the adapter alone where this is set.
+    _hf_peft_config_loaded: bool = False
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """
+        Add a fresh adapter, and make it the active one.
+
+        Args:
+            adapter_config (`peft.PeftConfig`): Its configuration.
+            adapter_name (`str`, *optional*, defaults to `"default"`): Its name.
+
+        Raises:
+            ImportError: If peft is not installed.
+            TypeError: If `adapter_config` is no configuration of peft's.
+            ValueError: If the model has an adapter of this name.
+        """
+        name = self._new_adapter_name(adapter_name)
+        if not isinstance(adapter_config, PeftConfig):
+            raise TypeError(
+                f"Received a {type(adapter_config).__name__} as `adapter_config`; pass a `peft.PeftConfig`, such as "
+                "`ScadaAdapterConfig()`."
+            )
+        adapter_config.base_model_name_or_path = self.name_or_path  # type: ignore[attr-defined]
+        self._inject_adapter(adapter_config, name)
+        self.set_adapter(name)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | PathLike | None = None,
+        adapter_name: str | None = None,
+        *,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, torch.Tensor] | None = None,
+        is_trainable: bool = False,
+        use_safetensors: bool | None = True,
+        local_files_only: bool = False,
+        adapter_kwargs: dict[str, Any] | None = None,
+        load_config: Any = None,
+        **kwargs,
+    ) -> AdapterLoadingInfo:
+        """
+        Load an adapter, and make it and its head the active ones.
+
+        Args:
+            peft_model_id (`str` or `os.PathLike`, *optional*):
+                Hub id or folder of the adapter.
+            adapter_name (`str`, *optional*, defaults to `"default"`):
+                The name that it gets.
+            peft_config (`peft.PeftConfig`, *optional*):
+                Its configuration, instead of the one in the folder.
+            adapter_state_dict (`dict[str, torch.Tensor]`, *optional*):
+                Its weights, instead of those in the folder.
+            is_trainable (`bool`, *optional*, defaults to `False`):
+                Whether it is to be trained. If not, its weights are frozen, and the model is set to evaluation mode.
+            use_safetensors (`bool`, *optional*, defaults to `True`):
+                Anything but `False`, which is refused.
+            local_files_only (`bool`, *optional*, defaults to `False`):
+                Whether to look in the cache alone.
+            adapter_kwargs (`dict`, *optional*):
+                Where to look on the Hub: `revision`, `subfolder`, `token`, `cache_dir`.
+            load_config (*optional*):
+                What `from_pretrained` of transformers passes.
+
+        Returns:
+            `AdapterLoadingInfo`: What `from_pretrained` reads.
+
+        Raises:
+            ImportError: If peft is not installed.
+            OSError: If there are no weights in safetensors, or if the adapter is not found.
+            ValueError: If the model has an adapter of this name, if the adapter does not fit the model, or if pickled
+                weights are asked for.
+            RuntimeError: If weights have another shape.
+        """
+        if use_safetensors is False:
+            raise ValueError("Received use_safetensors=False; pickled weights are not loaded. Convert them first.")
+        if kwargs:
+            raise TypeError(f"load_adapter() got unexpected keyword arguments {sorted(kwargs)}.")
+        if peft_model_id is None and (peft_config is None or adapter_state_dict is None):
+            raise ValueError("Pass `peft_model_id`, or both `peft_config` and `adapter_state_dict`.")
+        name = self._new_adapter_name(adapter_name)
+        if peft_model_id is not None:
+            where = dict(getattr(load_config, "download_kwargs", None) or {})
+            if where.get("revision") is not None:
+                # transformers has looked up the commit in the repository of the base model.
+                where["revision"] = str(where["revision"])
+            where |= adapter_kwargs or {}
+            if local_files_only:
+                where["local_files_only"] = True
+            if peft_config is None:
+                config_file: Any = cached_file(peft_model_id, ADAPTER_CONFIG, **where)
+                peft_config = PeftConfig.from_pretrained(str(Path(config_file).parent))
+                # The weights of the same state of the repository.
+                where["revision"] = extract_commit_hash(config_file, None) or where.get("revision")
+            if adapter_state_dict is None:
+                missing: Any = {"_raise_exceptions_for_missing_entries": False}
+                weights_file: Any = cached_file(peft_model_id, ADAPTER_WEIGHTS, **where, **missing)
+                if weights_file is None:
+                    raise OSError(
+                        f"{peft_model_id} has no {ADAPTER_WEIGHTS}. Pickled weights are not loaded; convert them to "
+                        "safetensors first."
+                    )
+                adapter_state_dict = load_file(weights_file)
+        peft_config.inference_mode = not is_trainable
+        self._inject_adapter(peft_config, name)
+        self._load_adapter_weights(name, adapter_state_dict or {}, peft_model_id or name)
+        set_adapter(self, name, inference_mode=not is_trainable)
+        if not is_trainable:
+            self.eval()  # type: ignore[attr-defined]
+        return AdapterLoadingInfo()
+
+    def set_adapter(self, adapter_name: list[str] | str) -> None:
+        """
+        Make an adapter the active one.
+
+        Args:
+            adapter_name (`str` or `list[str]`): Its name; the names of several, which then run together.
+
+        Raises:
+            ValueError: If the model has no such adapter.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        self._check_adapter_names(names)
+        set_adapter(self, names)
+
+    def active_adapters(self) -> list[str]:
+        """
+        Return the names of the adapters that run.
+
+        Raises:
+            ValueError: If the model has no adapter.
+        """
+        self._check_adapter_names([])
+        return list(next(self._adapter_modules(BaseTunerLayer))[1].active_adapters)
+
+    def disable_adapters(self) -> None:
+        """
+        Run the model without its adapters, with the head that it had before them.
+
+        Raises:
+            ValueError: If the model has no adapter.
+        """
+        self._enable_adapters(False)
+
+    def enable_adapters(self) -> None:
+        """
+        Undo `disable_adapters`. The trained head comes back too, which transformers' method of this name leaves out.
+
+        Raises:
+            ValueError: If the model has no adapter.
+        """
+        self._enable_adapters(True)
+
+    def delete_adapter(self, adapter_names: list[str] | str) -> None:
+        """
+        Delete adapters with their weights.
+
+        Args:
+            adapter_names (`str` or `list[str]`): Their names.
+
+        Raises:
+            ValueError: If the model has no such adapter.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._check_adapter_names(names)
+        model: Any = self
+        for name in names:
+            config = self.peft_config.pop(name)
+            delete_adapter(model, adapter_name=name, prefix=PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
+        if not self.peft_config:
+            del self.peft_config
+            self._hf_peft_config_loaded = False
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """
+        Return the weights of an adapter, under the names that they are saved with.
+
+        Args:
+            adapter_name (`str`, *optional*): Its name; the first active adapter's if not given.
+            state_dict (`dict`, *optional*): Where to take the weights from, instead of the model.
+
+        Returns:
+            `dict[str, torch.Tensor]`: Weights of the adapter, and of the modules that are saved with it.
+
+        Raises:
+            ValueError: If the model has no such adapter.
+        """
+        name = self.active_adapters()[0] if adapter_name is None else adapter_name
+        self._check_adapter_names([name])
+        return get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+
+    def _inject_adapter(self, config: Any, adapter_name: str) -> None:
+        with warnings.catch_warnings():
+            # That there are several adapters then, which the caller asked for.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, self, adapter_name)  # type: ignore[arg-type]
+        self._hf_peft_config_loaded = True
+
+    def _load_adapter_weights(self, adapter_name: str, weights: dict[str, torch.Tensor], source: Any) -> None:
+        weights = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in weights.items()}
+        model: Any = self
+        own = self.get_adapter_state_dict(adapter_name, model.state_dict(keep_vars=True))
+        # peft reads the weights of these modules by name. It may rename the others, of older releases of transformers.
+        saved_modules = tuple(f"{name}." for name, _ in self._adapter_modules(AuxiliaryTrainingWrapper))
+        missing = {name for name in own if name.startswith(saved_modules)} - weights.keys()
+        wrong = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+        unexpected: set[str] = set()
+        if not missing and not wrong:
+            result: Any = set_peft_model_state_dict(self, weights, adapter_name=adapter_name)
+            own_weights = {id(weight) for weight in own.values()}
+            names = {name for name, weight in model.state_dict(keep_vars=True).items() if id(weight) in own_weights}
+            missing, unexpected = names & set(result.missing_keys), set(result.unexpected_keys)
+        problems = {"does not have": missing, "has in another shape": wrong, "has beside them": unexpected}
+        if any(problems.values()):
+            self.delete_adapter(adapter_name)
+            found = "; it ".join(f"{problem} {sorted(names)}" for problem, names in problems.items() if names)
+            raise ValueError(
+                f"The adapter {source} does not belong to this model. Of the weights expected, it {found}. Load it "
+                "onto the model it was trained with."
+            )
+
+    def _enable_adapters(self, enabled: bool) -> None:
+        self._check_adapter_names([])
+        for _, module in self._adapter_modules((BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            module.enable_adapters(enabled)
+
+    def _adapter_modules(self, classes: Any) -> Iterator[tuple[str, Any]]:
+        """Modules of peft's `classes`, with their names."""
+        modules: Any = self.named_modules()  # type: ignore[attr-defined]
+        return ((name, module) for name, module in modules if isinstance(module, classes))
+
+    def _new_adapter_name(self, adapter_name: str | None) -> str:
+        if not is_peft_available():
+            raise ImportError("Adapters need peft, which is not installed; run `pip install peft`.")
+        name = "default" if adapter_name is None else adapter_name
+        if self._hf_peft_config_loaded and name in self.peft_config:
+            raise ValueError(
+                f"Received the adapter name {name!r}, which the model has already; give another, or delete it first."
+            )
+        return name
+
+    def _check_adapter_names(self, names: list[str]) -> None:
+        if not self._hf_peft_config_loaded:
+            raise ValueError("The model has no adapter; load one with `load_adapter`, or add one with `add_adapter`.")
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ValueError(f"The model has no adapters {unknown}; it has {list(self.peft_config)}.")
