@@ -569,7 +569,7 @@ def encoder_of(model: Any) -> Any:
 
 
 def normalize_pixels(
-    pixel_values_videos: torch.Tensor, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
+    pixel_values_videos: torch.Tensor, image_mean: Sequence[float] | None, image_deviation: Sequence[float] | None
 ) -> torch.Tensor:
     """
     Normalises `uint8` pixels, on their device, as [`ScadaVideoProcessor`] does; floats are normalised already.
@@ -577,7 +577,7 @@ def normalize_pixels(
     Args:
         pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): uint8 or floats.
         image_mean (`Sequence[float]`, *optional*): Mean of the channels, for pixels in `[0, 1]`.
-        image_std (`Sequence[float]`, *optional*): Their standard deviation.
+        image_deviation (`Sequence[float]`, *optional*): Their standard deviation.
 
     Returns:
         `torch.FloatTensor` of the same shape.
@@ -587,9 +587,9 @@ def normalize_pixels(
     """
     if pixel_values_videos.dtype != torch.uint8:
         return pixel_values_videos
-    if image_mean is None or image_std is None:
+    if image_mean is None or image_deviation is None:
         raise ValueError(
-            "Received uint8 pixels for a model whose configuration has no `image_mean` and `image_std`. Let the "
+            "Received uint8 pixels for a model whose configuration has no `image_mean` and `image_deviation`. Let the "
             "processor normalise (`do_normalize=True`), or set them in the configuration."
         )
 
@@ -600,7 +600,7 @@ def normalize_pixels(
         ]
         return 255 * torch.stack(filled)
 
-    return (pixel_values_videos.to(torch.float32) - per_channel(image_mean)) / per_channel(image_std)
+    return (pixel_values_videos.to(torch.float32) - per_channel(image_mean)) / per_channel(image_deviation)
 
 
 def first_of(output: Any) -> torch.Tensor:

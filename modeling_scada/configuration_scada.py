@@ -67,8 +67,9 @@ class ScadaConfig(PreTrainedConfig):
         image_mean (`list[float]`, *optional*):
             Mean of the three channels, for pixels in `[0, 1]`, by which the model normalises `uint8` pixels itself.
             Without it the model takes normalised pixels alone, as all did before it existed.
-        image_std (`list[float]`, *optional*):
-            Standard deviation of the channels, with `image_mean`.
+        image_deviation (`list[float]`, *optional*):
+            Standard deviation of the channels, with `image_mean`. `image_std`, its earlier name, is read too: tools
+            that scale initialisations, transformers' tests among them, take every `..._std` for one.
 
     Raises:
         StrictDataclassClassValidationError: If a size is too small or odd, or mean and deviation are not three numbers
@@ -92,6 +93,7 @@ class ScadaConfig(PreTrainedConfig):
 
     model_type = "scada"
     sub_configs = {"video_config": AutoConfig, "text_config": AutoConfig}
+    attribute_map = {"image_std": "image_deviation"}
     keys_to_ignore_at_inference = ["loss_dict", "hidden_states"]
 
     video_config: dict | PreTrainedConfig | None = None
@@ -109,7 +111,7 @@ class ScadaConfig(PreTrainedConfig):
     matching_loss_weight: float = 1.0
     retrieval_dim: int = 0
     image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
+    image_deviation: list[float] | tuple[float, ...] | None = None
 
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
@@ -169,13 +171,13 @@ class ScadaConfig(PreTrainedConfig):
 
     def validate_pixels(self):
         """Part of `@strict` validation: what `uint8` pixels are normalised by."""
-        mean, std = self.image_mean, self.image_std
+        mean, std = self.image_mean, self.image_deviation
         if mean is None and std is None:
             return
         values = [*(mean or ()), *(std or ())]
         if len(mean or ()) != 3 or len(std or ()) != 3 or not all(map(math.isfinite, values)) or min(values[3:]) <= 0:
             raise ValueError(
-                f"Received image_mean={mean} and image_std={std}; expected three numbers each, the deviations "
+                f"Received image_mean={mean} and image_deviation={std}; expected three numbers each, the deviations "
                 "positive, or neither."
             )
 

@@ -272,7 +272,9 @@ class ScadaModel(ScadaPreTrainedModel):
                 'layers, such as `inner_layers="last 3"`.'
             )
         grid = self.video_backbone.grid(pixel_values_videos)
-        pixel_values_videos = normalize_pixels(pixel_values_videos, self.config.image_mean, self.config.image_std)
+        pixel_values_videos = normalize_pixels(
+            pixel_values_videos, self.config.image_mean, self.config.image_deviation
+        )
         with self._condition(None, None, grid) as (_, from_outer_branches):
             if first is None:
                 features, _ = self.video_backbone(pixel_values_videos)
@@ -352,7 +354,7 @@ class ScadaModel(ScadaPreTrainedModel):
         if video_features is None:
             pixels: Any = pixel_values_videos
             grid = self.video_backbone.grid(pixels)
-            pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_std)
+            pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_deviation)
             with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_outer_branches):
                 features, hidden_states = self.video_backbone(pixels, output_hidden_states=output_hidden_states)
             fused = mean_of_places(features, self.config.num_places)  # (B or Q, N, C)
@@ -484,6 +486,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
         ```
         """
+        config = {ScadaConfig.attribute_map.get(name, name): value for name, value in config.items()}
         allowed = ScadaConfig.own_fields() - {"video_config", "text_config"}
         if unknown := sorted(set(config) - allowed):
             raise TypeError(f"Received unknown arguments {unknown}; ScadaConfig's are {sorted(allowed)}.")

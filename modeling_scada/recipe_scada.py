@@ -67,7 +67,7 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             subtract_video_mean=args.subtract_video_mean,
             feature_dropout=args.feature_dropout,
             image_mean=list(video_processor.image_mean),
-            image_std=list(video_processor.image_std),
+            image_deviation=list(video_processor.image_std),
         ).float()
     return model, processor
 

@@ -122,7 +122,7 @@ def model_config(size: str) -> ScadaConfig:
         hidden_size=16 if tiny else 256,
         grid_size=16 if tiny else 128,
         image_mean=list(ScadaVideoProcessor.image_mean),
-        image_std=list(ScadaVideoProcessor.image_std),
+        image_deviation=list(ScadaVideoProcessor.image_std),
     )
 
 

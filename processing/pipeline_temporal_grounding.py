@@ -153,7 +153,9 @@ class TemporalGroundingPipeline(Pipeline):
             self._hashed = hashed = (signature, hash_weights(model))
         processor = self.processor.video_processor
         # Whose mean and deviation it is, where the processor leaves them to the model.
-        normalizer = processor if processor.do_normalize else model.config
+        mean, std = processor.image_mean, processor.image_std
+        if not processor.do_normalize:
+            mean, std = model.config.image_mean, model.config.image_deviation
         if num_frames is not None:
             check_num_frames(num_frames)
         return {
@@ -161,8 +163,8 @@ class TemporalGroundingPipeline(Pipeline):
             "num_frames": int(processor.num_frames if num_frames is None else num_frames),
             "size": [processor.size["height"], processor.size["width"]],
             "window_seconds": processor.window_seconds,
-            "image_mean": list(normalizer.image_mean or ()),
-            "image_std": list(normalizer.image_std or ()),
+            "image_mean": list(mean or ()),
+            "image_std": list(std or ()),
         }
 
     def _pixel_settings(self) -> dict[str, bool]:

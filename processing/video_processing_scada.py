@@ -137,10 +137,10 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         Whether a model gives with `do_normalize=False` what it gives with pixels that were normalised here.
 
         Args:
-            config ([`ScadaConfig`]): The model's configuration, with `image_mean` and `image_std`, or without.
+            config ([`ScadaConfig`]): The model's configuration, with `image_mean` and `image_deviation`, or without.
         """
         own = [list(self.image_mean), list(self.image_std)]
-        return config.image_mean is not None and own == [list(config.image_mean), list(config.image_std)]
+        return config.image_mean is not None and own == [list(config.image_mean), list(config.image_deviation)]
 
     def downloaded(self, video: Any) -> AbstractContextManager[Any]:
         """

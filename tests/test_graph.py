@@ -93,7 +93,7 @@ def test_compiled_in_one_graph(make_model, tiny_batch, tuning, branches, trainin
 def test_bytes_are_normalized_in_the_graph(make_model, tiny_batch, tuning):
     """Without a wait, a break or a graph of its own for mean and deviation; `torch.export` takes it too."""
     model = make_model(tuning, "both").eval()
-    model.config.image_mean, model.config.image_std = [0.1, 0.5, 0.7], [0.2, 0.4, 0.9]
+    model.config.image_mean, model.config.image_deviation = [0.1, 0.5, 0.7], [0.2, 0.4, 0.9]
     pixels = torch.randint(0, 256, tiny_batch["pixel_values_videos"].shape, dtype=torch.uint8)
     batch = {name: tensor for name, tensor in tiny_batch.items() if name != "labels"} | {"pixel_values_videos": pixels}
     with torch.no_grad():

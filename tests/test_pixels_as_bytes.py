@@ -47,7 +47,7 @@ def make_model(tiny_config, randomize_weights):
     """`make_model(tuning="frozen", **config)`: it normalises by MEAN and STD."""
 
     def make(tuning="frozen", branches="both", **config):
-        config = {"image_mean": MEAN, "image_std": STD} | config
+        config = {"image_mean": MEAN, "image_deviation": STD} | config
         own = copy.deepcopy(tiny_config)
         for name, value in config.items():
             setattr(own, name, value)
@@ -166,7 +166,7 @@ def test_mean_and_deviation_stay_in_full_precision(make_model, tiny_batch, in_ha
 
 
 def test_bytes_without_mean_and_deviation_are_refused(make_model, tiny_batch):
-    model = make_model(image_mean=None, image_std=None)
+    model = make_model(image_mean=None, image_deviation=None)
     bytes_in, floats_in = as_pair(tiny_batch)
     with pytest.raises(ValueError, match="uint8 pixels for a model whose configuration has no `image_mean`"):
         model(**bytes_in)
@@ -182,20 +182,47 @@ def test_mean_and_deviation_are_saved(make_model, tiny_batch, tmp_path):
     bytes_in, _ = as_pair(tiny_batch)
     assert torch.equal(loaded(**bytes_in).logits, model(**bytes_in).logits)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config.pop("image_mean"), config.pop("image_std")) == (MEAN, STD)
+    assert (config.pop("image_mean"), config.pop("image_deviation")) == (MEAN, STD)
     # As it was saved before there were any.
     old = ScadaConfig.from_dict(config)
-    assert old.image_mean is None and old.image_std is None
+    assert old.image_mean is None and old.image_deviation is None
+
+
+def test_the_earlier_name_of_the_deviation_is_read(make_model, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["image_std"] = config.pop("image_deviation")
+    path.write_text(json.dumps(config))
+    old = ScadaForTemporalGrounding.from_pretrained(tmp_path).config
+    encoders = model.model.video_backbone.encoder, model.model.text_encoder
+    from_backbones = ScadaForTemporalGrounding.from_backbones(*encoders, image_mean=MEAN, image_std=STD).config
+    for config in (old, ScadaConfig(image_mean=MEAN, image_std=STD), from_backbones):
+        assert config.image_deviation == config.image_std == STD
+        assert "image_std" not in config.to_dict() and config.to_dict()["image_deviation"] == STD
+    with pytest.raises(StrictDataclassClassValidationError, match="expected three numbers each"):
+        ScadaConfig(image_mean=MEAN, image_std=[0.2, 0.0, 0.9])
+
+
+def test_no_field_looks_like_the_deviation_of_an_initialisation(tiny_config):
+    """transformers' common tests set `..._std` to 1e-10, and other tools scale it."""
+    tiny_config.image_mean, tiny_config.image_deviation = MEAN, STD
+    for name, value in list(vars(tiny_config).items()):
+        if any(part in name for part in ("_range", "_std", "initializer_factor", "layer_scale")):
+            setattr(tiny_config, name, 1e-10)
+            assert isinstance(value, float), name
+    ScadaForTemporalGrounding(tiny_config)
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {"image_mean": MEAN},
-        {"image_std": STD},
-        {"image_mean": MEAN[:2], "image_std": STD[:2]},
-        {"image_mean": MEAN, "image_std": [0.2, 0.0, 0.9]},
-        {"image_mean": [0.1, float("nan"), 0.7], "image_std": STD},
+        {"image_deviation": STD},
+        {"image_mean": MEAN[:2], "image_deviation": STD[:2]},
+        {"image_mean": MEAN, "image_deviation": [0.2, 0.0, 0.9]},
+        {"image_mean": [0.1, float("nan"), 0.7], "image_deviation": STD},
     ],
 )
 def test_values_that_cannot_be_are_refused(values):
@@ -210,9 +237,9 @@ def test_values_that_cannot_be_are_refused(values):
     ("config", "dtype"),
     [
         ({}, torch.uint8),
-        ({"image_mean": tuple(MEAN), "image_std": tuple(STD)}, torch.uint8),
-        ({"image_mean": None, "image_std": None}, torch.float32),
-        ({"image_std": [0.2, 0.4, 0.90001]}, torch.float32),
+        ({"image_mean": tuple(MEAN), "image_deviation": tuple(STD)}, torch.uint8),
+        ({"image_mean": None, "image_deviation": None}, torch.float32),
+        ({"image_deviation": [0.2, 0.4, 0.90001]}, torch.float32),
         ({"image_mean": [0.1, 0.5, 0.70001]}, torch.float32),
     ],
 )
@@ -221,7 +248,7 @@ def test_the_pipeline_reads_bytes_where_the_model_normalizes_alike(make_model, p
     pipe = pipeline("temporal-grounding", model=make_model("scada", "outer", **config), processor=processor)
     plain = pipeline(
         "temporal-grounding",
-        model=make_model("scada", "outer", image_mean=None, image_std=None),
+        model=make_model("scada", "outer", image_mean=None, image_deviation=None),
         processor=processor,
     )
     for window_seconds in (None, 2.0):
@@ -251,7 +278,7 @@ def test_what_a_video_is_encoded_with_names_the_mean_that_counts(make_model, pro
     pipe.model.config.image_mean = [0.1, 0.5, 0.6]
     with pytest.raises(ValueError, match="image_mean"):
         pipe(encoded, SENTENCES)
-    pipe.model.config.image_mean = pipe.model.config.image_std = None
+    pipe.model.config.image_mean = pipe.model.config.image_deviation = None
     with pytest.raises(ValueError, match="uint8 pixels"):
         pipe.encode(clip)
 
@@ -360,7 +387,7 @@ def test_the_trainer_takes_bytes_and_finds_the_same_losses(make_model, processor
 
 @pytest.mark.parametrize(
     ("config", "own_trainer"),
-    [({"image_mean": None, "image_std": None}, True), ({"image_mean": [0.1, 0.5, 0.6]}, True), ({}, False)],
+    [({"image_mean": None, "image_deviation": None}, True), ({"image_mean": [0.1, 0.5, 0.6]}, True), ({}, False)],
 )
 def test_other_trainings_stay_with_floats(make_model, processor, row, tmp_path, config, own_trainer):
     trainer = make_trainer(make_model("full", **config), processor, [row], tmp_path, own_trainer)

@@ -91,7 +91,7 @@ def test_the_model_has_the_mean_of_the_processor(recipe, tmp_path):
         run(*parse(recipe | {"tuning": "frozen"}))
     assert seen == {torch.uint8}
     config = ScadaForTemporalGrounding.from_pretrained(recipe["output_dir"]).config
-    assert {"image_mean": config.image_mean, "image_std": config.image_std} == own
+    assert {"image_mean": config.image_mean, "image_std": config.image_deviation} == own
     processor = ScadaProcessor.from_pretrained(recipe["output_dir"]).video_processor
     assert processor.is_model_to_normalize(config) and processor.do_normalize
 
