@@ -1,8 +1,8 @@
 """
 Annotation files as data sets are published: one function a format, from a file to its sentences.
 
-Whatever a file has that its format does not is an error that says where: such a file is not what it was taken for, and
-leaving its rows out would hide that.
+A field that a format needs and a file lacks is an error that says where. Fields that a format does not have are passed
+over, and a warning names them once a file.
 """
 
 import csv
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .video_files import without_extension
 
@@ -27,6 +27,11 @@ CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)")
 DIDEMO_CHUNK_SECONDS = 5
 # What csv files have between their cells, by the name for messages.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+# Published files give some videos two durations that differ by rounding; these count as one.
+MAX_DURATION_DIFFERENCE_SECONDS = 1.0
+MAX_DURATION_DIFFERENCE_SHARE = 0.01
+
+Item = TypeVar("Item", bound=tuple)
 
 
 class Sentence(NamedTuple):
@@ -41,6 +46,7 @@ class Sentence(NamedTuple):
         text (`str`): The sentence.
         segments (`list[list[float]]` or `None`):
             Each `[start, end]`, in seconds; none if the sentence is not in the video, `None` if the file does not say.
+        split (`str`, *optional*): Split of the sentence, if the file says it.
     """
 
     where: str
@@ -49,6 +55,7 @@ class Sentence(NamedTuple):
     duration_seconds: float | None
     text: str
     segments: list[list[float]] | None
+    split: str | None = None
 
 
 def read_charades_sta(path: Path) -> Iterator[Sentence]:
@@ -64,7 +71,7 @@ def read_charades_sta(path: Path) -> Iterator[Sentence]:
 
 def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
     """An object from names to `duration`, `timestamps` (seconds) and `sentences`."""
-    for where, name, entry in _json_entries(path):
+    for where, name, entry in _json_entries(path, {"duration", "timestamps", "sentences"}):
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         video, video_id = _file_name(name), without_extension(name)
         segments = _required(entry, "timestamps", where)
@@ -73,7 +80,7 @@ def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
 
 def read_tacos(path: Path) -> Iterator[Sentence]:
     """As ActivityNet Captions, but `timestamps` are numbers of frames, and `fps` and `num_frames` say the rest."""
-    for where, name, entry in _json_entries(path):
+    for where, name, entry in _json_entries(path, {"fps", "num_frames", "timestamps", "sentences"}):
         fps = _number(_required(entry, "fps", where), where)
         if fps <= 0:
             raise malformed(where, fps, "a positive number of frames per second as `fps`")
@@ -85,12 +92,17 @@ def read_tacos(path: Path) -> Iterator[Sentence]:
         yield from _sentences(where, video, video_id, duration_seconds, texts, frames, read)
 
 
+QVHIGHLIGHTS_FIELDS = frozenset(
+    {"qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"}
+)
+
+
 def read_qvhighlights(path: Path) -> Iterator[Sentence]:
     """
     An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks, and
     which are `[]` where the sentence is not in the video.
     """
-    for where, entry in _json_lines(path):
+    for where, entry in _json_lines(path, QVHIGHLIGHTS_FIELDS):
         name = _text(_required(entry, "vid", where), where)
         windows = entry.get("relevant_windows")
         yield Sentence(
@@ -106,6 +118,7 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
 def read_changing_distributions(path: Path) -> Iterator[Sentence]:
     """
     Charades-CD and ActivityNet-CD (splits in which test moments are distributed otherwise): as ActivityNet Captions.
+    Charades-CD has the length as `video_duration`, too.
     """
     return _entries_with_timestamps(path, set())
 
@@ -120,8 +133,7 @@ def read_compositions(path: Path) -> Iterator[Sentence]:
 
 def read_timelens_bench(path: Path) -> Iterator[Sentence]:
     """An object from names to `duration`, `spans` (seconds) and `queries`."""
-    for where, name, entry in _json_entries(path, "`queries` and `spans`"):
-        _refuse_unknown(entry, {"duration", "spans", "queries"}, where)
+    for where, name, entry in _json_entries(path, {"duration", "spans", "queries"}, "`queries` and `spans`"):
         duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
         texts, segments = _required(entry, "queries", where), _required(entry, "spans", where)
         yield from _sentences(where, _file_name(name), without_extension(name), duration_seconds, texts, segments)
@@ -129,9 +141,7 @@ def read_timelens_bench(path: Path) -> Iterator[Sentence]:
 
 def read_qv_m2(path: Path) -> Iterator[Sentence]:
     """As QVHighlights, of which it is an extension; each sentence has its `relevant_windows`, often several."""
-    known = {"qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"}
-    for where, entry in _json_lines(path):
-        _refuse_unknown(entry, known, where)
+    for where, entry in _json_lines(path, QVHIGHLIGHTS_FIELDS):
         name = _text(_required(entry, "vid", where), where)
         duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
         text = _text(_required(entry, "query", where), where)
@@ -148,6 +158,16 @@ def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
     known |= {
         f"{of}_{end}_{unit}" for of in ("clip", "video") for end in ("start", "end") for unit in ("sec", "frame")
     }
+    for where, clip_uid, duration_seconds, query in _name_unused(path, _nlq_queries(path), known):
+        times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
+        text = query.get("query") or ""
+        if not isinstance(text, str):
+            raise malformed(where, text, "a text as 'query', or nothing")
+        yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
+
+
+def _nlq_queries(path: Path) -> Iterator[tuple[str, str, float | None, dict]]:
+    """Where each query is, its clip, the clip's duration in seconds, and the query."""
     expected = "Ego4D's JSON object with `videos`"
     content = _json_file(path, expected)
     if not isinstance(content, dict):
@@ -161,12 +181,7 @@ def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
             duration_seconds = _duration_seconds(end_seconds - begin_seconds, clip_where)
             for annotation_where, annotation in _children(clip, "annotations", clip_where):
                 for where, query in _children(annotation, "language_queries", annotation_where):
-                    _refuse_unknown(query, known, where)
-                    times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
-                    text = query.get("query") or ""
-                    if not isinstance(text, str):
-                        raise malformed(where, text, "a text as 'query', or nothing")
-                    yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
+                    yield where, clip_uid, duration_seconds, query
 
 
 def read_didemo(path: Path) -> Iterator[Sentence]:
@@ -176,8 +191,8 @@ def read_didemo(path: Path) -> Iterator[Sentence]:
     videos are, which end within the last chunk.
     """
     known = {"annotation_id", "video", "description", "times", "num_segments", "dl_link", "download_link"}
-    for where, entry in _objects(_json_file(path, "DiDeMo's JSON list"), path.name):
-        _refuse_unknown(entry, known, where)
+    entries = _objects(_json_file(path, "DiDeMo's JSON list"), path.name)
+    for where, entry in _name_unused(path, entries, known):
         name = _text(_required(entry, "video", where), where)
         text = _text(_required(entry, "description", where), where)
         chosen = [tuple(pair) for pair in _segments(_required(entry, "times", where), where)]
@@ -188,40 +203,55 @@ def read_didemo(path: Path) -> Iterator[Sentence]:
 
 def read_jsonl(path: Path) -> Iterator[Sentence]:
     """
-    An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, `segment`). Times are numbers
-    of seconds, or texts like `1:02:03.5`. A sentence that is not in the video has `[]`.
+    An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, and `segment` or `start` and
+    `end`); optionally `video_id`, `duration` and `split`. Times are numbers of seconds, or texts like `1:02:03.5`. A
+    sentence that is not in the video has `[]`.
     """
-    for where, entry in _json_lines(path):
+    known = {"video", "video_id", "duration", "split"}
+    known |= {"sentence", "sentences", "segment", "segments", "start", "end"}
+    for where, entry in _json_lines(path, known):
         video = _text(_required(entry, "video", where), where)
-        video_id = entry.get("video_id")
+        video_id, split = entry.get("video_id"), entry.get("split")
         video_id = without_extension(video) if video_id is None else _text(video_id, where)
+        split = None if split is None else _text(split, where)
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         texts = _required(entry, "sentences" if "sentences" in entry else "sentence", where)
-        segments = _required(entry, "segments" if "segments" in entry else "segment", where)
+        if {"start", "end"} <= entry.keys() and not {"segment", "segments"} & entry.keys():
+            segments = [entry["start"], entry["end"]]
+        else:
+            segments = _required(entry, "segments" if "segments" in entry else "segment", where)
         read = partial(_any_segments, read_time=partial(_time_seconds, video=video))
         if isinstance(texts, str):
-            yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where))
+            yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where), split)
         else:
-            yield from _sentences(where, video, video_id, duration_seconds, texts, segments, read)
+            for sentence in _sentences(where, video, video_id, duration_seconds, texts, segments, read):
+                yield sentence._replace(split=split)
 
 
 def read_csv(path: Path) -> Iterator[Sentence]:
     """
-    Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id` and `duration`. Times are
-    numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the decimal mark.
-    The `segment` of a sentence that is not in the video is `[]`.
+    Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id`, `duration` and `split`.
+    Times are numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the
+    decimal mark. The `segment` of a sentence that is not in the video is `[]`.
     """
     header, rows, separator = csv_rows(path, is_strict=True)
     video_column = csv_column(path, header, "video")
     sentence_column = csv_column(path, header, "sentence", "sentences")
     has_times = {"start", "end"} <= set(header) and not {"segment", "segments"} & set(header)
-    segment_column = "" if has_times else csv_column(path, header, "segment", "segments", "start` and `end")
+    if has_times:
+        segment_columns = [csv_column(path, header, name) for name in ("start", "end")]
+    else:
+        segment_columns = [csv_column(path, header, "segment", "segments", "start` and `end")]
+    optional_columns = [csv_column(path, header, name) for name in ("video_id", "duration", "split") if name in header]
+    used_columns = {video_column, sentence_column, *segment_columns, *optional_columns}
+    warn_of_unused(path, [name for name in header if name not in used_columns])
     for where, row in rows:
         video = _text(row[video_column], where)
+        segments: Any
         if has_times:
-            segments = [_decimal_point(row[name], separator) for name in ("start", "end")]
+            segments = [_decimal_point(row[name], separator) for name in segment_columns]
         else:
-            segments = _parse_json(row[segment_column], where, "`[start, end]` in seconds, or a list of such")
+            segments = _parse_json(row[segment_columns[0]], where, "`[start, end]` in seconds, or a list of such")
         yield Sentence(
             where,
             video,
@@ -229,6 +259,7 @@ def read_csv(path: Path) -> Iterator[Sentence]:
             _duration_seconds(_decimal_point(row.get("duration", ""), separator), where),
             row[sentence_column],
             _any_segments(segments, where, partial(_time_seconds, video=video)),
+            row.get("split") or None,
         )
 
 
@@ -254,10 +285,11 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
     Durations from csv files with columns `id` (or `video_id`, `video`) and `length` (or `duration`), in seconds.
 
     Returns:
-        `dict[str, float]`: Seconds by the video's name without extension; empty cells are left out.
+        `dict[str, float]`: Seconds by the video's name without extension; empty cells are left out. Of several
+        durations of a video that differ little, see [`are_one_duration`], the longest.
 
     Raises:
-        ValueError: If a file has no such columns, a length is no positive number, or a video has two.
+        ValueError: If a file has no such columns, a length is no positive number, or a video has two that differ more.
     """
     durations: dict[str, float] = {}
     for path in paths:
@@ -269,9 +301,20 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
             seconds = _duration_seconds(_decimal_point(row[length_column], separator), where)
             if seconds is None:
                 continue
-            if durations.setdefault(without_extension(row[name_column]), seconds) != seconds:
+            name = without_extension(row[name_column])
+            earlier_seconds = durations.get(name, seconds)
+            if not are_one_duration(earlier_seconds, seconds):
                 raise malformed(where, seconds, f"the duration that {row[name_column]} has further up; remove one")
+            durations[name] = max(earlier_seconds, seconds)
     return durations
+
+
+def are_one_duration(first_seconds: float, second_seconds: float) -> bool:
+    """Whether two durations differ by at most a second, or by at most one per cent of the longer one."""
+    tolerance_seconds = max(
+        MAX_DURATION_DIFFERENCE_SECONDS, MAX_DURATION_DIFFERENCE_SHARE * max(first_seconds, second_seconds)
+    )
+    return abs(first_seconds - second_seconds) <= tolerance_seconds
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -286,7 +329,12 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             raise _not_utf8(path, error) from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+def _json_lines(path: Path, known: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    """The objects of a file that has one a line, each with `file:line`; fields that are not known are named."""
+    return _name_unused(path, _json_objects(path), known)
+
+
+def _json_objects(path: Path) -> Iterator[tuple[str, dict]]:
     for where, line in _lines(path):
         entry = _parse_json(line, where, "one JSON object a line")
         if not isinstance(entry, dict):
@@ -302,8 +350,14 @@ def _json_file(path: Path, expected: str) -> Any:
     return _parse_json(content, path.name, expected)
 
 
-def _json_entries(path: Path, of_entry: str = "`sentences` and `timestamps`") -> Iterator[tuple[str, str, dict]]:
-    """Of a file that is one object: `file: key`, key and value."""
+def _json_entries(
+    path: Path, known: Iterable[str], of_entry: str = "`sentences` and `timestamps`"
+) -> Iterator[tuple[str, str, dict]]:
+    """Of a file that is one object: `file: key`, key and value; fields of values that are not known are named."""
+    return _name_unused(path, _json_values(path, of_entry), known)
+
+
+def _json_values(path: Path, of_entry: str) -> Iterator[tuple[str, str, dict]]:
     entries = _json_file(path, "a JSON object with an entry for each video")
     if not isinstance(entries, dict):
         raise malformed(path.name, type(entries).__name__, "a JSON object with an entry for each video")
@@ -315,10 +369,11 @@ def _json_entries(path: Path, of_entry: str = "`sentences` and `timestamps`") ->
 
 
 def _entries_with_timestamps(path: Path, not_read: set[str]) -> Iterator[Sentence]:
-    """As ActivityNet Captions; other fields than its own and those that are not read are refused."""
-    for where, name, entry in _json_entries(path):
-        _refuse_unknown(entry, {"duration", "timestamps", "sentences"} | not_read, where)
-        duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
+    """As ActivityNet Captions, with fields that are known and not read; the length may be called `video_duration`."""
+    known = {"duration", "video_duration", "timestamps", "sentences"} | not_read
+    for where, name, entry in _json_entries(path, known):
+        length_name = "video_duration" if "duration" not in entry and "video_duration" in entry else "duration"
+        duration_seconds = _duration_seconds(_required(entry, length_name, where), where)
         texts, segments = _required(entry, "sentences", where), _required(entry, "timestamps", where)
         yield from _sentences(where, _file_name(name), without_extension(name), duration_seconds, texts, segments)
 
@@ -386,6 +441,8 @@ def _decimal_point(cell: str, separator: str) -> str:
 
 def csv_column(path: Path, header: list[str], *names: str) -> str:
     for name in names:
+        if header.count(name) > 1:
+            raise malformed(path.name, f"{header.count(name)} columns `{name}`", "one of each name")
         if name in header:
             return name
     expected = f"a column `{'` or `'.join(names)}`, separated by commas, semicolons or tabs"
@@ -405,9 +462,20 @@ def _required(entry: dict, name: str, where: str) -> Any:
     return entry[name]
 
 
-def _refuse_unknown(entry: dict, known: set[str], where: str) -> None:
-    if unknown := sorted(entry.keys() - known):
-        raise malformed(where, f"the fields {unknown}", f"none but {sorted(known)}")
+def _name_unused(path: Path, items: Iterable[Item], known: Iterable[str]) -> Iterator[Item]:
+    """The items as they are, of which the last part is an object; names the fields that are not known at the end."""
+    unused: dict[str, None] = {}
+    known = frozenset(known)
+    for item in items:
+        unused.update((name, None) for name in item[-1] if name not in known)
+        yield item
+    warn_of_unused(path, list(unused))
+
+
+def warn_of_unused(path: Path, names: list[str]) -> None:
+    """Names the fields or columns of a file that its format does not have; columns without a name are empty ones."""
+    if names := [name for name in names if name]:
+        logger.warning(f"{path.name}: not used, since the format does not have them: {', '.join(names)}.")
 
 
 def _text(value: Any, where: str) -> str:

@@ -9,24 +9,33 @@ A row is a video: `video` (a path, a URL, bytes, or what `Video(decode=False)` g
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from .annotation_formats import read_csv
 from .video_files import video_key, video_name
 
 
 logger = logging.get_logger(__name__)
 
-_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+# Words of file names that tell the split, as in `datasets`.
+_WORDS_OF_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 REQUIRED_COLUMNS = ("video", "sentences", "segments")
 # What the columns are called in `lmms-lab/charades_sta` (one row a sentence: `caption`, `timestamp`) and in
 # `friedrichor/ActivityNet_Captions` (one row a video: `sentences`, `timestamps`).
 _PRESETS = {"sentences": ("caption",), "segments": ("timestamps", "timestamp")}
+# What one's own rows of one sentence may call them.
+_SINGULARS = {"sentence": "sentences", "segment": "segments"}
 
 
 def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
@@ -38,10 +47,13 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
     are as their authors left them, segments are clipped to `[0, duration]` and those that are then empty are left out;
     a warning says how many.
 
+    A file is one split, "train", unless it has a column `split`. Of a folder of files, their names tell the splits;
+    what else is in the folder, such as videos, is not read.
+
     Args:
         name_or_path (`str`):
-            A folder that `save_to_disk` wrote, a `.json`, `.jsonl` or `.parquet` file (which is one split,
-            "train"), a folder of such files, or a Hub id.
+            A folder that `save_to_disk` wrote; a `.json`, `.jsonl`, `.parquet` or `.csv` file, or a folder of such
+            files; or a Hub id.
         split (`str`):
             Name of the split.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -61,17 +73,23 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
         splits = load_from_disk(str(path))
     elif path.is_file() and path.suffix not in _FILE_BUILDERS:
         raise ValueError(
-            f"Received the file {name_or_path}; expected .json, .jsonl or .parquet. `scada prepare` makes a data set "
-            "of a csv, or of annotations as they are published."
+            f"Received the file {name_or_path}; expected .json, .jsonl, .parquet or .csv. `scada prepare` makes a "
+            "data set of annotations as they are published."
         )
-    elif path.is_file() and _is_blank(path):
-        raise ValueError(f"Received {name_or_path}, which is empty; expected a row for each video.")
-    elif path.suffix in _FILE_BUILDERS and path.exists():
-        splits = load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), streaming=streaming)
-    elif path.suffix in _FILE_BUILDERS:
+    elif path.is_file():
+        splits = _load_files({"train": [path]}, streaming)
+    elif path.suffix in _FILE_BUILDERS and not path.exists():
         raise FileNotFoundError(f"The annotation file {name_or_path} does not exist.")
+    elif path.is_dir() and (files := _files_by_split(path)):
+        splits = _load_files(files, streaming)
     else:
         splits = load_dataset(name_or_path, streaming=streaming)
+        # `datasets` takes a folder with videos in it for a data set of videos.
+        if path.is_dir() and all(set(of.column_names or []) <= {"video", "label"} for of in splits.values()):
+            raise ValueError(
+                f"Received the folder {name_or_path}, which has videos but no annotations. Put train.jsonl, "
+                "test.jsonl and the like (or .json, .parquet, .csv) beside them, or name the annotation file itself."
+            )
     if not isinstance(splits, (DatasetDict, IterableDatasetDict)):
         splits = {str(splits.split or "train"): splits}
     if split not in splits:
@@ -103,9 +121,77 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
 
-def _is_blank(path: Path) -> bool:
-    with path.open("rb") as file:
-        return not any(map(bytes.strip, file))
+def _files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """
+    The annotation files in a folder by the split that their names tell; all are "train" if no name tells any.
+
+    Raises:
+        ValueError: If the files are of several kinds.
+    """
+    # What a data set's card configures is not to be guessed.
+    card = folder / "README.md"
+    if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return {}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _FILE_BUILDERS)
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        words = set(re.split(r"[-._ 0-9]+", path.stem.lower()))
+        for split, names in _WORDS_OF_SPLITS.items():
+            if words & set(names):
+                splits.setdefault(split, []).append(path)
+                break
+    if splits and (others := set(files) - set(chain.from_iterable(splits.values()))):
+        unread = ", ".join(sorted(path.name for path in others))
+        logger.warning(f"Of {folder}, {unread} is not read, since the name tells no split.")
+    splits = splits or ({"train": files} if files else {})
+    if len({_FILE_BUILDERS[path.suffix] for of_split in splits.values() for path in of_split}) > 1:
+        several = ", ".join(path.name for of_split in splits.values() for path in of_split)
+        raise ValueError(f"Received the folder {folder} with annotation files of several kinds: {several}. Name one.")
+    return splits
+
+
+def _load_files(files: dict[str, list[Path]], streaming: bool) -> Any:
+    """Splits of annotation files, all of one kind; a column `split` of a single one tells its rows' splits."""
+    for path in chain.from_iterable(files.values()):
+        with path.open("rb") as file:
+            if not any(map(bytes.strip, file)):
+                raise ValueError(f"Received {path}, which is empty; expected a row for each video.")
+    builder = _FILE_BUILDERS[next(iter(files.values()))[0].suffix]
+    if builder == "csv":
+        splits: Any = DatasetDict({split: _read_csv_rows(paths) for split, paths in files.items()})
+    else:
+        data_files = {split: list(map(str, paths)) for split, paths in files.items()}
+        splits = load_dataset(builder, data_files=data_files, streaming=streaming)
+    if len(splits) > 1:
+        return splits
+    (dataset,) = splits.values()
+    if "split" not in (dataset.column_names or list(next(iter(dataset), {}))):
+        return splits
+    names = dict.fromkeys(row["split"] for row in dataset.select_columns(["split"]))
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"Received the splits {list(names)} in {path}; expected the name of a split in each row.")
+    return type(splits)(
+        {
+            name: dataset.filter(lambda split, name=name: split == name, input_columns="split").remove_columns("split")
+            for name in names
+        }
+    )
+
+
+def _read_csv_rows(paths: list[Path]) -> Dataset:
+    """The sentences of csv files, a row each, with the columns that a file has something in."""
+    sentences = list(chain.from_iterable(map(read_csv, paths)))
+    if not sentences:
+        raise ValueError(f"Received {', '.join(map(str, paths))} without a row; expected one for each sentence.")
+    columns: dict[str, list] = {
+        "video": [sentence.video for sentence in sentences],
+        "video_id": [sentence.video_id for sentence in sentences],
+        "duration": [sentence.duration_seconds for sentence in sentences],
+        "sentences": [clean_sentence(sentence.text) for sentence in sentences],
+        "segments": [sentence.segments for sentence in sentences],
+        "split": [sentence.split for sentence in sentences],
+    }
+    return Dataset.from_dict({name: values for name, values in columns.items() if set(map(str, values)) != {"None"}})
 
 
 class CleanedSegment(NamedTuple):
@@ -168,10 +254,30 @@ def clean_sentence(sentence: str) -> str:
     return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
 
 
+def find_shared_videos(videos: Mapping[str, Iterable[str]]) -> list[str]:
+    """
+    Find the videos that several splits have.
+
+    Args:
+        videos (`Mapping[str, Iterable[str]]`): Names of the videos of each split; a split may name one several times.
+
+    Returns:
+        `list[str]`: Names of the videos that are in more than one split, in the order of their first one.
+    """
+    counts = Counter(chain.from_iterable(dict.fromkeys(names) for names in videos.values()))
+    return [name for name, count in counts.items() if count > 1]
+
+
 def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
     """The data set with its columns renamed where they are those of a preset; whether they were."""
     # Of some streams only the rows tell.
     columns = dataset.column_names or list(next(iter(dataset), {}))
+    singulars = {name: column for name, column in _SINGULARS.items() if name in columns and column not in columns}
+    dataset = dataset.rename_columns(singulars)
+    columns = [singulars.get(column, column) for column in columns]
+    if {"start", "end"} <= set(columns) and "segments" not in columns:
+        dataset = dataset.map(_join_times, remove_columns=["start", "end"])
+        columns = [*(column for column in columns if column not in ("start", "end")), "segments"]
     names: dict[str, str] = {}
     for column, others in _PRESETS.items():
         if column not in columns:
@@ -182,6 +288,10 @@ def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
             "data with scripts/prepare_dataset.py."
         )
     return dataset.rename_columns(names), bool(names)
+
+
+def _join_times(row: dict) -> dict:
+    return {"segments": [row["start"], row["end"]]}
 
 
 def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:

@@ -281,7 +281,11 @@ def app(args: argparse.Namespace) -> None:
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=list(READERS), required=True, help="Format of the annotations.")
     parser.add_argument(
-        "--annotations", type=Path, nargs="+", required=True, help="Annotation files, one for each split."
+        "--annotations",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="Annotation files, one for each split; csv and jsonl may have a column split instead.",
     )
     parser.add_argument("--split", help="Name of the split of a single file; by default its name tells.")
     parser.add_argument(
@@ -297,6 +301,11 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         default="drop",
         help="What to do with segments that end before they start; by default they are dropped.",
     )
+    parser.add_argument(
+        "--validation_share", type=float, default=0.0, help="Share of the videos of train that become validation."
+    )
+    parser.add_argument("--test_share", type=float, default=0.0, help="Share of the videos of train that become test.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of that draw.")
     parser.add_argument("--check_videos", action="store_true", help="Decode all videos, and list the broken ones.")
     parser.add_argument("--num_workers", type=int, help="Processes that open videos; by default one for each CPU.")
     parser.add_argument(

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .annotation_formats import csv_column, csv_rows
+from .annotation_formats import csv_column, csv_rows, warn_of_unused
 from .synthetic_videos import H264_OPTIONS, available_encoder, make_data_set, write_video
 from .video_files import VideoFiles
 from .video_io import probe, read_frames, resize_frames
@@ -107,6 +107,8 @@ def read_clip_table(path: Path) -> list[ShortClip]:
     header, rows, _ = csv_rows(path, is_strict=True)
     video_column, group_column = csv_column(path, header, "video"), csv_column(path, header, "group")
     csv_column(path, header, "sentence", "label")
+    used_columns = {video_column, group_column, "sentence", "label", "scene"}
+    warn_of_unused(path, [name for name in header if name not in used_columns])
     clips: dict[str, ShortClip] = {}
     for where, row in rows:
         sentence = row["sentence"] if "sentence" in row else sentence_of(row["label"])
@@ -344,3 +346,10 @@ def compose(
         {**arguments, "size": size, "groups": groups},
         num_workers,
     )
+    from .dataset_preparation import print_next_commands
+
+    for split, of_split in tasks.items():
+        num_sentences = sum(part.is_asked for _, parts in of_split for part in parts)
+        print(f"{split}: {len(of_split):,} videos with {num_sentences:,} sentences, of {len(groups[split]):,} groups")
+    print(f"Written to {output_dir}, the videos to {Path(output_dir) / 'videos'}.")
+    print_next_commands(output_dir, None, list(tasks))

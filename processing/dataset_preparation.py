@@ -6,10 +6,12 @@ and one data set with a row a video is saved, with a report of what was read, cl
 import json
 import multiprocessing
 import os
+import random
 import re
+import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -22,8 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset, DatasetDict, Features, Value
 from tqdm import tqdm
 
-from .annotation_formats import READERS, Sentence, malformed, read_durations
-from .annotations import clean_segment, clean_sentence
+from .annotation_formats import READERS, Sentence, are_one_duration, malformed, read_durations
+from .annotations import clean_segment, clean_sentence, find_shared_videos
 from .video_files import VideoFiles, without_extension
 from .video_io import VideoReadError, check_video, probe
 from .video_url import is_url
@@ -42,6 +44,7 @@ FEATURES = Features(
 SPLIT_IN_FILE_NAME = re.compile(
     r"(?<![a-z0-9])(train|validation|val(_\d)?|test(_iid|_ood|_trivial)?|novel_composition|novel_word)(?![a-z0-9])"
 )
+SPLIT_NAME = r"\w+"
 NO_SEGMENT = "it has no relevant_windows, as in QVHighlights' test file"
 # Downloaded copies are often some tenths of a second longer or shorter than what was annotated.
 MAX_DIFFERENCE_SECONDS = 1.0
@@ -55,11 +58,21 @@ Result = TypeVar("Result")
 
 @dataclass
 class AnnotatedVideo:
-    """A video with its sentences in the order of the file; `duration_seconds` is `None` if nothing says it."""
+    """
+    A video with its sentences in the order of the file.
+
+    Args:
+        video (`str`): Name of the video's file.
+        video_id (`str`): Name of the video.
+        duration_seconds (`float` or `None`): Length of the video; `None` if nothing says it.
+        has_unequal_durations (`bool`): Whether the file gives several durations, of which this is the longest.
+        sentences (`list[Sentence]`): Its sentences.
+    """
 
     video: str
     video_id: str
-    duration_seconds: float | None
+    duration_seconds: float | None = None
+    has_unequal_durations: bool = False
     sentences: list[Sentence] = field(default_factory=list)
 
 
@@ -84,6 +97,8 @@ class Report:
         missing_videos (`int` or `None`): Number of videos without a file; `None` if none was looked for.
         missing (`list[str]`): Their names.
         without_duration (`list[str]`): Videos of unknown duration; ends of their segments are not clipped.
+        unequal_durations (`int`):
+            Number of videos that the file gives several durations, see [`are_one_duration`]; the longest was taken.
     """
 
     read: int = 0
@@ -97,13 +112,15 @@ class Report:
     missing_videos: int | None = None
     missing: list[str] = field(default_factory=list)
     without_duration: list[str] = field(default_factory=list)
+    unequal_durations: int = 0
 
 
 def sum_reports(reports: Iterable[Report]) -> Report:
     """Totals; a video that several splits annotate is missing once."""
     total = Report()
+    summed = ("read", "kept", "clipped", "repaired", "not_there", "videos", "dropped", "dropped_segments")
     for report in reports:
-        for name in ("read", "kept", "clipped", "repaired", "not_there", "videos", "dropped", "dropped_segments"):
+        for name in (*summed, "unequal_durations"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.missing = list(dict.fromkeys(total.missing + report.missing))
         total.without_duration = list(dict.fromkeys(total.without_duration + report.without_duration))
@@ -112,26 +129,96 @@ def sum_reports(reports: Iterable[Report]) -> Report:
     return total
 
 
+def group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None) -> dict[str, list[Sentence]]:
+    """
+    The sentences of a file by their split: the one that the file says for each, else `split`, else the one that the
+    file's name tells.
+
+    Raises:
+        ValueError: If the file says the split of some sentences only, if it is no possible name, or if it says the
+            splits and `split` is given.
+    """
+    splits: dict[str, list[Sentence]] = {}
+    of_file = split or split_name(path)
+    has_column = None
+    for sentence in sentences:
+        if has_column not in (None, sentence.split is not None):
+            raise malformed(sentence.where, sentence.split or "no split", "a split for each sentence, or for no one")
+        has_column = sentence.split is not None
+        if has_column and split is not None:
+            raise ValueError(
+                f"Received --split {split}, but {path.name} says the split of each sentence; leave it out."
+            )
+        if has_column and not re.fullmatch(SPLIT_NAME, str(sentence.split)):
+            raise malformed(
+                sentence.where, sentence.split, "a split of letters, digits and underscores, such as train"
+            )
+        splits.setdefault(sentence.split or of_file, []).append(sentence)
+    return splits or {of_file: []}
+
+
 def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -> list[AnnotatedVideo]:
     """
     Videos in the order of their first sentence; their duration is the annotation's, else that in `durations`.
 
     Raises:
-        ValueError: If two sentences of a video give it different durations.
+        ValueError: If two sentences of a video give it durations that differ, see [`are_one_duration`].
     """
     videos: dict[str, AnnotatedVideo] = {}
+    shortest_seconds: dict[str, float] = {}
     for sentence in sentences:
-        known = videos.setdefault(sentence.video, AnnotatedVideo(sentence.video, sentence.video_id, None))
-        if known.duration_seconds is None:
-            known.duration_seconds = sentence.duration_seconds
-        elif sentence.duration_seconds not in (None, known.duration_seconds):
-            expected = f"{known.duration_seconds} as further up for {sentence.video}"
-            raise malformed(sentence.where, f"the duration {sentence.duration_seconds}", expected)
+        known = videos.setdefault(sentence.video, AnnotatedVideo(sentence.video, sentence.video_id))
         known.sentences.append(sentence)
+        if sentence.duration_seconds is None:
+            continue
+        shortest = min(sentence.duration_seconds, shortest_seconds.get(sentence.video, sentence.duration_seconds))
+        longest = max(sentence.duration_seconds, known.duration_seconds or 0.0)
+        if not are_one_duration(shortest, longest):
+            expected = f"{known.duration_seconds} as further up for {sentence.video}, or up to 1 s or 1 % from it"
+            raise malformed(sentence.where, f"the duration {sentence.duration_seconds}", expected)
+        shortest_seconds[sentence.video], known.duration_seconds = shortest, longest
+        known.has_unequal_durations = shortest < longest
     for video in videos.values():
         if video.duration_seconds is None:
             video.duration_seconds = durations.get(video.video_id, durations.get(without_extension(video.video)))
     return list(videos.values())
+
+
+def draw_splits(
+    videos: list[AnnotatedVideo], keys: Mapping[str, str], shares: Mapping[str, float], seed: int
+) -> dict[str, list[AnnotatedVideo]]:
+    """
+    Videos drawn at random into the split "train" and others. All names of a file come into one split.
+
+    Args:
+        videos (`list[AnnotatedVideo]`): The videos.
+        keys (`Mapping[str, str]`): For the name of each video what is equal for all names of its file.
+        shares (`Mapping[str, float]`): The share of the videos of each other split, each above 0, together below 1.
+        seed (`int`): Seed of the draw, which does not depend on the order of the videos.
+
+    Returns:
+        `dict[str, list[AnnotatedVideo]]`: "train" and the other splits, each in the order of `videos`.
+
+    Raises:
+        ValueError: If the videos are too few for a video in each split.
+    """
+    drawn = sorted({keys[video.video] for video in videos})
+    random.Random(seed).shuffle(drawn)
+    split_of_key = dict.fromkeys(drawn, "train")
+    first = 0
+    for split, share in shares.items():
+        last = first + max(1, round(share * len(drawn)))
+        split_of_key.update(dict.fromkeys(drawn[first:last], split))
+        first = last
+    if first >= len(drawn):
+        raise ValueError(
+            f"{len(drawn)} videos are too few to draw {' and '.join(shares)} from and to train on the rest; lower the "
+            "shares."
+        )
+    splits: dict[str, list[AnnotatedVideo]] = {split: [] for split in ("train", *shares)}
+    for video in videos:
+        splits[split_of_key[keys[video.video]]].append(video)
+    return splits
 
 
 def clean_videos(
@@ -161,6 +248,7 @@ def clean_videos(
         }
         if video.duration_seconds is None:
             report.without_duration.append(video.video)
+        report.unequal_durations += video.has_unequal_durations
         for sentence in video.sentences:
             report.read += 1
             text = clean_sentence(sentence.text)
@@ -200,6 +288,24 @@ def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[s
             continue
         found[name] = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
     return found
+
+
+def check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:
+    """
+    Raises:
+        FileNotFoundError: If there is no file for any of the names, or all the names are URLs.
+    """
+    if not paths or any(paths.values()):
+        return
+    there = [path.relative_to(folder).as_posix() for path in files.list_below()]
+    name = next(iter(paths))
+    raise FileNotFoundError(
+        f"None of the {len(paths):,} videos is in {folder}. Looked for {name!r} and the others, with any extension "
+        "that videos have, with or without 'v_' before the name, in any spelling, and in the folders below. "
+        + (f"The videos there are: {_shorten(there, more='')}. " if there else "No video is there. ")
+        + "Name their folder with --videos, correct the names in the annotations, or leave --videos out to prepare "
+        "the annotations alone."
+    )
 
 
 def inspect_video(path: Path, decode: bool) -> Inspection:
@@ -341,6 +447,9 @@ def prepare_dataset(
     check_videos: bool = False,
     num_workers: int | None = None,
     push_to_hub: str | None = None,
+    validation_share: float = 0.0,
+    test_share: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """
     Prepare annotation files, and write the data set and `report.json` to a folder.
@@ -350,7 +459,8 @@ def prepare_dataset(
 
     Args:
         format (`str`): Format of the annotations, one of `READERS`.
-        annotations (`Sequence[str | Path]`): Annotation files, one for each split.
+        annotations (`Sequence[str | Path]`):
+            Annotation files. Each is a split, unless its sentences say theirs.
         output (`str` or `Path`):
             Folder to write to: new, empty, or written by an earlier call, whose other splits stay.
         split (`str`, *optional*): Name of the split; only for a single file, whose name tells it if not given.
@@ -361,27 +471,48 @@ def prepare_dataset(
         check_videos (`bool`, *optional*, defaults to `False`): Decode all videos, and report those that are broken.
         num_workers (`int`, *optional*): Number of processes that open videos, by default one for each CPU.
         push_to_hub (`str`, *optional*): Hub id to upload the data set to.
+        validation_share, test_share (`float`, *optional*, default to 0.0):
+            Shares of the videos of the split "train" that become the splits "validation" and "test", see
+            [`draw_splits`].
+        seed (`int`, *optional*, defaults to 0): Seed of that draw.
 
     Returns:
         `dict`: The report: fields of [`Report`] over the splits of this call; `splits`, the same for each split in the
         folder, those of earlier calls too; `respelled_videos` (`video`, `file`) if files were found in another
-        spelling, see [`VideoFiles`]; `broken_videos` (`video`, `reason`) if videos were checked or one of
-        unknown duration could not be opened; `different_durations` (`video`, `annotated_seconds`, `own_seconds`) if
-        videos were checked.
+        spelling, `moved_videos` (the same) if they were found elsewhere than their names say, see [`VideoFiles`];
+        `shared_videos` (`video`, `splits`) if videos are in several splits of the folder; `broken_videos` (`video`,
+        `reason`) if videos were checked or one of unknown duration could not be opened; `different_durations`
+        (`video`, `annotated_seconds`, `own_seconds`) if videos were checked.
 
     Raises:
-        FileNotFoundError: If a file or the folder of videos does not exist.
+        FileNotFoundError: If a file or the folder of videos does not exist, or if no video is found.
         ValueError: If arguments do not fit each other, a file is malformed, a split has no sentence left, or the
             output folder holds something else; or if several files fit a video's name.
     """
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     _check_arguments(format, annotations, split, durations, videos, repair_reversed, check_videos, num_workers)
+    _check_shares(validation_share, test_share)
     output = Path(output).resolve()
     existing, existing_reports = load_existing(output)
 
     durations_by_id = read_durations(map(Path, durations or []))
-    files = {split or split_name(Path(path)): Path(path) for path in annotations}
-    grouped = {name: group_by_video(READERS[format](path), durations_by_id) for name, path in files.items()}
+    grouped: dict[str, list[AnnotatedVideo]] = {}
+    files: dict[str, Path] = {}
+    for path in map(Path, annotations):
+        for name, sentences in group_by_split(READERS[format](path), path, split).items():
+            if name in files:
+                raise ValueError(
+                    f"Received files of one and the same split: {name} ({files[name].name}), {name} ({path.name}). "
+                    "Prepare them one by one with --split."
+                )
+            files[name] = path
+            grouped[name] = group_by_video(sentences, durations_by_id)
+    shares = {name: share for name, share in (("validation", validation_share), ("test", test_share)) if share}
+    if shares and ("train" not in grouped or shares.keys() & grouped.keys()):
+        raise ValueError(
+            f"Received shares for {' and '.join(shares)}, which are drawn from the split train; the annotations have "
+            f"the splits {', '.join(grouped)}. Leave the shares out, or name the file's split with --split train."
+        )
 
     # A video that several splits annotate is one file.
     by_name: dict[str, AnnotatedVideo] = {}
@@ -389,6 +520,12 @@ def prepare_dataset(
         by_name.setdefault(video.video, video)
     files_of_videos = VideoFiles(videos)
     paths = {} if videos is None else find_videos(by_name, files_of_videos, Path(videos))
+    if videos is not None:
+        check_videos_found(paths, files_of_videos, Path(videos))
+    keys = {name: without_extension(paths.get(name) or name) for name in by_name}
+    if shares:
+        grouped |= draw_splits(grouped["train"], keys, shares, seed)
+        files |= dict.fromkeys(shares, files["train"])
     local = {name: path for name, path in paths.items() if path and not is_url(path)}
     unknown = {video.video for video in chain(*grouped.values()) if video.duration_seconds is None}
     opened = local if check_videos else {name: path for name, path in local.items() if name in unknown}
@@ -414,15 +551,25 @@ def prepare_dataset(
         splits[name] = Dataset.from_list(rows, features=FEATURES)
 
     report: dict[str, Any] = asdict(sum_reports(reports.values()))
-    if files_of_videos.respelled:
-        report["respelled_videos"] = [{"video": name, "file": paths[name]} for name in files_of_videos.respelled]
+    for kind, found in (("respelled_videos", files_of_videos.respelled), ("moved_videos", files_of_videos.moved)):
+        if found:
+            report[kind] = [{"video": name, "file": paths[name]} for name in found]
+    names = {
+        name: {without_extension(video) for video in of_split["video"]}
+        for name, of_split in (existing | splits).items()
+    }
+    if shared := find_shared_videos(names):
+        report["shared_videos"] = [
+            {"video": video, "splits": [name for name, of_split in names.items() if video in of_split]}
+            for video in shared
+        ]
     if check_videos or broken:
         report["broken_videos"] = broken
     if check_videos:
         report["different_durations"] = different
     report["splits"] = existing_reports | {name: asdict(of_split) for name, of_split in reports.items()}
     save(existing | splits, report, output)
-    _print_summary(report, files, output, videos)
+    _print_summary(report, files, output, videos, len(by_name))
     if push_to_hub is not None:
         DatasetDict.load_from_disk(str(output)).push_to_hub(push_to_hub)
     return report
@@ -453,12 +600,19 @@ def _check_arguments(
         raise ValueError("Received --check_videos without --videos; name the folder of the videos.")
     if split is not None and len(annotations) > 1:
         raise ValueError(f"Received --split {split} for {len(annotations)} files; it can name that of a single one.")
-    if split is not None and not re.fullmatch(r"\w+", split):
+    if split is not None and not re.fullmatch(SPLIT_NAME, split):
         raise ValueError(f"Received --split {split!r}; expected letters, digits and underscores.")
-    names = [split or split_name(Path(path)) for path in annotations]
-    if len(set(names)) < len(names):
-        given = ", ".join(f"{name} ({Path(path).name})" for name, path in zip(names, annotations, strict=True))
-        raise ValueError(f"Received files of one and the same split: {given}. Prepare them one by one with --split.")
+
+
+def _check_shares(validation_share: float, test_share: float) -> None:
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise ValueError(f"Received --{name} {share}; expected a share from 0 to below 1, such as 0.1.")
+    if validation_share + test_share >= 1:
+        raise ValueError(
+            f"Received --validation_share {validation_share} and --test_share {test_share}, which leave no video to "
+            "train on; expected shares that sum to less than 1."
+        )
 
 
 def _count_reasons(dropped: list[dict[str, str]]) -> str:
@@ -467,12 +621,14 @@ def _count_reasons(dropped: list[dict[str, str]]) -> str:
     return ", ".join(f"{count} because {reason}" for reason, count in reasons.items())
 
 
-def _shorten(names: list[str], separator: str = ", ") -> str:
-    more = len(names) - NUM_PRINTED
-    return separator.join([*names[:NUM_PRINTED], *([f"and {more} more, see report.json"] if more > 0 else [])])
+def _shorten(names: list[str], separator: str = ", ", more: str = ", see report.json") -> str:
+    rest = len(names) - NUM_PRINTED
+    return separator.join([*names[:NUM_PRINTED], *([f"and {rest:,} more{more}"] if rest > 0 else [])])
 
 
-def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path, videos: str | Path | None) -> None:
+def _print_summary(
+    report: dict[str, Any], files: dict[str, Path], output: Path, videos: str | Path | None, num_videos: int
+) -> None:
     for name, path in files.items():
         of_split = report["splits"][name]
         print(
@@ -486,11 +642,23 @@ def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path,
             print(f"  dropped: {_count_reasons(of_split['dropped'])}")
         if of_split["dropped_segments"]:
             print(f"  of sentences with others left: {_count_reasons(of_split['dropped_segments'])}")
+        if of_split["unequal_durations"]:
+            print(
+                f"  videos with several durations, of which the longest was taken: {of_split['unequal_durations']:,}"
+            )
     if report["missing"]:
-        print(f"{report['missing_videos']:,} videos are missing: {_shorten(report['missing'])}")
-    if report.get("respelled_videos"):
-        lines = [f"{entry['video']}: {entry['file']}" for entry in report["respelled_videos"]]
-        print(f"{len(lines):,} videos were found in another spelling:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
+        of_all = f"{report['missing_videos']:,} of {num_videos:,}"
+        print(f"{of_all} videos are missing: {_shorten(report['missing'])}")
+    for kind, how in (("respelled_videos", "in another spelling"), ("moved_videos", "elsewhere than named")):
+        if report.get(kind):
+            lines = [f"{entry['video']}: {entry['file']}" for entry in report[kind]]
+            print(f"{len(lines):,} videos were found {how}:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
+    if report.get("shared_videos"):
+        lines = [f"{entry['video']} ({', '.join(entry['splits'])})" for entry in report["shared_videos"]]
+        print(
+            f"Warning: {len(lines):,} videos are in several splits; do not train on one and evaluate on another: "
+            f"{_shorten(lines)}"
+        )
     if report["without_duration"]:
         print(
             f"{len(report['without_duration']):,} videos have no known duration, so ends of their segments could not "
@@ -506,5 +674,23 @@ def _print_summary(report: dict[str, Any], files: dict[str, Path], output: Path,
         ]
         print(f"{len(lines):,} videos are longer or shorter than annotated:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
     print(f"Written to {output}, all names and reasons to {output / 'report.json'}.")
-    if videos is not None:
-        print(f"To train on it: --dataset {output} --video_root {videos}")
+    print_next_commands(output, videos, list(report["splits"]))
+
+
+def print_next_commands(output: str | Path, videos: str | Path | None, splits: Sequence[str]) -> None:
+    """
+    Prints the commands that train and evaluate on a data set.
+
+    Args:
+        output (`str` or `Path`): Folder of the data set.
+        videos (`str` or `Path`, *optional*): Folder of its videos, if it is another one.
+        splits (`Sequence[str]`): Names of its splits.
+    """
+    others = [split for split in splits if split != "train"]
+    evaluated = "test" if "test" in splits else (others or list(splits))[-1]
+    folder = shlex.quote(str(output))
+    root = "" if videos is None else f" --video_root {shlex.quote(str(videos))}"
+    if "train" in splits:
+        chosen_by = f" --validation_split {others[0]}" if others and others[0] != evaluated else ""
+        print(f"To train on it: scada train RECIPE.json --dataset {folder}{root} --eval_split {evaluated}{chosen_by}")
+    print(f"To evaluate a model on it: scada evaluate MODEL {folder} --split {evaluated}{root}")

@@ -16,16 +16,19 @@ real, that it happens in this order is not. docs/data.md has the tables of UCF-1
 """
 
 import argparse
+import sys
 
-from processing.command_line import add_compose_arguments, compose
+from processing.command_line import add_compose_arguments, answer, compose
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments and runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Reads the arguments and runs; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="compose.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_compose_arguments(parser)
-    compose(parser.parse_args(argv))
+    return answer(parser.prog, compose, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -36,16 +36,19 @@ once, and the broken ones listed before training meets them.
 """
 
 import argparse
+import sys
 
-from processing.command_line import add_prepare_arguments, prepare
+from processing.command_line import add_prepare_arguments, answer, prepare
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments and runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Reads the arguments and runs; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="prepare_dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_prepare_arguments(parser)
-    prepare(parser.parse_args(argv))
+    return answer(parser.prog, prepare, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
