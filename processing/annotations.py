@@ -10,15 +10,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Video, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, Video, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
 from .annotation_formats import read_csv
-from .video_files import video_key, video_name
+from .video_files import video_key, video_name, without_extension
 
 
 logger = logging.get_logger(__name__)
@@ -77,11 +79,16 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
             "data set of annotations as they are published."
         )
     elif path.is_file():
-        splits = _load_files({"train": [path]}, streaming)
+        splits = _load_files([path], "train", streaming)
     elif path.suffix in _FILE_BUILDERS and not path.exists():
         raise FileNotFoundError(f"The annotation file {name_or_path} does not exist.")
     elif path.is_dir() and (files := _files_by_split(path)):
-        splits = _load_files(files, streaming)
+        # The files of one split alone, since the types of columns may differ from file to file.
+        if len(files) > 1:
+            _check_split(split, files, name_or_path)
+            files = {split: files[split]}
+        ((of_files, paths),) = files.items()
+        splits = _load_files(paths, of_files, streaming)
     else:
         splits = load_dataset(name_or_path, streaming=streaming)
         # `datasets` takes a folder with videos in it for a data set of videos.
@@ -90,10 +97,9 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
                 f"Received the folder {name_or_path}, which has videos but no annotations. Put train.jsonl, "
                 "test.jsonl and the like (or .json, .parquet, .csv) beside them, or name the annotation file itself."
             )
-    if not isinstance(splits, (DatasetDict, IterableDatasetDict)):
+    if not isinstance(splits, dict):
         splits = {str(splits.split or "train"): splits}
-    if split not in splits:
-        raise ValueError(f"Received split {split!r} of {name_or_path}; it has {sorted(splits)}. Name one of these.")
+    _check_split(split, splits, name_or_path)
     dataset = splits[split]
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
@@ -145,37 +151,41 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
         logger.warning(f"Of {folder}, {unread} is not read, since the name tells no split.")
     splits = splits or ({"train": files} if files else {})
     if len({_FILE_BUILDERS[path.suffix] for of_split in splits.values() for path in of_split}) > 1:
-        several = ", ".join(path.name for of_split in splits.values() for path in of_split)
+        several = ", ".join(sorted(path.name for of_split in splits.values() for path in of_split))
         raise ValueError(f"Received the folder {folder} with annotation files of several kinds: {several}. Name one.")
     return splits
 
 
-def _load_files(files: dict[str, list[Path]], streaming: bool) -> Any:
-    """Splits of annotation files, all of one kind; a column `split` of a single one tells its rows' splits."""
-    for path in chain.from_iterable(files.values()):
+def _check_split(split: str, splits: Iterable[str], name: str) -> None:
+    if split not in splits:
+        raise ValueError(f"Received split {split!r} of {name}; it has {sorted(splits)}. Name one of these.")
+
+
+def _load_files(paths: list[Path], split: str, streaming: bool) -> dict[str, Dataset | IterableDataset]:
+    """Annotation files of one kind, as one split; or as several, where they have a column `split`."""
+    for path in paths:
         with path.open("rb") as file:
             if not any(map(bytes.strip, file)):
                 raise ValueError(f"Received {path}, which is empty; expected a row for each video.")
-    builder = _FILE_BUILDERS[next(iter(files.values()))[0].suffix]
+    names_of_files = ", ".join(map(str, paths))
+    builder = _FILE_BUILDERS[paths[0].suffix]
     if builder == "csv":
-        splits: Any = DatasetDict({split: _read_csv_rows(paths) for split, paths in files.items()})
+        dataset: Any = _read_csv_rows(paths)
     else:
-        data_files = {split: list(map(str, paths)) for split, paths in files.items()}
-        splits = load_dataset(builder, data_files=data_files, streaming=streaming)
-    if len(splits) > 1:
-        return splits
-    (dataset,) = splits.values()
+        try:
+            data_files = list(map(str, paths))
+            dataset = load_dataset(builder, data_files=data_files, split="train", streaming=streaming)
+        except DatasetGenerationError as error:
+            raise ValueError(f"{names_of_files} cannot be read: {error.__cause__ or error}.") from error
     if "split" not in (dataset.column_names or list(next(iter(dataset), {}))):
-        return splits
-    names = dict.fromkeys(row["split"] for row in dataset.select_columns(["split"]))
+        return {split: dataset}
+    names = list(dict.fromkeys(row["split"] for row in dataset.select_columns(["split"])))
     if not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"Received the splits {list(names)} in {path}; expected the name of a split in each row.")
-    return type(splits)(
-        {
-            name: dataset.filter(lambda split, name=name: split == name, input_columns="split").remove_columns("split")
-            for name in names
-        }
-    )
+        raise ValueError(f"Received the splits {names} in {names_of_files}; expected the name of one in each row.")
+    return {
+        name: dataset.filter(partial(str.__eq__, name), input_columns="split").remove_columns("split")
+        for name in names
+    }
 
 
 def _read_csv_rows(paths: list[Path]) -> Dataset:
@@ -185,13 +195,15 @@ def _read_csv_rows(paths: list[Path]) -> Dataset:
         raise ValueError(f"Received {', '.join(map(str, paths))} without a row; expected one for each sentence.")
     columns: dict[str, list] = {
         "video": [sentence.video for sentence in sentences],
-        "video_id": [sentence.video_id for sentence in sentences],
         "duration": [sentence.duration_seconds for sentence in sentences],
         "sentences": [clean_sentence(sentence.text) for sentence in sentences],
         "segments": [sentence.segments for sentence in sentences],
         "split": [sentence.split for sentence in sentences],
     }
-    return Dataset.from_dict({name: values for name, values in columns.items() if set(map(str, values)) != {"None"}})
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    if any(sentence.video_id != without_extension(sentence.video) for sentence in sentences):
+        columns["video_id"] = [sentence.video_id for sentence in sentences]
+    return Dataset.from_dict(columns)
 
 
 class CleanedSegment(NamedTuple):

@@ -1,5 +1,6 @@
 """Annotations in the forms that `datasets` knows, to rows of one schema."""
 
+import csv
 import itertools
 import json
 import logging
@@ -14,8 +15,14 @@ from datasets import Dataset, DatasetDict, IterableDataset, Video
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from processing.annotations import CleanedSegment, clean_segment, clean_sentence, load_annotations
-from processing.video_files import VideoFiles
+from processing.annotations import (
+    CleanedSegment,
+    clean_segment,
+    clean_sentence,
+    find_shared_videos,
+    load_annotations,
+)
+from processing.video_files import VideoFiles, folder_of_videos
 
 
 ROWS = [
@@ -135,17 +142,129 @@ def test_missing_file(tmp_path, name):
     [
         ("rows.jsonl", "", "which is empty; expected a row for each video"),
         ("rows.json", "\n \n", "which is empty; expected a row for each video"),
-        (
-            "rows.csv",
-            "video,sentence,segment\n",
-            "expected .json, .jsonl or .parquet. `scada prepare` makes a data set",
-        ),
+        ("rows.csv", "video,sentence,segment\n", "without a row; expected one for each sentence"),
+        ("rows.txt", "A 1 2##One.\n", "expected .json, .jsonl, .parquet or .csv. `scada prepare` makes a data set"),
     ],
 )
 def test_a_file_of_another_kind_or_without_rows(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"Received .*{name}.*{message}"):
         load_annotations(str(tmp_path / name), "train")
+
+
+SENTENCES = [
+    {"split": "train", "video": "a.mp4", "sentence": "he sits, then stands", "start": 0.5, "end": 1},
+    {"split": "test", "video": "b.mp4", "sentence": "a cat", "start": 3, "end": 9.25},
+    {"split": "train", "video": "a.mp4", "sentence": "a door", "start": 2, "end": 4},
+]
+
+
+def write_csv(path: Path, rows=SENTENCES) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def as_columns(rows) -> list[tuple]:
+    """The videos, sentences and segments, each segment as a list of `[start, end]`."""
+    return [
+        (
+            row["video"],
+            row["sentences"],
+            [[pair] if not isinstance(pair[0], list) else pair for pair in row["segments"]],
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("my.jsonl", write_jsonl), ("my.json", write_json), ("my.parquet", write_parquet), ("my.csv", write_csv)],
+)
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_column_tells_the_splits(tmp_path, name, write, where, streaming):
+    """Of a row a sentence too, as people write them."""
+    (tmp_path / "data").mkdir()
+    rows = sorted(SENTENCES, key=lambda row: row["video"])  # in a stream, those of a video follow each other
+    path = write(tmp_path / "data" / name, rows)
+    path = path if where == "file" else str(tmp_path / "data")
+    expected = {
+        "train": [("a.mp4", ["he sits, then stands", "a door"], [[[0.5, 1]], [[2, 4]]])],
+        "test": [("b.mp4", ["a cat"], [[[3, 9.25]]])],
+    }
+    for split, of_split in expected.items():
+        assert as_columns(load_annotations(path, split, streaming)) == of_split
+    with pytest.raises(ValueError, match=r"'dev' of .*; it has \['test', 'train'\]"):
+        load_annotations(path, "dev", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv"])
+def test_annotations_with_videos_beside_them(tmp_path, make_clip, suffix, streaming):
+    """The most natural folder: `datasets` would take it for a folder of videos."""
+    (tmp_path / "data" / "videos" / "train").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "train/c.mp4"):
+        make_clip().rename(tmp_path / "data" / "videos" / name)
+    write = {"jsonl": write_jsonl, "json": write_json, "parquet": write_parquet, "csv": write_csv}[suffix]
+    rows = [{name: value for name, value in row.items() if name != "split"} for row in SENTENCES]
+    write(tmp_path / "data" / f"train.{suffix}", [rows[0], rows[2]])
+    write(tmp_path / "data" / f"my_val.{suffix}", rows[1:2])
+    write(tmp_path / "data" / f"notes.{suffix}", rows[1:2])
+    for split, expected in {
+        "train": [("a.mp4", ["he sits, then stands", "a door"], [[[0.5, 1]], [[2, 4]]])],
+        "validation": [("b.mp4", ["a cat"], [[[3, 9.25]]])],
+    }.items():
+        loaded = list(load_annotations(str(tmp_path / "data"), split, streaming))
+        assert as_columns(loaded) == expected
+        root = folder_of_videos(str(tmp_path / "data"))
+        assert VideoFiles(root).find(loaded[0]["video"]) == str(tmp_path / "data" / "videos" / expected[0][0])
+
+
+def test_a_folder_of_videos_alone(tmp_path, make_clip):
+    (tmp_path / "data" / "videos").mkdir(parents=True)
+    make_clip().rename(tmp_path / "data" / "videos" / "a.mp4")
+    with pytest.raises(ValueError, match="data, which has videos but no annotations. Put train.jsonl"):
+        load_annotations(str(tmp_path / "data"), "train")
+
+
+def test_a_folder_with_files_of_several_kinds(tmp_path):
+    write_jsonl(tmp_path / "data" / "train.jsonl")
+    write_csv(tmp_path / "data" / "test.csv")
+    with pytest.raises(ValueError, match="several kinds: test.csv, train.jsonl. Name one"):
+        load_annotations(str(tmp_path / "data"), "train")
+
+
+def test_rows_without_a_split_among_rows_with_one(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [SENTENCES[0], SENTENCES[1] | {"split": None}])
+    with pytest.raises(ValueError, match=r"the splits \['train', None\] in .*rows.jsonl; expected the name of one in"):
+        load_annotations(path, "train")
+
+
+def test_a_file_that_is_no_json(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n{not json\n")
+    with pytest.raises(ValueError, match="rows.jsonl cannot be read: .*JSON parse error"):
+        load_annotations(str(tmp_path / "rows.jsonl"), "train")
+
+
+def test_a_csv_with_times_that_are_wrong(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", [SENTENCES[0] | {"start": 3, "end": 2}])
+    with pytest.raises(ValueError, match=r"the segment \[3.0, 2.0\] in row 0 of .*rows.csv \(a.mp4\); expected"):
+        load_annotations(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("videos", "shared"),
+    [
+        ({"train": ["a", "b", "a"], "test": ["c"]}, []),
+        ({"train": ["a", "b", "a"], "test": ["b", "c"], "val": ["c", "b"]}, ["b", "c"]),
+        ({}, []),
+    ],
+)
+def test_find_shared_videos(videos, shared):
+    assert find_shared_videos(videos) == shared
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -840,9 +959,11 @@ def test_several_files_in_another_spelling_are_listed(tmp_path, there, video, li
         (["abc.json", "abc.txt", "abc.jpg", "abc.mp4.part", "abc.mp4.txt", "abc"], "v_abc"),
         (["abcd.mp4", "ab.mp4", "x_abc.mp4", "v_v_abc.mp4"], "abc"),
         (["abc_210.0_300.0.mp4", "abc_210.mp4"], "abc_210.0_360.0"),
-        (["val/abc.mp4"], "abc.mp4"),
         (["abc.mp4"], "train/abc.mp4"),
         ([".mp4"], "abc"),
+        # A name with a folder is looked for in that one alone, and what follows a dot may be a number.
+        (["val/abc.mp4"], "test/abc.mp4"),
+        (["rec_2024.mp4"], "rec_2024.03"),
     ],
 )
 def test_a_missing_file_is_named_with_its_folder(tmp_path, there, video):
@@ -851,6 +972,71 @@ def test_a_missing_file_is_named_with_its_folder(tmp_path, there, video):
         files.find(video)
     assert repr(video) in str(caught.value)
     assert str((tmp_path / video).parent) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "video", "expected"),
+    [
+        (["val/abc.mp4"], "abc.mp4", "val/abc.mp4"),
+        (["val/deep/v_abc.mkv", "val/abcd.mp4"], "abc", "val/deep/v_abc.mkv"),
+        (["val/ABC.mp4"], "abc.mp4", "val/ABC.mp4"),
+        (["one/abc.mp4", "one/abc.mkv"], "abc", "one/abc.mp4"),
+        (["abc.mp4"], "root/abc.mp4", "abc.mp4"),
+        (["val/Abc.mp4"], "root/val/abc", "val/Abc.mp4"),
+        (["one/abc.mp4", "two/abc.mp4"], "abc.mp4", None),
+        (["one/abc.mp4", "two/v_abc.mp4"], "abc.mp4", "one/abc.mp4"),
+    ],
+)
+def test_a_name_in_another_folder(tmp_path, warnings, there, video, expected):
+    """Where one alone fits; a link to a folder above is no reason to look forever."""
+    files = VideoFiles(touch(tmp_path / "root", *there))
+    (tmp_path / "root" / there[0]).parent.joinpath("loop").symlink_to(tmp_path / "root")
+    if expected is None:
+        with pytest.raises(
+            ValueError, match="'abc.mp4', and several are .*one/abc.mp4, .*two/abc.mp4. Write the name"
+        ):
+            files.find(video)
+        return
+    for _ in range(2):
+        assert files.find(video) == str(tmp_path / "root" / expected)
+    assert files.moved == {video: str(tmp_path / "root" / expected)} and not files.respelled
+    (warning,) = warnings("processing.video_files")
+    assert f"for the video {video!r}, which says another folder." in warning
+
+
+def test_the_current_folder_is_not_searched_through(tmp_path, monkeypatch):
+    """Without a root, anything may be below."""
+    monkeypatch.chdir(touch(tmp_path, "val/abc.mp4"))
+    with pytest.raises(FileNotFoundError, match="'abc.mp4'"):
+        VideoFiles().find("abc.mp4")
+
+
+@pytest.mark.parametrize(
+    ("video", "file"),
+    [
+        ("1@N02_2.MOV", "1@N02_2.mp4"),
+        ("1@N02_2.xyz", "1@N02_2.mp4"),
+        ("1@N02_2.MOV", "1@N02_2.MOV.mp4"),
+        ("1@N02_2.xyz", "1@N02_2.xyz.avi"),
+        ("1@N02_2.xyz", "1@n02_2.mp4"),
+    ],
+)
+def test_names_of_didemo_are_found_by_their_stem(tmp_path, video, file):
+    """The annotations say extensions that the files do not have, or that stand before the file's own."""
+    assert VideoFiles(touch(tmp_path, file, "1@N02_3.mp4")).find(video) == str(tmp_path / file)
+
+
+def test_videos_beside_the_annotations(tmp_path, warnings):
+    """A name is in the folder or in its `videos`, without a word."""
+    files = VideoFiles(touch(tmp_path, "a.mp4", "videos/b.mp4", "videos/sub/c.mkv", "clips/b.mp4"))
+    for video, expected in [
+        ("a", "a.mp4"),
+        ("b.mp4", "videos/b.mp4"),
+        ("videos/b.mp4", "videos/b.mp4"),
+        ("sub/c.mp4", "videos/sub/c.mkv"),
+    ]:
+        assert files.find(video) == str(tmp_path / expected)
+    assert not files.moved and not files.respelled and not warnings("processing.video_files")
 
 
 def test_a_folder_is_no_video(tmp_path):
