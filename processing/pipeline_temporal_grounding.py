@@ -55,7 +55,7 @@ class TemporalGroundingPipeline(Pipeline):
     _load_feature_extractor = False  # type: ignore[assignment]
     processor: Any  # a `ScadaProcessor`; `None` is allowed in the base class
     # The weights' signature and their hash. Replaced as a whole, so that threads never see one without the other.
-    _hashed: tuple[list, str] | None = None
+    _hashed: tuple[str, str] | None = None
 
     def __call__(  # type: ignore[override]
         self, video: Any, sentence: str | list | None = None, **kwargs

@@ -14,6 +14,7 @@ from test_adapter_scada import finish, in_another_process
 from transformers import pipeline
 
 from modeling_scada import EncodedVideo, ScadaAdapterConfig, ScadaProcessor, ScadaVideoProcessor, Timeline
+from processing.encoded_video import hash_weights, weights_signature
 
 
 # fixtures
@@ -146,6 +147,49 @@ def test_another_model_or_other_settings_are_refused(make_pipe, make_tuned, clip
     pipe.features_of(encoded.tensors).save(tmp_path / "features.safetensors")
     with pytest.raises(ValueError, match="whose format is None; expected scada-encoded-video-1"):
         EncodedVideo.load(tmp_path / "features.safetensors")
+
+
+def test_one_changed_element_is_noticed(make_pipe):
+    """Of each parameter and buffer, by `.data` and by optimizers, none of which raise the version of a tensor."""
+    pipe = make_pipe("both")
+    model = pipe.model.get_base_model()
+    model.batch_norm = torch.nn.BatchNorm1d(3).half()
+    model.wide = wide = torch.nn.Parameter(torch.randn(3, 1100))
+    seen = [weights_signature(pipe.model)]
+
+    def assert_noticed(what):
+        seen.append(weights_signature(pipe.model))
+        assert seen[-1] not in seen[:-1], what
+
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        values, version = tensor.data.view(-1), tensor._version
+        values[len(values) // 2] += 1
+        assert tensor._version == version
+        assert_noticed(name)
+    wide.data[0, 7], wide.data[2, 900] = wide[2, 900].item(), wide[0, 7].item()
+    assert_noticed("swapped")
+    wide.data[1] = wide[1].roll(1)
+    assert_noticed("rolled")
+    before = pipe.made_with()["model"]
+    for optimizer, learning_rate in ((torch.optim.AdamW, 0.1), (torch.optim.SGD, 0.5)):
+        wide.grad = torch.zeros_like(wide)
+        wide.grad[1, 1] = 1
+        optimizer([wide], lr=learning_rate, weight_decay=0, fused=True).step()
+        assert_noticed(optimizer)
+    with torch.inference_mode():
+        wide.mul_(1.5)
+    assert_noticed("in inference mode")
+    assert pipe.made_with()["model"] == hash_weights(pipe.model) != before
+
+
+def test_a_training_between_encoding_and_asking(make_pipe, clip):
+    pipe = make_pipe()
+    encoded = pipe.encode(clip)
+    weight = next(iter(pipe.model.head.parameters()))
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], fused=True).step()
+    with pytest.raises(ValueError, match="which was encoded with the weights"):
+        pipe(encoded, "a")
 
 
 def test_a_compiled_model_is_the_same_model(make_pipe, make_tuned, clip):
