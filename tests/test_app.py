@@ -1,13 +1,10 @@
 """
 The application: its functions, and the page in headless Chromium from the outside.
 
-The whole file is skipped where Gradio is not installed. The test in a browser needs playwright and a Chromium, too:
-the one that the environment variable CHROMIUM names, or else `chromium` on the path.
+The whole file is skipped where Gradio is not installed. The test in a browser needs playwright and Chromium, too.
 """
 
-import os
 import re
-import shutil
 import sys
 import tomllib
 from html import unescape
@@ -26,7 +23,6 @@ app = pytest.importorskip("processing.app")
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "hub_configs" / "moving_shapes_model"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 SENTENCES = ["the red circle moves left", "<b>a</b> </script> & 'so'"]
 
 
@@ -113,20 +109,17 @@ def test_space_needs_what_the_package_needs():
 
 
 @pytest.fixture
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
+def browser(chromium):
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         options = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = driver.chromium.launch(executable_path=chromium, args=options)
         yield browser
         browser.close()
 
 
-@pytest.mark.slow
 def test_in_a_browser(pipe, make_clip, browser):
-    """Upload, ask, click, play, cut: from the outside. Skipped without Gradio, playwright or Chromium."""
+    """Upload, ask, click, play, cut: from the outside."""
     vp9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime", "g": "10"}}
     clip = make_clip("a clip.webm", num_frames=50, **vp9)
     demo = app.make_app(pipe, "a model")

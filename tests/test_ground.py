@@ -361,9 +361,8 @@ video.readyState >= 3 ? click() : video.addEventListener("canplay", click, {once
 """
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("form", ["embedded", "beside", "late"])
-def test_page_in_a_browser(form, make_clip, tmp_path, monkeypatch):
+def test_page_in_a_browser(form, chromium, make_clip, tmp_path, monkeypatch):
     if form == "beside":
         monkeypatch.setattr(result_page, "MAX_EMBEDDED_BYTES", 1000)
     start_seconds = 7.0 if form == "late" else 0.0  # by the clock of the file, which Chromium goes by
@@ -381,7 +380,7 @@ def test_page_in_a_browser(form, make_clip, tmp_path, monkeypatch):
 
     options = "--headless=new --no-sandbox --disable-gpu --autoplay-policy=no-user-gesture-required"
     options += " --virtual-time-budget=20000 --dump-dom"
-    command = ["chromium", *options.split(), f"--user-data-dir={tmp_path / 'browser'}", path.as_uri()]
+    command = [chromium, *options.split(), f"--user-data-dir={tmp_path / 'browser'}", path.as_uri()]
     page = Page(subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True).stdout)
 
     bars = [attrs for attrs in page.elements["button"] if attrs.get("class") == "segment"]

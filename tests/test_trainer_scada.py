@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from modeling_scada import (
+    ScadaForTemporalGrounding,
     TemporalGroundingCollator,
     TemporalGroundingTrainer,
     TemporalGroundingTrainingArguments,
@@ -87,6 +88,40 @@ def test_the_collator_is_told_the_epoch(rows, tiny_model, tiny_processor, tmp_pa
     )
     trainer.train()
     assert told == [0, 1]
+
+
+def test_a_search_with_optuna(rows, tiny_config, tiny_processor, tmp_path):
+    """Each trial starts from the same weights at a rate of its own, and ends at the loss that this rate gives."""
+    optuna = pytest.importorskip("optuna", reason="optuna, which searches, is not installed")
+    optuna.logging.disable_default_handler()
+
+    def make_trainer(learning_rate: float) -> TemporalGroundingTrainer:
+        arguments = ARGUMENTS | {"learning_rate": learning_rate, "eval_strategy": "epoch", "seed": 0}
+        return TemporalGroundingTrainer(
+            model_init=lambda: prepare_tuning(ScadaForTemporalGrounding(tiny_config), TuningArguments("scada")),
+            args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "runs"), **arguments),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=TemporalGroundingCollator(tiny_processor, tmp_path, seed=0),
+        )
+
+    rates, losses = [1e-3, 1e-2], {}
+    best = make_trainer(rates[0]).hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
+        compute_objective=lambda metrics: losses.setdefault(len(losses), metrics["eval_loss"]),
+        direction="minimize",
+        backend="optuna",
+        n_trials=2,
+        sampler=optuna.samplers.GridSampler({"learning_rate": rates}, seed=0),
+    )
+    alone = {}
+    for rate in rates:
+        trainer = make_trainer(rate)
+        trainer.train()
+        alone[rate] = trainer.evaluate()["eval_loss"]
+    assert sorted(losses.values()) == pytest.approx(sorted(alone.values()), abs=1e-5)
+    assert alone[rates[0]] != pytest.approx(alone[rates[1]], abs=1e-4)
+    assert best.hyperparameters == {"learning_rate": min(rates, key=alone.get)}
 
 
 @pytest.mark.parametrize("arguments", [TuningArguments, ModelArguments])
