@@ -1044,6 +1044,7 @@ def test_the_base_model_alone_can_be_adapted(make_model, adapt, tiny_batch, tmp_
     assert torch.equal(run(loaded, without_labels(tiny_batch)).last_hidden_state, expected)
 
 
+@pytest.mark.smoke
 def test_two_adapters_of_different_placement_take_turns(make_model, adapt, randomize_trainable, tiny_batch):
     """The second is called "default", as layers without any adapter are by default."""
     base = run(make_model(), tiny_batch)
@@ -1081,6 +1082,7 @@ def test_two_adapters_of_different_placement_take_turns(make_model, adapt, rando
         model.delete_adapter("default")
 
 
+@pytest.mark.smoke
 def test_deleting_the_only_adapter_gives_the_base_model(make_model, adapt, tiny_batch):
     model = adapt(make_model(), **BOTH)
     model.delete_adapter("default")
@@ -1129,6 +1131,7 @@ def test_merging_is_refused_with_a_reason(make_model, adapt, tiny_batch, call):
 # transformers' calls
 
 
+@pytest.mark.smoke
 def test_adapters_of_transformers(make_model, randomize_weights, randomize_trainable, tiny_batch, tmp_path):
     model = make_model()
     base = run(model, tiny_batch)
@@ -1269,6 +1272,7 @@ def test_an_adapter_loaded_beside_another_runs_with_its_own_head(
     assert_equal_outputs(run(model, tiny_batch), expected)
 
 
+@pytest.mark.smoke
 def test_an_adapter_of_transformers_trains(make_model, tiny_batch):
     """What trains after `add_adapter` is the adapter and the head, with the gradients that peft gives."""
     model, other = make_model(), make_model()
@@ -1313,6 +1317,7 @@ def test_a_model_can_be_copied_after_a_training_step(make_model, adapt, tiny_bat
 # LoRA on the same model
 
 
+@pytest.mark.smoke
 def test_lora_trains_saves_and_loads(make_model, tiny_batch, tmp_path):
     lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["head"])
     model = get_peft_model(make_model(dtype=torch.float32), lora)

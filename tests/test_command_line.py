@@ -58,6 +58,7 @@ def test_every_argument_of_a_recipe_is_in_the_help(capsys):
         assert len(names) >= 5 and all(f"--{name} " in shown for name in names)
 
 
+@pytest.mark.smoke
 def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
     lines = ["video,sentence,segment", '0.mp4,it begins,"[0, 0.5]"', '1.mp4,it ends,"[1.5, 2]"']
     (tmp_path / "my.csv").write_text("\n".join(lines))

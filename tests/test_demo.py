@@ -39,6 +39,7 @@ def test_the_stated_metrics_come_out_on_the_test_split(tmp_path):
         assert record["metrics"][name] == pytest.approx(stated[f"eval_{name}"], abs=0.8), name
 
 
+@pytest.mark.smoke
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output_dir", str(tmp_path)])
     demo.main()

@@ -50,6 +50,7 @@ def evaluate(folder: Path, *arguments: str, data: str = "rows.jsonl") -> tuple[d
     return record, [json.loads(line) for line in (folder / "out" / "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.smoke
 def test_predictions_are_the_models_and_metrics_follow_from_them(saved):
     record, predictions = evaluate(saved)
     model = ScadaForTemporalGrounding.from_pretrained(saved / "model").eval()

@@ -62,6 +62,7 @@ def ground(capsys):
 # --- on the terminal ---
 
 
+@pytest.mark.smoke
 def test_json_is_what_the_pipeline_gives(model, clip, ground):
     code, out, err = ground(clip, *SENTENCES, "--model", model, "--top_k", 3, "--json")
     assert code == 0 and "Loading" in err
@@ -410,6 +411,7 @@ def test_page_in_a_browser(form, chromium, make_clip, tmp_path, monkeypatch):
 # --- the clips ---
 
 
+@pytest.mark.smoke
 def test_cut(model, clip, ground, read_codes, tmp_path):
     folder = tmp_path / "all" / "clips"
     code, out, err = ground(clip, *SENTENCES, "?!", "--model", model, "--top_k", 2, "--json", "--cut", folder)

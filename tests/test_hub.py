@@ -254,6 +254,7 @@ def read(shelf: SimpleNamespace, world: str) -> tuple[dict, dict[str, torch.Tens
     return shelf.read[world]
 
 
+@pytest.mark.smoke
 @each_world
 @each_repository
 def test_what_was_pushed_comes_back(published, name, world):
@@ -287,6 +288,7 @@ def test_the_kinds_differ(published):
         assert one[2] != other[2]
 
 
+@pytest.mark.smoke
 @each_world
 @each_repository
 def test_whose_code_runs(published, name, world):

@@ -1,10 +1,13 @@
 """What the layout promises: scripts are thin and on their own, and file names are unique where code is copied flat."""
 
 import ast
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,3 +59,31 @@ def test_text_files_are_utf_8_on_every_system():
             if name == "open" and not (of_library or is_binary or "encoding" in named):
                 without.append(f"{path.name}:{node.lineno}")
     assert not without
+
+
+def test_the_forge_runs_what_there_is():
+    """Each file of the forge parses; its `make` targets are in the Makefile, and its hooks call what is installed."""
+    made = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for path in (REPOSITORY / ".github" / "workflows").glob("*.yml"):
+        # YAML 1.1, which PyYAML reads, takes `on` for true.
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow[True] and workflow["permissions"] == {"contents": "read"}, path.name
+        for job in workflow["jobs"].values():
+            assert job["timeout-minutes"] <= 60
+            commands = [step.get("run", "") for step in job["steps"]]
+            for combination in job.get("strategy", {}).get("matrix", {}).get("include", [{}]):
+                for name, value in combination.items():
+                    commands += [command.replace(f"${{{{ matrix.{name} }}}}", value) for command in commands]
+            for command in commands:
+                words = shlex.split(command)
+                if words[:1] == ["make"] and "${{" not in command:
+                    assert {word for word in words[1:] if "=" not in word} <= made, command
+    for form in (REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*_re*.yml"):
+        fields = yaml.safe_load(form.read_text())["body"]
+        assert len({field["id"] for field in fields}) == len(fields) and all(
+            "label" in f["attributes"] for f in fields
+        )
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    quality = re.search(r"^quality:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]
+    tools = [line.split()[0].removeprefix("$(BIN)/") for line in quality.splitlines()]
+    assert [hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repository["hooks"]] == tools

@@ -99,6 +99,7 @@ print(type(pipe).__module__, found)
 """
 
 
+@pytest.mark.smoke
 def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip, tmp_path, hub):
     """The README's csv and commands, on tiny encoders and a video of 35 s."""
     from transformers import AutoModel

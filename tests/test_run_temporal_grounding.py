@@ -99,6 +99,7 @@ def test_the_model_has_the_mean_of_the_processor(recipe, tmp_path):
 BACKBONE = {"embeddings", "layer.0", "layer.1", "layernorm"}
 
 
+@pytest.mark.smoke
 def test_full_tuning_trains_backbone_and_head_but_not_the_text(recipe):
     changed, adapter = changed_weights(recipe | {"tuning": "full"})
     assert parts(changed) == BACKBONE | {"head"} and not adapter
@@ -117,6 +118,7 @@ def test_frozen_and_partial_tuning_train_what_they_say(recipe, tuning, expected)
     assert parts(changed) == expected and not adapter
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "tuning, trained",
     [

@@ -43,6 +43,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("tuning", ["frozen", "scada"])
 def test_a_plain_trainer_trains_and_measures(rows, tiny_model, tiny_processor, tmp_path, tuning):
     model = prepare_tuning(tiny_model, TuningArguments(tuning, reduction=4))
