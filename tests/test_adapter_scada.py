@@ -1176,6 +1176,7 @@ def transformers_wants_another_peft(monkeypatch):
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
 
 
+@pytest.mark.smoke
 def test_adapters_do_not_depend_on_the_peft_that_transformers_asks_for(
     transformers_wants_another_peft, make_model, randomize_trainable, tiny_batch, tmp_path, recwarn, caplog
 ):
@@ -1211,6 +1212,7 @@ def test_adapters_do_not_depend_on_the_peft_that_transformers_asks_for(
     assert_equal_outputs(run(loaded, tiny_batch), base)
 
 
+@pytest.mark.smoke
 def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(make_model, randomize_trainable, tiny_batch):
     model = make_model()
     model.add_adapter(ScadaAdapterConfig(**BOTH))
@@ -1234,6 +1236,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(make_model, 
     assert_equal_outputs(run(other, tiny_batch), run(model.eval(), tiny_batch))
 
 
+@pytest.mark.smoke
 def test_calls_about_adapters_that_are_not_there_say_so(make_model, tmp_path):
     model = make_model()
     for call in (
