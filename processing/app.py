@@ -154,6 +154,7 @@ def cut_one(record: dict[str, Any], number: int, rank: int, folder: Path) -> str
     """
     result = record["results"][number]
     one = record | {"results": [{"sentence": result["sentence"], "segments": [result["segments"][rank]]}]}
+    clip: Any
     (clip,) = cut_segments(one, folder, exact=True)
     return str(clip.path)
 
@@ -211,18 +212,25 @@ def make_app(pipe: TemporalGroundingPipeline, model_name: str, library: Library 
     return app
 
 
+def servable_paths(library: Library) -> list[str]:
+    """The folder of an index's videos, and the indexed videos that links lead to elsewhere."""
+    folder = os.path.realpath(library.path_of("."))
+    videos = (os.path.realpath(library.path_of(video)) for video in set(library.videos))
+    return [folder, *sorted(video for video in videos if not video.startswith(os.path.join(folder, "")))]
+
+
 def launch(app: gr.Blocks, library: Library | None = None, **kwargs: Any) -> Any:
     """
     Starts the application.
 
     Args:
         app (`gradio.Blocks`): As `make_app` gives it.
-        library ([`Library`], *optional*): The index, of whose videos the folder is served.
+        library ([`Library`], *optional*): The index, whose folder of videos is served, and the videos linked there.
         kwargs: As `gradio.Blocks.launch` takes them.
     """
-    folders = [] if library is None else [os.path.abspath(library.path_of("."))]
+    paths = [] if library is None else servable_paths(library)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
-    return app.launch(allowed_paths=folders, theme=theme, run_history=False, **kwargs)
+    return app.launch(allowed_paths=paths, theme=theme, run_history=False, **kwargs)
 
 
 def _as_message(function: Any, *args: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .video_io import cut_video, cut_video_exactly
+from .video_io import VideoReadError, cut_video, cut_video_exactly
 
 
 # Containers that exact clips keep: the others do not say until when the last frame is shown, or have no times at all.
@@ -27,7 +27,9 @@ class Clip(NamedTuple):
     covered_seconds: tuple[float, float]
 
 
-def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> Iterator[Clip]:
+def cut_segments(
+    record: dict[str, Any], folder: Path, exact: bool = False, on_error: str = "raise"
+) -> Iterator[Clip | dict[str, str]]:
     """
     Writes each segment into a clip `01_<sentence>_rank1` in the container of the video; exact ones of some are MP4.
 
@@ -36,12 +38,16 @@ def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> I
         folder (`Path`): Where the clips go.
         exact (`bool`, *optional*, defaults to `False`): Whether to encode clips anew, so that they begin and end with
             their segments, instead of copying from the key frame before, which is quick.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            What becomes of a video that is missing or cannot be cut: `"raise"` its error, which ends the work, or
+            `"return"` it in the place of the clip, as a dict with `"video"`, `"error"` (the error's name) and
+            `"reason"` (its message).
 
     Yields:
-        [`Clip`]: Each one that was written.
+        [`Clip`] or `dict`: Each one that was written.
 
     Raises:
-        VideoReadError: If the video cannot be read, or not be cut into such a file.
+        OSError, VideoReadError: If a video cannot be read, or not be cut into such a file.
     """
     cut = cut_video_exactly if exact else cut_video
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,4 +60,11 @@ def cut_segments(record: dict[str, Any], folder: Path, exact: bool = False) -> I
                 extension = ".mp4"
             path = folder / f"{number:02}_{slug}_rank{rank}{extension}"
             asked_seconds = (segment["start"], segment["end"])
-            yield Clip(path, asked_seconds, cut(video, *asked_seconds, path))
+            try:
+                covered_seconds = cut(video, *asked_seconds, path)
+            except (FileNotFoundError, VideoReadError) as error:
+                if on_error == "raise":
+                    raise
+                yield {"video": str(video), "error": type(error).__name__, "reason": str(error)}
+                continue
+            yield Clip(path, asked_seconds, covered_seconds)

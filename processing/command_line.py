@@ -28,9 +28,15 @@ EXACT_HELP = "encode clips anew, to begin and end with their segments; else they
 
 
 def answer(prog: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given."""
+    """
+    Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given, and
+    130 if it was interrupted.
+    """
     try:
         command(args)
+    except KeyboardInterrupt as error:
+        print(f"{prog}: interrupted. {error}".strip(), file=sys.stderr)
+        return 130
     except (OSError, RuntimeError, ValueError) as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -116,9 +122,18 @@ def write_clips(record: dict[str, Any], folder: Path, exact: bool) -> None:
     from .clips import cut_segments
 
     how = "encoded anew" if exact else "a clip begins with a key frame"
-    for clip in cut_segments(record, folder, exact):
+    num_clips, failures = 0, dict[str, str]()
+    for clip in cut_segments(record, folder, exact, on_error="return"):
+        if isinstance(clip, dict):
+            failures[clip["video"]] = clip["reason"]
+            continue
+        num_clips += 1
         covered, asked = ("{:.1f} to {:.1f} s".format(*times) for times in (clip.covered_seconds, clip.asked_seconds))
         print(f"Wrote {clip.path}: {covered} (asked for {asked}; {how})", file=sys.stderr)
+    for video, reason in failures.items():
+        print(f"Skipped {video}: {' '.join(reason.split())}", file=sys.stderr)
+    if failures and not num_clips:
+        raise RuntimeError(f"Wrote no clip into {folder}; none of the videos can be read.")
 
 
 def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +158,38 @@ def cut(args: argparse.Namespace) -> None:
 # Libraries.
 
 
+VIDEO_ROOT_HELP = "Folder of the index's videos, if it is not where it was."
+
+
+def open_library(index: Path, video_root: Path | None) -> Any:
+    """Opens an index, and says if files of its videos are missing."""
+    from .library import Library
+
+    library = Library(index, video_root)
+    if missing := library.missing_videos():
+        print(
+            f"{len(missing)} of the {len(set(library.videos))} videos in {index} are missing, {missing[0]} for "
+            "example; name their folder with --video_root.",
+            file=sys.stderr,
+        )
+    return library
+
+
+def model_of(library: Any, model: str | None) -> str:
+    """
+    The model to search an index with.
+
+    Raises:
+        ValueError: If the index does not say where its model is, or it is not there.
+    """
+    named = model or library.facts["model"]
+    if named is None:
+        raise ValueError(f"{library.path} does not say where its model is; name it with --model.")
+    if model is None and Path(named).is_absolute() and not Path(named).exists():
+        raise ValueError(f"There is no model at {named}, where that of {library.path} was; name it with --model.")
+    return named
+
+
 def shard_of(text: str) -> tuple[int, int]:
     """`"0/4"`: a part, and how many there are."""
     number, slash, count = text.partition("/")
@@ -161,6 +208,11 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray", action="store_true", help="Encode by the workers of a Ray cluster.")
     parser.add_argument(
         "--num_workers", type=positive_int, help="With --ray: so many workers; else one a GPU, or without GPUs a core."
+    )
+    parser.add_argument(
+        "--remove_missing",
+        action="store_true",
+        help="Forget videos that are gone, even more than half of the index, or where nothing can be listed.",
     )
 
 
@@ -181,13 +233,17 @@ def index(args: argparse.Namespace) -> None:
 
     is_folder = Path(args.model).is_dir()
     name = str(Path(args.model).resolve()) if is_folder else args.model
-    if args.ray:
-        import_ray()
-        pipe = load_pipeline(args.model, device=-1)
-        report = index_videos_on_ray(args.videos, pipe, args.output, args.shard, name, args.num_workers)
-    else:
-        pipe = load_pipeline(args.model, device=local_process_index())
-        report = index_videos(args.videos, pipe, args.output, args.shard, name)
+    settings = {"shard": args.shard, "model_name": name, "remove_missing": args.remove_missing}
+    try:
+        if args.ray:
+            import_ray()
+            pipe = load_pipeline(args.model, device=-1)
+            report = index_videos_on_ray(args.videos, pipe, args.output, num_workers=args.num_workers, **settings)
+        else:
+            pipe = load_pipeline(args.model, device=local_process_index())
+            report = index_videos(args.videos, pipe, args.output, **settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Videos that were encoded are in {args.output}; the same command goes on.") from None
     for video in report["broken"]:
         print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
     who = f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
@@ -196,12 +252,19 @@ def index(args: argparse.Namespace) -> None:
         f"kept {report['kept']} of the same size and time, forgot {report['forgotten']} that are changed or gone, "
         f"skipped {len(report['broken'])}."
     )
+    if report["other_files"] or report["other_links"]:
+        print(
+            f"Passed over. Files without a video extension: {report['other_files']}. Links that lead nowhere or "
+            f"to a folder that is listed already: {report['other_links']}.",
+            file=sys.stderr,
+        )
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", type=Path, help="What `scada index` made.")
     parser.add_argument("sentences", metavar="sentence", nargs="+", help="What to look for.")
     parser.add_argument("--model", help="The model of the index, if it is not where it was.")
+    parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
     parser.add_argument("--top_k", type=positive_int, default=10, help="At most so many segments a sentence.")
     parser.add_argument(
         "--num_candidates",
@@ -227,13 +290,10 @@ def search(args: argparse.Namespace) -> None:
     for folder in (args.html and args.html.parent, args.cut):
         if folder is not None:
             make_result_folder(folder)
-    from .library import Library
     from .library import search as search_library
 
-    library = Library(args.index)
-    model = args.model or library.facts["model"]
-    if model is None:
-        raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
+    library = open_library(args.index, args.video_root)
+    model = model_of(library, args.model)
     print(f"Loading {model}", file=sys.stderr)
     from .grounding import load_pipeline
 
@@ -248,7 +308,8 @@ def search(args: argparse.Namespace) -> None:
     if args.html is not None:
         from .result_page import write_page_of_videos
 
-        write_page_of_videos(record, args.html)
+        for video, reason in write_page_of_videos(record, args.html).items():
+            print(f"Cannot play {video}: {' '.join(reason.split())}", file=sys.stderr)
         print(f"Wrote {args.html}, which refers to the videos: keep them in place.", file=sys.stderr)
     if args.cut is not None:
         write_clips(record, args.cut, args.exact)
@@ -257,20 +318,20 @@ def search(args: argparse.Namespace) -> None:
 def add_app_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="A model, or an adapter: Hub id or folder; by default that of the index.")
     parser.add_argument("--index", type=Path, metavar="INDEX", help="What `scada index` made, to be searched too.")
+    parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
 
 
 def app(args: argparse.Namespace) -> None:
     """Starts the application, until it is interrupted."""
     if args.model is None and args.index is None:
         raise ValueError("Received neither --model nor --index; name at least one of them.")
+    if args.video_root is not None and args.index is None:
+        raise ValueError("Received --video_root without --index, whose videos are there.")
     from .app import launch, make_app
     from .grounding import load_pipeline
-    from .library import Library
 
-    library = None if args.index is None else Library(args.index)
-    model = args.model if library is None else args.model or library.facts["model"]
-    if model is None:
-        raise ValueError(f"{args.index} does not say where its model is; name it with --model.")
+    library = None if args.index is None else open_library(args.index, args.video_root)
+    model = args.model if library is None else model_of(library, args.model)
     print(f"Loading {model}", file=sys.stderr)
     launch(make_app(load_pipeline(model), Path(model).name if Path(model).is_dir() else model, library), library)
 

@@ -5,14 +5,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
 from .timeline import Timeline
+from .whole_files import write_whole
 
 
 FORMAT = "scada-encoded-video-1"
@@ -44,14 +46,20 @@ class EncodedVideo:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def save(self, path: str | PathLike) -> None:
-        """Writes one safetensors file."""
+        """
+        Writes one safetensors file, in full or not at all.
+
+        Raises:
+            OSError: If it cannot be written, for example because the disk is full.
+        """
         facts = {
             "name": self.name,
             "windows": [[timeline.start_seconds, timeline.end_seconds] for timeline in self.timelines],
             "made_with": self.made_with,
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        save_file(tensors, path, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+        content = save(tensors, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+        write_whole(Path(path), lambda file: file.write(content))
 
     @classmethod
     def load(cls, path: str | PathLike) -> "EncodedVideo":
@@ -59,16 +67,23 @@ class EncodedVideo:
         Reads what `save` wrote.
 
         Raises:
-            ValueError: If the file is another.
+            ValueError: If the file is another, or cut off.
+            OSError: If it cannot be read.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"Received {path}, whose format is {metadata.get('format')}; expected {FORMAT}, as `save` of an "
-                    "encoded video writes it. Encode the video again."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(
+                        f"Received {path}, whose format is {metadata.get('format')}; expected {FORMAT}, as `save` of "
+                        "an encoded video writes it. Encode the video again."
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"Received {path}, which is cut off or no safetensors file ({error}); expected a file that `save` of "
+                "an encoded video wrote. Encode the video again."
+            ) from error
         facts = json.loads(metadata["facts"])
         timelines = [Timeline(*seconds) for seconds in facts["windows"]]
         return cls(facts["name"], tensors, timelines, facts["made_with"])
@@ -121,7 +136,8 @@ def _hash(model: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> s
     for name, tensor in sorted(weights.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:  # those that are kept on disk are known by their names alone
-            found.update(reduce(tensor.detach().contiguous().reshape(-1)).view(torch.uint8).cpu().numpy())
+            content: Any = reduce(tensor.detach().contiguous().reshape(-1)).view(torch.uint8).cpu().numpy()
+            found.update(content)
     return found.hexdigest()
 
 

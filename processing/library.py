@@ -29,12 +29,15 @@ from .pipeline_temporal_grounding import INPUT_ERRORS, TemporalGroundingPipeline
 from .several_processes import num_processes, of_first_process, process_index
 from .timeline import Timeline
 from .video_files import VIDEO_EXTENSIONS
+from .whole_files import is_abandoned, write_temporary, write_whole
 
 
 FORMAT = "scada-library-1"
 # A shard is written after so many bytes or seconds; what came after the last one is lost when a run is killed.
 SHARD_BYTES = 64_000_000
 SHARD_SECONDS = 30.0
+# The last bytes of an Arrow stream. One that is cut off between two of its parts can be read without an error.
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 # Windows that go through the head together, and those whose embeddings are multiplied together.
 ASKED_TOGETHER = 16
 MULTIPLIED_TOGETHER = 64
@@ -51,10 +54,91 @@ class VideoFile(NamedTuple):
     mtime_ns: int
 
 
-def find_videos(folder: Path) -> dict[str, VideoFile]:
-    """The videos in a folder and those below it, by their paths in it, in order."""
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file())
-    return {path.relative_to(folder).as_posix(): look_at(path) for path in sorted(paths)}
+class FoundVideos(NamedTuple):
+    """
+    The videos in a folder and in those below it, and what is no video or could not be read.
+
+    Args:
+        videos (`dict[str, VideoFile]`): By their paths in the folder, in order.
+        broken (`list[dict]`): Videos and folders that cannot be read or indexed, each with `video` and `reason`.
+        unlisted (`list[str]`): Links that lead nowhere, and folders and files that cannot be read.
+        num_other_files (`int`): How many files have no extension of a video.
+        num_other_links (`int`): How many links lead nowhere, or to a folder that was listed already.
+    """
+
+    videos: dict[str, VideoFile]
+    broken: list[dict[str, str]]
+    unlisted: list[str]
+    num_other_files: int
+    num_other_links: int
+
+
+def find_videos(folder: Path) -> FoundVideos:
+    """
+    Lists the videos in a folder and in those below it. Linked files and folders count, each folder once.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Returns:
+        [`FoundVideos`]: The videos, and what was passed over. Files named `._*`, which macOS makes, are not mentioned.
+
+    Raises:
+        OSError: If the folder itself cannot be listed.
+    """
+    videos: dict[str, VideoFile] = {}
+    broken: list[dict[str, str]] = []
+    unlisted: list[str] = []
+    num_other_files = num_other_links = 0
+    listed: set[tuple[int, int]] = set()
+    # Folders before links: a folder that is also linked keeps its own name.
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        path = folders.pop() if folders else links.pop()
+        name = path.relative_to(folder).as_posix()
+        try:
+            facts = path.stat()
+            entries = (
+                [] if (facts.st_dev, facts.st_ino) in listed else sorted(os.scandir(path), key=lambda one: one.name)
+            )
+        except OSError as error:
+            if path == folder:
+                raise
+            broken.append({"video": _printable(name), "reason": f"{type(error).__name__}: {error}"})
+            unlisted.append(name)
+            continue
+        num_other_links += (facts.st_dev, facts.st_ino) in listed
+        listed.add((facts.st_dev, facts.st_ino))
+        below: list[Path] = []
+        for entry in entries:
+            inside = path / entry.name
+            name = inside.relative_to(folder).as_posix()
+            try:
+                is_folder = entry.is_dir()
+                if is_folder:
+                    (links if entry.is_symlink() else below).append(inside)
+                elif entry.is_symlink() and not inside.exists():
+                    num_other_links += 1
+                    unlisted.append(name)
+                elif not entry.name.startswith("._"):
+                    if inside.suffix.lower() not in VIDEO_EXTENSIONS or not entry.is_file():
+                        num_other_files += 1
+                    else:
+                        name.encode()
+                        videos[name] = look_at(inside)
+            except UnicodeEncodeError:
+                broken.append({"video": _printable(name), "reason": "its name is not UTF-8; rename it."})
+            except OSError as error:
+                broken.append({"video": _printable(name), "reason": f"{type(error).__name__}: {error}"})
+                unlisted.append(name)
+        folders += reversed(below)
+        links.sort(reverse=True)
+    return FoundVideos(dict(sorted(videos.items())), broken, unlisted, num_other_files, num_other_links)
+
+
+def _printable(name: str) -> str:
+    """A name with the bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def look_at(path: Path) -> VideoFile:
@@ -69,16 +153,6 @@ def part_of(video: str, num_parts: int) -> int:
 
 
 # Shards.
-
-
-def write_file(path: Path, write: Any) -> Path:
-    """Writes a file beside `path`, in full and to the disk; the caller gives it its name."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
 
 
 def _sync_folder(folder: Path) -> None:
@@ -96,16 +170,29 @@ def write_shard(path: Path, table: pa.Table) -> None:
         with pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table.combine_chunks())
 
-    os.replace(write_file(path, write), path)
+    write_whole(path, write)
     _sync_folder(path.parent)
 
 
 def read_shard(path: Path) -> pa.Table:
-    """A shard as it lies on the disk, memory-mapped."""
+    """
+    A shard as it lies on the disk, memory-mapped.
+
+    Raises:
+        ValueError: If it is damaged, or copied in part.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - len(END_OF_STREAM)))
+        is_whole = file.read() == END_OF_STREAM
     try:
+        if not is_whole:
+            raise pa.ArrowInvalid("its end is missing")
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all().combine_chunks()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and index the videos again.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or was copied in part ({error}); copy it again, or delete it and run "
+            "`scada index` again."
+        ) from error
 
 
 def rows_of(video: str, file: VideoFile, encoded: EncodedVideo) -> pa.Table:
@@ -140,40 +227,63 @@ def tensor_of(table: pa.Table, name: str) -> torch.Tensor:
 # The index.
 
 
-def open_index(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def open_index(output: Path, folder: Path, facts: dict[str, Any], files: dict[str, VideoFile]) -> dict[str, Any]:
     """
-    Makes the index's `index.json`, or sees whether the one that is there says the same.
+    Makes the index's `index.json`, or checks whether the one that exists says the same. Another model's name with the
+    same weights, and another folder with the same videos, replace those before.
 
     Args:
         output (`Path`): The index's folder.
-        facts (`dict`): What it is to say. `num_parts` may be `None`: that of the index, or one.
+        folder (`Path`): The videos.
+        facts (`dict`): What it is to say. `num_parts` may be `None`: that of the index, or one. `model` may be `None`.
+        files (`dict[str, VideoFile]`): All videos in the folder.
 
     Returns:
         `dict`: What it says.
 
     Raises:
-        ValueError: If it says something else.
+        ValueError: If it was made with something else.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / "index.json"
     if not path.exists():
-        text = json.dumps(facts | {"num_parts": facts["num_parts"] or 1}, indent=2)
-        temporary = write_file(path, lambda file: file.write(text.encode()))
-        try:
-            os.link(temporary, path)  # unlike `replace`, not over one that another process has made meanwhile
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        content = json.dumps(facts | {"num_parts": facts["num_parts"] or 1}, indent=2).encode()
+        with write_temporary(path, lambda file: file.write(content)) as temporary:
+            try:
+                os.link(temporary, path)  # unlike `replace`, not over one that another process has made meanwhile
+            except FileExistsError:
+                pass
     found = read_index(output)
     check_made_with(f"the index {output}", found["made_with"], facts["made_with"])
-    for name in ("videos", "num_parts"):
-        if facts[name] is not None and found[name] != facts[name]:
+    if facts["num_parts"] not in (None, found["num_parts"]):
+        raise ValueError(
+            f"Received the index {output}, which was made with num_parts={found['num_parts']}, and now num_parts="
+            f"{facts['num_parts']}; go on with the same, or make another index."
+        )
+    if os.path.realpath(folder) != folder_of(output, found):
+        rows = [row for shard in output.glob("part-*.arrow") for row in set(files_of(read_shard(shard)))]
+        if other := sorted({video for video, *file in rows if files.get(video) != tuple(file)}):
             raise ValueError(
-                f"Received the index {output}, which was made with {name}={found[name]}, and now {name}="
-                f"{facts[name]}; go on with the same, or make another index."
+                f"Received the index {output}, which was made with videos={found['videos']}, and now videos="
+                f"{facts['videos']}, where {len(other)} of its videos are missing or have another size or time of "
+                f"change, {other[0]} for example. Name the same folder or a copy that keeps the times, or make "
+                "another index."
             )
-    return found
+    current = found | {"videos": facts["videos"], "model": facts["model"] or found["model"]}
+    if current != found:
+        content = json.dumps(current, indent=2).encode()
+        write_whole(path, lambda file: file.write(content))
+    return current
+
+
+def folder_of(index: Path, facts: dict[str, Any]) -> str:
+    """The folder of an index's videos, absolute and without links in its path."""
+    return os.path.realpath(os.path.join(os.path.realpath(index), facts["videos"]))
+
+
+def files_of(table: pa.Table) -> list[tuple[str, int, int]]:
+    """Path, size and time of the video of each row."""
+    return list(zip(*(table.column(name).to_pylist() for name in ("video", "size", "mtime_ns")), strict=True))
 
 
 def read_index(index: Path) -> dict[str, Any]:
@@ -182,14 +292,22 @@ def read_index(index: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no index.
-        ValueError: If it is one of another version.
+        ValueError: If it is damaged or one of another version.
     """
     path = index / "index.json"
     if not path.exists():
         raise FileNotFoundError(f"There is no index at {index}; make one with `scada index`.")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    damaged = "copy it again, or run `scada index` with another --output."
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {damaged}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(facts).__name__}, and no object; {damaged}")
     if facts.get("format") != FORMAT:
         raise ValueError(f"Received {index}, an index of the format {facts.get('format')}; expected {FORMAT}.")
+    if missing := {"videos", "model", "made_with", "num_parts"} - facts.keys():
+        raise ValueError(f"{path} is damaged: {', '.join(sorted(missing))} is missing; {damaged}")
     return facts
 
 
@@ -207,6 +325,7 @@ def index_videos(
     output: str | os.PathLike,
     shard: tuple[int, int] | None = None,
     model_name: str | None = None,
+    remove_missing: bool = False,
 ) -> dict[str, Any]:
     """
     Encodes the videos of a folder, and those below it, into an index. Run again, it encodes only what is new or has
@@ -222,23 +341,27 @@ def index_videos(
             others. By default all of them, one after another.
         model_name (`str`, *optional*):
             Hub id or folder of the model, for `scada search` to load.
+        remove_missing (`bool`, *optional*, defaults to `False`):
+            Whether to forget videos that are gone even if they are more than half of the index, or lie in a folder
+            that cannot be listed.
 
     Returns:
         `dict`: `videos` and `windows` that these parts of the index hold now, how many videos were `encoded`, `kept`
         and `forgotten`, and `broken`: those that could not be read, each with `video` and `reason`. They are tried
-        again the next time. Each of several processes counts what it encoded, and the first what is kept and
-        forgotten; together they are the whole.
+        again the next time. `other_files` have no extension of a video, and `other_links` lead nowhere or to a folder
+        that was listed already. Each of several processes counts what it encoded, and the first the rest; together
+        they are the whole.
 
     Raises:
-        ValueError: If the index was made with another model, other settings, another folder or another number of
-            parts; or if the model cannot encode videos without a sentence.
+        ValueError: If the index was made with another model, other settings, other videos or another number of
+            parts; if the model cannot encode videos without a sentence; or if too many videos are gone.
         OSError: If the folder is not there, or the index cannot be written.
     """
     folder, output = Path(folder), Path(output)
-    work = of_first_process(lambda: plan_work(folder, pipe, output, shard, model_name))
+    work = of_first_process(lambda: plan_work(folder, pipe, output, shard, model_name, remove_missing))
     report = work.report
     if process_index():
-        report |= {"videos": 0, "windows": 0, "kept": 0, "forgotten": 0}
+        report |= {name: [] if name == "broken" else 0 for name in report}
     # Those of a part one after another, so that a shard gets as many as it can hold.
     names = sorted(work.new, key=lambda video: (part_of(video, work.num_parts), video))
     share = {video: work.new[video] for video in names[process_index() :: num_processes()]}
@@ -255,6 +378,7 @@ def plan_work(
     output: Path,
     shard: tuple[int, int] | None,
     model_name: str | None,
+    remove_missing: bool,
 ) -> Work:
     """Opens the index, and takes out what is changed or gone; the arguments are those of [`index_videos`]."""
     if not folder.is_dir():
@@ -263,22 +387,55 @@ def plan_work(
         raise ValueError(
             f"Received the shard {shard[0]}/{shard[1]}; expected 0/{shard[1]} to {shard[1] - 1}/{shard[1]}."
         )
+    found = find_videos(folder)
     facts = {
         "format": FORMAT,
-        "videos": Path(os.path.relpath(folder, output)).as_posix(),
+        "videos": Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(output))).as_posix(),
         "model": model_name,
         "made_with": pipe.made_with(),
         "num_parts": None if shard is None else shard[1],
     }
-    num_parts = open_index(output, facts)["num_parts"]
-    report: dict[str, Any] = {"videos": 0, "windows": 0, "encoded": 0, "kept": 0, "forgotten": 0, "broken": []}
+    num_parts = open_index(output, folder, facts, found.videos)["num_parts"]
     parts = range(num_parts) if shard is None else [shard[0]]
-    files = {video: file for video, file in find_videos(folder).items() if part_of(video, num_parts) in parts}
-    there: dict[str, int] = {}
-    for part in parts:
-        there |= _forget(output, _prefix(part, num_parts), files, report)
+    files = {video: file for video, file in found.videos.items() if part_of(video, num_parts) in parts}
+    prefixes = [_prefix(part, num_parts) for part in parts]
+    for temporary in [path for prefix in prefixes for path in output.glob(f"{prefix}-*.tmp")]:
+        if is_abandoned(temporary):
+            temporary.unlink(missing_ok=True)
+    tables = {path: read_shard(path) for prefix in prefixes for path in sorted(output.glob(f"{prefix}-*.arrow"))}
+    if not remove_missing:
+        _check_missing(output, folder, tables.values(), files, found.unlisted)
+    report: dict[str, Any] = {"videos": 0, "windows": 0, "encoded": 0, "kept": 0, "forgotten": 0}
+    # The parts share what has no part.
+    is_first = shard is None or shard[0] == 0
+    report["broken"] = list(found.broken) if is_first else []
+    report["other_files"] = found.num_other_files if is_first else 0
+    report["other_links"] = found.num_other_links if is_first else 0
+    there = _forget(tables, files, report)
     report["kept"], report["videos"], report["windows"] = len(there), len(there), sum(there.values())
     return Work(num_parts, {video: file for video, file in files.items() if video not in there}, report)
+
+
+def _check_missing(
+    output: Path, folder: Path, tables: Iterable[pa.Table], files: dict[str, VideoFile], unlisted: list[str]
+) -> None:
+    """
+    Checks whether an index is to lose what may not be gone.
+
+    Raises:
+        ValueError: If more than half of its videos are missing, or some whose folder cannot be listed.
+    """
+    indexed = {video for table in tables for video in table.column("video").unique().to_pylist()}
+    missing = sorted(indexed - files.keys())
+    unlisted = [f"{path}/" for path in unlisted]
+    unknown = [video for video in missing if any(f"{video}/".startswith(path) for path in unlisted)]
+    if unknown or 2 * len(missing) > len(indexed):
+        where = f", {len(unknown)} of them where a link leads nowhere or a folder cannot be read" if unknown else ""
+        raise ValueError(
+            f"{len(missing)} of the {len(indexed)} videos in the index {output} are missing in {folder}{where}, "
+            f"{(unknown or missing)[0]} for example. Check whether a drive is not mounted. `--remove_missing` (in "
+            "Python `remove_missing=True`) removes them from the index."
+        )
 
 
 def _prefix(part: int, num_parts: int) -> str:
@@ -286,20 +443,16 @@ def _prefix(part: int, num_parts: int) -> str:
     return f"part-{part:05}-of-{num_parts:05}"
 
 
-def _forget(output: Path, prefix: str, files: dict[str, VideoFile], report: dict[str, Any]) -> dict[str, int]:
+def _forget(tables: dict[Path, pa.Table], files: dict[str, VideoFile], report: dict[str, Any]) -> dict[str, int]:
     """
-    Takes out of a part's shards what is changed, gone, or there twice, and what a killed run left half-written.
+    Takes out of shards what is changed, gone, or there twice.
 
     Returns:
         `dict[str, int]`: The windows of each video that stays.
     """
-    for temporary in output.glob(f"{prefix}-*.tmp"):
-        temporary.unlink()
     there: dict[str, int] = {}
-    for path in sorted(output.glob(f"{prefix}-*.arrow")):
-        table = read_shard(path)
-        columns = [table.column(name).to_pylist() for name in ("video", "size", "mtime_ns")]
-        rows = list(zip(*columns, strict=True))
+    for path, table in tables.items():
+        rows = files_of(table)
         counts = {video: 0 for video, *_ in rows if video not in there}
         keep = [video in counts and files.get(video) == (size, mtime_ns) for video, size, mtime_ns in rows]
         for (video, *_), kept in zip(rows, keep, strict=True):
@@ -307,7 +460,7 @@ def _forget(output: Path, prefix: str, files: dict[str, VideoFile], report: dict
         there |= {video: count for video, count in counts.items() if count}
         report["forgotten"] += len({video for (video, *_), kept in zip(rows, keep, strict=True) if not kept})
         if not any(keep):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have deleted it meanwhile
         elif not all(keep):
             write_shard(path, table.filter(pa.array(keep)))
     return there
@@ -347,25 +500,27 @@ def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output
 
     def flush() -> None:
         nonlocal num_bytes, since
-        for part, tables in finished.items():
+        for part in list(finished):
             path = output / f"{_prefix(part, work.num_parts)}-{uuid.uuid4().hex[:12]}.arrow"
-            write_shard(path, pa.concat_tables(tables))
-        finished.clear()
+            write_shard(path, pa.concat_tables(finished[part]))
+            del finished[part]
         num_bytes, since = 0, monotonic()
 
     hidden = not total or process_index() > 0
-    for video, rows in tqdm(encoded, desc="Encoding", unit="video", total=total, disable=hidden):
-        if isinstance(rows, str):
-            report["broken"].append({"video": video, "reason": rows})
-            continue
-        finished.setdefault(part_of(video, work.num_parts), []).append(rows)
-        report["encoded"] += 1
-        report["videos"] += 1
-        report["windows"] += rows.num_rows
-        num_bytes += rows.nbytes
-        if num_bytes >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
-            flush()
-    flush()
+    try:
+        for video, rows in tqdm(encoded, desc="Encoding", unit="video", total=total, disable=hidden):
+            if isinstance(rows, str):
+                report["broken"].append({"video": video, "reason": rows})
+                continue
+            finished.setdefault(part_of(video, work.num_parts), []).append(rows)
+            report["encoded"] += 1
+            report["videos"] += 1
+            report["windows"] += rows.num_rows
+            num_bytes += rows.nbytes
+            if num_bytes >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
+                flush()
+    finally:  # of an interrupted run, too
+        flush()
 
 
 @torch.no_grad()
@@ -393,14 +548,22 @@ class Library:
 
     Args:
         index (`str` or `PathLike`): Folder of the index.
+        video_root (`str` or `PathLike`, *optional*):
+            Folder of the videos; by default where they were when the index was made, relative to it.
 
     Raises:
-        FileNotFoundError, ValueError: If there is no index, or it is damaged or of another version.
+        FileNotFoundError, ValueError: If there is no index or no such folder, or the index is damaged or of another
+            version.
     """
 
-    def __init__(self, index: str | os.PathLike):
+    def __init__(self, index: str | os.PathLike, video_root: str | os.PathLike | None = None):
         self.path = Path(index)
         self.facts = read_index(self.path)
+        if video_root is not None and not os.path.isdir(video_root):
+            raise FileNotFoundError(f"There is no folder of videos at {video_root}.")
+        self.folder = os.path.normpath(video_root or folder_of(self.path, self.facts))
+        if video_root is None and not self.path.is_absolute():
+            self.folder = os.path.relpath(self.folder)
         self.tables = [read_shard(path) for path in sorted(self.path.glob("part-*.arrow"))]
         found: list[tuple[str, int, int, int]] = []
         shard_of_video: dict[str, int] = {}
@@ -425,7 +588,12 @@ class Library:
 
     def path_of(self, video: str) -> str:
         """Where the file of a video is."""
-        return os.path.normpath(self.path / self.facts["videos"] / video)
+        return os.path.normpath(os.path.join(self.folder, video))
+
+    def missing_videos(self) -> list[str]:
+        """The paths of the videos whose files are not where they should be."""
+        paths = (self.path_of(video) for video in dict.fromkeys(self.videos))
+        return [path for path in paths if not os.path.isfile(path)]
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Copies of what the model needs of some windows."""

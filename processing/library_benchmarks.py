@@ -125,7 +125,7 @@ def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path,
         `dict[str, Any]`: Videos per second of both by the clock and by the processor's time, which what else the
         machine does hardly changes, and how much more time the index takes.
     """
-    names = list(find_videos(videos))
+    names = list(find_videos(videos).videos)
     (folder / "first").mkdir(parents=True)
     (folder / "first" / f"0{Path(names[0]).suffix}").symlink_to((videos / names[0]).resolve())
     index_videos(folder / "first", pipe, folder / "warm")  # to warm up

@@ -46,6 +46,7 @@ def index_videos_on_ray(
     shard: tuple[int, int] | None = None,
     model_name: str | None = None,
     num_workers: int | None = None,
+    remove_missing: bool = False,
 ) -> dict[str, Any]:
     """
     As [`index_videos`], on Ray: each worker holds the model, and gets a video at a time. A worker that dies is
@@ -60,6 +61,7 @@ def index_videos_on_ray(
         model_name (`str`, *optional*): As for [`index_videos`].
         num_workers (`int`, *optional*):
             How many workers; by default as many as the cluster has GPUs, and without GPUs as many as it has cores.
+        remove_missing (`bool`, *optional*, defaults to `False`): As for [`index_videos`].
 
     Returns:
         `dict`: As from [`index_videos`]. Videos whose worker died each time are among the `broken`.
@@ -77,7 +79,7 @@ def index_videos_on_ray(
             f"Received a call of {num_processes()} processes; Ray starts its workers itself, so start one process."
         )
     folder, output = Path(folder), Path(output)
-    work = plan_work(folder, pipe, output, shard, model_name)
+    work = plan_work(folder, pipe, output, shard, model_name, remove_missing)
     if not work.new:
         return work.report
     try_out(pipe)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .result_table import FAINTEST, LONG_SECONDS
-from .video_io import VideoFacts, probe
+from .video_io import VideoFacts, VideoReadError, probe
 
 
 # What browsers play if they know the codec. Under its own name Chromium refuses .mov, which it plays as MP4.
@@ -54,7 +54,7 @@ def write_page(record: dict[str, Any], facts: VideoFacts, path: Path) -> str | N
     return None if is_embedded else source
 
 
-def write_page_of_videos(record: dict[str, Any], path: Path) -> None:
+def write_page_of_videos(record: dict[str, Any], path: Path) -> dict[str, str]:
     """
     A page that shows the segments of several videos, each on its own video's time line, and plays them. It refers to
     the videos by relative links.
@@ -63,8 +63,8 @@ def write_page_of_videos(record: dict[str, Any], path: Path) -> None:
         record (`dict`): What `scada search --json` prints.
         path (`Path`): Where the page goes.
 
-    Raises:
-        OSError, VideoReadError: If one of the videos is gone, or cannot be read.
+    Returns:
+        `dict[str, str]`: The reason for each video that is missing or cannot be read, and is marked on the page.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = describe_videos(
@@ -72,6 +72,7 @@ def write_page_of_videos(record: dict[str, Any], path: Path) -> None:
     )
     title = f"Segments in {Path(record['index']).name}"
     path.write_text(fill_page(record | {"sources": sources}, title), encoding="utf-8")
+    return {video: source["problem"] for video, source in sources.items() if "problem" in source}
 
 
 def describe_videos(record: dict[str, Any], source_of: Callable[[str], str]) -> dict[str, dict[str, Any]]:
@@ -84,22 +85,24 @@ def describe_videos(record: dict[str, Any], source_of: Callable[[str], str]) -> 
 
     Returns:
         `dict[str, dict]`: For each path its `name` (the path without the folder that all share), `source`, `duration`
-        and `start_seconds`.
-
-    Raises:
-        OSError, VideoReadError: If one of the videos is gone, or cannot be read.
+        and `start_seconds`. A video that is missing or cannot be read has the reason as `problem`, a mark in its name,
+        and the end of its last segment as duration.
     """
-    videos = sorted({segment["video"] for result in record["results"] for segment in result["segments"]})
+    segments = [segment for result in record["results"] for segment in result["segments"]]
+    videos = sorted({segment["video"] for segment in segments})
     folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for video in videos:
-        facts = probe(video)
-        described[video] = {
-            "name": Path(os.path.relpath(video, folder or None)).as_posix(),
-            "source": source_of(video),
-            "duration": facts.duration_seconds,
-            "start_seconds": facts.start_seconds,
-        }
+        name = Path(os.path.relpath(video, folder or None)).as_posix()
+        described[video] = {"name": name, "source": source_of(video)}
+        try:
+            facts = probe(video)
+            described[video] |= {"duration": facts.duration_seconds, "start_seconds": facts.start_seconds}
+        except (FileNotFoundError, VideoReadError) as error:
+            mark = "missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+            end_seconds = max(segment["end"] for segment in segments if segment["video"] == video)
+            described[video] |= {"name": f"{name} ({mark})", "duration": end_seconds, "start_seconds": 0.0}
+            described[video]["problem"] = str(error)
     return described
 
 

@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 # In the order of preference where a video is there twice.
-VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
+VIDEO_EXTENSIONS = tuple(
+    ".mp4 .mkv .webm .avi .mov .m4v .flv .wmv .mpg .mpeg .ts .3gp .mts .m2ts .vob .ogv .3g2 .mxf .asf".split()
+)
 
 
 class Folder(NamedTuple):

@@ -10,6 +10,7 @@ import tomllib
 from html import unescape
 from pathlib import Path
 
+import httpx
 import pytest
 from transformers import pipeline
 
@@ -59,6 +60,25 @@ def test_index(pipe, make_clip, tmp_path):
     page = unescape(app.show(record, "a model"))
     for video in {segment["video"] for segment in record["results"][0]["segments"]}:
         assert f'"source": "gradio_api/file={video}"' in page
+
+
+def test_videos_that_links_lead_to_are_served(pipe, make_clip, tmp_path):
+    """Those that were indexed, and not what lies next to them."""
+    (tmp_path / "videos").mkdir()
+    linked = make_clip("elsewhere.mp4", num_frames=20)
+    (tmp_path / "videos" / "a.mp4").symlink_to(linked)
+    make_clip("videos/b.mp4", num_frames=20)
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"secret")
+    index_videos(tmp_path / "videos", pipe, tmp_path / "index")
+    library = Library(tmp_path / "index")
+    demo = app.make_app(pipe, "a model", library)
+    _, url, _ = app.launch(demo, library, prevent_thread_lock=True, quiet=True)
+    try:
+        for path, code in ((library.path_of("a.mp4"), 200), (library.path_of("b.mp4"), 200), (str(secret), 403)):
+            assert httpx.get(url + app.link_to(path)).status_code == code
+    finally:
+        demo.close()
 
 
 def test_page_and_clip(pipe, make_clip, tmp_path):

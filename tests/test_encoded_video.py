@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,6 +110,34 @@ def test_a_file_holds_what_was_encoded(make_pipe, clip, tmp_path):
     assert loaded.tensors.keys() == encoded.tensors.keys()
     for name, tensor in encoded.tensors.items():
         assert torch.equal(loaded.tensors[name], tensor) and len(tensor) == 3
+
+
+def test_a_file_that_is_cut_off_or_another(make_pipe, clip, tmp_path):
+    path = tmp_path / "video.safetensors"
+    make_pipe().encode(clip).save(path)
+    content = path.read_bytes()
+    for damaged in (b"", content[:4], content[:100], content[:-1], b"no safetensors file, but a longer text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"Received {re.escape(str(path))}, which is cut off or no safetensors"):
+            EncodedVideo.load(path)
+    with pytest.raises(FileNotFoundError):
+        EncodedVideo.load(tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_written_in_full(make_pipe, clip, tmp_path):
+    """As on a full disk: the error names the file, nothing stays of it, and an earlier one is as it was."""
+    encoded, path = make_pipe().encode(clip), tmp_path / "video.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for before in (None, b"before"):
+        if before is not None:
+            path.write_bytes(before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(OSError, match=f"File too large: '{re.escape(str(path))}'"):
+                encoded.save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [one.read_bytes() for one in tmp_path.glob("video*")] == ([] if before is None else [before])
 
 
 def test_the_number_of_frames_and_videos_as_frames(make_pipe, clip):

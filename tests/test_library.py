@@ -1,15 +1,19 @@
 """A library: what an index holds after files come, change and go, and after a kill; a search beside brute force."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
 from test_adapter_scada import in_another_process
@@ -18,10 +22,11 @@ from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.head_scada import all_proposals, sparse_proposals
-from processing import library, library_on_ray
+from processing import grounding, library, library_on_ray
 from processing.command_line import main
-from processing.library import FACTS, Library, index_videos, search, tensor_of
+from processing.library import FACTS, Library, find_videos, index_videos, search, tensor_of
 from processing.result_table import format_time
+from processing.video_files import VIDEO_EXTENSIONS
 from processing.video_io import probe
 
 
@@ -55,6 +60,7 @@ def folder(make_clip, tmp_path) -> Path:
     return tmp_path / "videos"
 
 
+NOTHING_ELSE = {"broken": [], "other_files": 0, "other_links": 0}
 VIDEOS = ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "more/4.webm"]
 
 
@@ -102,7 +108,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
 def test_a_row_is_what_the_pipeline_encodes(make_pipe, folder, tmp_path, retrieval_dim, dtype):
     pipe = make_pipe(retrieval_dim, dtype=dtype)
     report = index_videos(folder, pipe, tmp_path / "index")
-    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0, "broken": []}
+    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0, **NOTHING_ELSE}
     (path,) = (tmp_path / "index").glob("part-*.arrow")
     table = library.read_shard(path)
     rows = datasets.Dataset.from_file(str(path))
@@ -142,13 +148,207 @@ def test_files_that_come_change_and_go(make_pipe, make_clip, folder, tmp_path):
     report = index_videos(folder, pipe, index)
     (broken,) = report.pop("broken")
     assert broken["video"] == "broken.mp4" and broken["reason"].startswith("VideoReadError: ")
-    assert report == {"videos": 5, "windows": 11, "encoded": 3, "kept": 2, "forgotten": 3}
+    assert report == {
+        "videos": 5,
+        "windows": 11,
+        "encoded": 3,
+        "kept": 2,
+        "forgotten": 3,
+        "other_files": 1,
+        "other_links": 0,
+    }
     index_videos(folder, pipe, tmp_path / "anew")
     assert rows_of(index) == rows_of(tmp_path / "anew")
     for path in folder.rglob("*.*"):
         path.unlink()
-    assert index_videos(folder, pipe, index)["forgotten"] == 5
+    with pytest.raises(
+        ValueError, match=r"5 of the 5 videos .* are missing .*a drive is not mounted.*--remove_missing"
+    ):
+        index_videos(folder, pipe, index)
+    assert rows_of(index) == rows_of(tmp_path / "anew")
+    assert index_videos(folder, pipe, index, remove_missing=True)["forgotten"] == 5
     assert rows_of(index) == [] and search(index, SENTENCES[:1], pipe) == [{"sentence": "a cat", "segments": []}]
+
+
+def test_find_videos(tmp_path):
+    """Each extension, and each folder once, through links as well; the rest is counted, and nothing of macOS."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    for path in (folder / "b" / "c", elsewhere / "far"):
+        path.mkdir(parents=True)
+    names = [f"b/{number}{extension}" for number, extension in enumerate(VIDEO_EXTENSIONS)] + ["b/c/UP.M2TS"]
+    for name in [*names, "._0.mp4", "b/._1.mts", "notes.txt", "b/c/none"]:
+        (folder / name).write_bytes(b"12")
+    for path in (elsewhere / "1.vob", elsewhere / "far" / "2.mxf", elsewhere / "list.csv"):
+        path.write_bytes(b"123")
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "z.mp4").symlink_to(elsewhere / "1.vob")
+    (folder / "again").symlink_to(elsewhere / "far")
+    (folder / "b" / "up").symlink_to(folder)
+    (elsewhere / "back").symlink_to(folder / "b")
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    Path(os.fsdecode(os.fsencode(folder) + b"/b/caf\xe9.mp4")).write_bytes(b"1")
+    found = find_videos(folder)
+    sizes = {name: 2 for name in names} | {"a/1.vob": 3, "a/far/2.mxf": 3, "z.mp4": 3}
+    assert {name: file.size for name, file in found.videos.items()} == sizes
+    assert list(found.videos) == sorted(sizes)
+    assert found.broken == [{"video": "b/caf\\xe9.mp4", "reason": "its name is not UTF-8; rename it."}]
+    assert (found.num_other_files, found.num_other_links, found.unlisted) == (3, 4, ["gone.mp4"])
+
+
+def test_a_name_that_is_not_utf_8(make_pipe, make_clip, tmp_path):
+    (tmp_path / "videos").mkdir()
+    make_clip("videos/a.mp4", num_frames=10)
+    shutil.copy(tmp_path / "videos" / "a.mp4", os.fsencode(tmp_path) + b"/videos/caf\xe9.mp4")
+    report = index_videos(tmp_path / "videos", make_pipe(), tmp_path / "index")
+    assert report["videos"] == 1 and [one["video"] for one in report["broken"]] == ["caf\\xe9.mp4"]
+
+
+@pytest.mark.parametrize("how", ["not listed", "not entered", "a link that leads nowhere"])
+def test_a_folder_that_cannot_be_read(make_pipe, folder, tmp_path, monkeypatch, how):
+    """Its videos stay in the index, and are not forgotten without a word; the tests may run as root, who reads all."""
+    pipe, index = make_pipe(), tmp_path / "index"
+    (folder / "more").rename(tmp_path / "more")
+    (folder / "more").symlink_to(tmp_path / "more")
+    index_videos(folder, pipe, index)
+    before = rows_of(index)
+    with monkeypatch.context() as patch:
+        if how == "not listed":
+            real = os.scandir
+            patch.setattr(os, "scandir", lambda path: refuse(path) if Path(path) == folder / "more" else real(path))
+        elif how == "not entered":
+            real = library.look_at
+            patch.setattr(library, "look_at", lambda path: refuse(path) if "more" in str(path) else real(path))
+        else:
+            (tmp_path / "more").rename(tmp_path / "away")
+        with pytest.raises(ValueError, match=r"1 of the 5 .* are missing in .*, 1 of them where .*, more/4.webm for"):
+            index_videos(folder, pipe, index)
+        assert rows_of(index) == before
+        (tmp_path / "anew").mkdir()
+        report = index_videos(folder, pipe, tmp_path / "anew" / "index")
+        assert report["videos"] == 4
+        if how == "a link that leads nowhere":
+            assert report["other_links"] == 1
+        else:
+            (broken,) = report["broken"]
+            assert broken["video"].startswith("more") and broken["reason"].startswith("PermissionError: ")
+        assert index_videos(folder, pipe, index, remove_missing=True)["forgotten"] == 1
+
+
+def refuse(path):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_another_folder_with_the_same_videos(make_pipe, folder, tmp_path):
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index, model_name="old")
+    moved = tmp_path / "drive" / "videos"
+    shutil.copytree(folder, moved)
+    (tmp_path / "link").symlink_to(moved)
+    report = index_videos(tmp_path / "link", pipe, index, model_name="new")
+    assert (report["kept"], report["encoded"], report["forgotten"]) == (5, 0, 0)
+    facts = json.loads((index / "index.json").read_text())
+    assert (facts["videos"], facts["model"]) == ("../drive/videos", "new")
+    assert index_videos(moved, pipe, index)["kept"] == 5
+    assert json.loads((index / "index.json").read_text()) == facts
+    os.utime(folder / "2.mp4", ns=(0, 0))
+    with pytest.raises(
+        ValueError, match=r"where 1 of its videos .* another size or time of change, 2.mp4 for example"
+    ):
+        index_videos(folder, pipe, index)
+    assert json.loads((index / "index.json").read_text()) == facts
+
+
+def test_an_index_through_a_link(make_pipe, folder, tmp_path, monkeypatch):
+    pipe = make_pipe()
+    for path in (tmp_path / "far" / "away", tmp_path / "index"):
+        path.mkdir(parents=True)
+    (tmp_path / "far" / "away" / "link").symlink_to(tmp_path / "index")
+    index_videos(folder, pipe, tmp_path / "far" / "away" / "link")
+    for path in (tmp_path / "index", tmp_path / "far" / "away" / "link"):
+        opened = Library(path)
+        assert sorted(opened.path_of(video) for video in set(opened.videos)) == [str(folder / name) for name in VIDEOS]
+        assert opened.missing_videos() == []
+        assert index_videos(folder, pipe, path)["kept"] == 5
+    monkeypatch.chdir(tmp_path)
+    assert Library("index").path_of("0.mp4") == "videos/0.mp4"
+
+
+def test_a_second_run_leaves_what_the_first_writes(make_pipe, folder, tmp_path, monkeypatch):
+    """It starts while the first has written a shard that has no name yet. What a dead process left goes."""
+    pipe, index, replace = make_pipe(), tmp_path / "index", os.replace
+    second = []
+
+    def replace_later(source, target):
+        if not second:
+            second.append(None)
+            second.append(index_videos(folder, pipe, index))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_later)
+    assert index_videos(folder, pipe, index)["encoded"] == second[1]["encoded"] == 5
+    assert len(Library(index).videos) == 10
+    process = subprocess.Popen(["true"])
+    process.wait()
+    prefix = f"part-00000-of-00001-0.arrow.{socket.gethostname()}"
+    dead, alive = (index / f"{prefix}.{pid}.abcdabcd.tmp" for pid in (process.pid, os.getppid()))
+    other, old = (index / f"part-00000-of-00001-0.arrow.{name}.tmp" for name in ("elsewhere.1.abcdabcd", "abcdabcd"))
+    for path in (dead, alive, other, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert index_videos(folder, pipe, index)["kept"] == 5
+    assert sorted(index.glob("*.tmp")) == sorted([alive, other])
+
+
+@pytest.mark.parametrize("cut", ["empty", "half", "schema alone", "without its end", "noise"])
+def test_a_damaged_shard_is_named(make_pipe, make_clip, tmp_path, cut):
+    pipe, index = make_pipe(), tmp_path / "index"
+    (tmp_path / "videos").mkdir()
+    make_clip("videos/a.mp4", num_frames=20)
+    index_videos(tmp_path / "videos", pipe, index)
+    (path,) = index.glob("part-*.arrow")
+    content = path.read_bytes()
+    schema = pa.ipc.open_stream(content).schema.serialize().to_pybytes()
+    assert content.startswith(schema)
+    damaged = {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "schema alone": schema,
+        "without its end": content[:-8],
+        "noise": bytes(range(256)) * 20 + content[-8:],
+    }
+    path.write_bytes(damaged[cut])
+    for call in (lambda: Library(index), lambda: index_videos(tmp_path / "videos", pipe, index)):
+        with pytest.raises(
+            ValueError, match=f"{re.escape(str(path))} is damaged .*copy it again, or delete it and run"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("text", ["", '{"format": "scada-lib', "[]", '{"format": "scada-library-1", "videos": "v"}'])
+def test_a_damaged_index_is_named(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/index.json is damaged.*copy it again, or run"):
+        Library(tmp_path)
+
+
+def test_interrupted(make_pipe, folder, tmp_path, scada, monkeypatch):
+    """What was encoded is written, and said in one line."""
+    pipe, index = make_pipe(), tmp_path / "index"
+    encode = pipe.encode
+    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+
+    def interrupt(video, **settings):
+        if str(video).endswith("3.mp4"):
+            raise KeyboardInterrupt
+        return encode(video, **settings)
+
+    monkeypatch.setattr(pipe, "encode", interrupt)
+    code, out, err = scada("index", folder, "--model", "m", "--output", index)
+    assert (code, out) == (130, "") and "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        f"scada index: interrupted. Videos that were encoded are in {index}; the same command goes on."
+    )
+    assert sorted({row[0] for row in rows_of(index)}) == VIDEOS[:3]
 
 
 def test_a_file_that_changes_while_it_is_read(make_pipe, folder, tmp_path, monkeypatch):
@@ -365,7 +565,8 @@ def test_a_worker_of_ray_is_killed(make_pipe, folder, tmp_path):
     (said,) = re.findall("^report (.*)$", output, flags=re.MULTILINE)
     report = json.loads(said)
     reasons = {video["video"]: video["reason"] for video in report.pop("broken")}
-    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0}, output
+    others = {"other_files": 0, "other_links": 0}
+    assert report == {"videos": 5, "windows": 10, "encoded": 5, "kept": 0, "forgotten": 0} | others, output
     assert sorted(reasons) == ["broken.mp4", "deadly.mp4"]
     assert reasons["broken.mp4"].startswith("VideoReadError: ")
     assert reasons["deadly.mp4"].startswith("its worker died, 3 times out of 3; ")
@@ -516,6 +717,69 @@ def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
     assert sources[str(folder / "100% <b>.mp4")]["source"] == "../videos/100%25%20%3Cb%3E.mp4"
     code, _, err = scada("search", tmp_path / "index", "a cat", "--html", tmp_path)
     assert code == 1 and "is a folder; expected the name of a file" in err
+
+
+def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_path, scada, monkeypatch):
+    """On the page, by both commands that cut, and before the search; another folder of the videos is taken."""
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index, model_name="m")
+    loaded = []
+    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: loaded.append(model) or pipe)
+    shutil.copytree(folder, tmp_path / "copy")
+    ask = ("search", index, "a cat", "--top_k", 12, "--json")
+    code, out, err = scada(*ask)
+    assert code == 0 and "missing" not in err
+    (tmp_path / "found.json").write_text(out)
+    segments = json.loads(out)["results"][0]["segments"]
+    gone = segments[0]["video"]
+    kept = [rank for rank, segment in enumerate(segments, start=1) if segment["video"] != gone]
+    assert 0 < len(kept) < len(segments)
+    os.unlink(gone)
+    page = tmp_path / "found.html"
+    code, out, err = scada(*ask, "--html", page, "--cut", tmp_path / "clips")
+    assert code == 0 and json.loads(out)["results"][0]["segments"] == segments
+    said = f"1 of the 5 videos in {index} are missing, {gone} for example; name their folder with --video_root.\n"
+    assert err.startswith(said) and f"Cannot play {gone}: " in err and f"Skipped {gone}: " in err
+    (data,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    sources = json.loads(data)["sources"]
+    assert [video for video, source in sources.items() if source["name"].endswith(" (missing)")] == [gone]
+    assert sources[gone]["duration"] == max(segment["end"] for segment in segments if segment["video"] == gone)
+    assert scada("cut", tmp_path / "found.json", tmp_path / "again")[0] == 0
+    for clips in (tmp_path / "clips", tmp_path / "again"):
+        assert len(list(clips.iterdir())) == len(kept)
+    shutil.rmtree(folder)
+    code, out, err = scada("cut", tmp_path / "found.json", tmp_path / "nothing")
+    assert code == 1 and err.endswith("none of the videos can be read.\n")
+    code, out, err = scada(*ask, "--video_root", tmp_path / "copy")
+    assert code == 0 and "missing" not in err
+    moved = [
+        {**segment, "video": segment["video"].replace(str(folder), str(tmp_path / "copy"))} for segment in segments
+    ]
+    assert json.loads(out)["results"][0]["segments"] == moved
+    code, out, err = scada(*ask, "--video_root", tmp_path / "nowhere")
+    assert code == 1 and "There is no folder of videos at" in err
+    facts = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(facts | {"model": str(tmp_path / "no_model")}))
+    code, out, err = scada(*ask)
+    assert code == 1 and "There is no model at" in err and "name it with --model" in err
+
+
+def test_on_the_command_line_what_is_passed_over(make_pipe, folder, tmp_path, scada, monkeypatch):
+    pipe, index = make_pipe(), tmp_path / "index"
+    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+    (folder / "notes.txt").write_text("a")
+    (folder / "again").symlink_to(folder / "more")
+    code, out, err = scada("index", folder, "--model", "m", "--output", index)
+    assert code == 0 and err.endswith(
+        "Passed over. Files without a video extension: 1. Links that lead nowhere or to a folder that is listed "
+        "already: 1.\n"
+    )
+    for path in folder.iterdir():
+        path.rename(tmp_path / path.name)
+    code, out, err = scada("index", folder, "--model", "m", "--output", index)
+    assert code == 1 and "5 of the 5 videos" in err and len(list(index.glob("*.arrow"))) == 1
+    code, out, err = scada("index", folder, "--model", "m", "--output", index, "--remove_missing")
+    assert code == 0 and "forgot 5" in out
 
 
 def test_wrong_calls(make_pipe, folder, tmp_path, scada, monkeypatch):
