@@ -223,6 +223,8 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
         read = partial(_any_segments, read_time=partial(_time_seconds, video=video))
         if isinstance(texts, str):
             yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where), split)
+        elif not isinstance(texts, list):
+            raise malformed(where, texts, "a text as 'sentence', or a list of texts as 'sentences'")
         else:
             for sentence in _sentences(where, video, video_id, duration_seconds, texts, segments, read):
                 yield sentence._replace(split=split)
@@ -336,9 +338,12 @@ def _json_lines(path: Path, known: Iterable[str]) -> Iterator[tuple[str, dict]]:
 
 def _json_objects(path: Path) -> Iterator[tuple[str, dict]]:
     for where, line in _lines(path):
-        entry = _parse_json(line, where, "one JSON object a line")
+        expected = "one JSON object a line"
+        if line.lstrip().startswith("["):
+            raise malformed(where, line, f"{expected}; write each object of a list on a line of its own")
+        entry = _parse_json(line, where, expected)
         if not isinstance(entry, dict):
-            raise malformed(where, entry, "one JSON object a line")
+            raise malformed(where, entry, expected)
         yield where, entry
 
 
@@ -451,9 +456,13 @@ def csv_column(path: Path, header: list[str], *names: str) -> str:
 
 def _parse_json(text: str, where: str, expected: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        content = json.loads(text)
+        if "\\ud" in text.lower():
+            # Half of a pair of escapes is no character, and cannot be written.
+            json.dumps(content, ensure_ascii=False).encode()
+    except (RecursionError, ValueError) as error:
         raise malformed(f"{where} ({error})", text, expected) from error
+    return content
 
 
 def _required(entry: dict, name: str, where: str) -> Any:

@@ -97,6 +97,7 @@ class Report:
         missing_videos (`int` or `None`): Number of videos without a file; `None` if none was looked for.
         missing (`list[str]`): Their names.
         without_duration (`list[str]`): Videos of unknown duration; ends of their segments are not clipped.
+        repeated (`int`): How many of those kept say the same of the same video as one further up.
         unequal_durations (`int`):
             Number of videos that the file gives several durations, see [`are_one_duration`]; the longest was taken.
     """
@@ -112,6 +113,7 @@ class Report:
     missing_videos: int | None = None
     missing: list[str] = field(default_factory=list)
     without_duration: list[str] = field(default_factory=list)
+    repeated: int = 0
     unequal_durations: int = 0
 
 
@@ -120,7 +122,7 @@ def sum_reports(reports: Iterable[Report]) -> Report:
     total = Report()
     summed = ("read", "kept", "clipped", "repaired", "not_there", "videos", "dropped", "dropped_segments")
     for report in reports:
-        for name in (*summed, "unequal_durations"):
+        for name in (*summed, "repeated", "unequal_durations"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.missing = list(dict.fromkeys(total.missing + report.missing))
         total.without_duration = list(dict.fromkeys(total.without_duration + report.without_duration))
@@ -266,8 +268,10 @@ def clean_videos(
             report.clipped += any(part.is_clipped for part in kept)
             report.repaired += any(part.is_repaired for part in kept)
             report.not_there += is_not_there
+            segments = [part.segment for part in kept]
+            report.repeated += (text, segments) in zip(row["sentences"], row["segments"], strict=True)
             row["sentences"].append(text)
-            row["segments"].append([part.segment for part in kept])
+            row["segments"].append(segments)
         if row["sentences"]:
             rows.append(row)
     report.videos = len(rows)
@@ -300,8 +304,8 @@ def check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folde
     there = [path.relative_to(folder).as_posix() for path in files.list_below()]
     name = next(iter(paths))
     raise FileNotFoundError(
-        f"None of the {len(paths):,} videos is in {folder}. Looked for {name!r} and the others, with any extension "
-        "that videos have, with or without 'v_' before the name, in any spelling, and in the folders below. "
+        f"None of the {len(paths):,} videos is in {str(folder)!r}. Looked for {name!r} and the others, with any "
+        "extension that videos have, with or without 'v_' before the name, in any spelling, and in the folders below. "
         + (f"The videos there are: {_shorten(there, more='')}. " if there else "No video is there. ")
         + "Name their folder with --videos, correct the names in the annotations, or leave --videos out to prepare "
         "the annotations alone."
@@ -642,6 +646,8 @@ def _print_summary(
             print(f"  dropped: {_count_reasons(of_split['dropped'])}")
         if of_split["dropped_segments"]:
             print(f"  of sentences with others left: {_count_reasons(of_split['dropped_segments'])}")
+        if of_split["repeated"]:
+            print(f"  the same as a sentence further up, and kept: {of_split['repeated']:,}")
         if of_split["unequal_durations"]:
             print(
                 f"  videos with several durations, of which the longest was taken: {of_split['unequal_durations']:,}"

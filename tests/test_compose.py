@@ -5,6 +5,7 @@ it, is shown.
 
 import csv
 import hashlib
+import logging
 import re
 import sys
 from pathlib import Path
@@ -175,13 +176,32 @@ def test_another_rate_and_size(composed):
     assert np.diff(low).tolist() == [2, 2, 2]
 
 
-def test_the_script_takes_a_table(folder, tmp_path):
-    table = write_table(tmp_path / "clips.csv", folder[1])
-    arguments = f"--table {table} --videos {folder[0]} --output_dir {tmp_path / 'out'} --num_train 2 --num_test 1"
-    script.main([*arguments.split(), "--num_workers", "1", "--test_groups", "g04", "--size", "24", "32"])
-    rows = load_from_disk(str(tmp_path / "out"))
+def test_the_script_takes_a_table(folder, tmp_path, capsys, caplog, monkeypatch):
+    """And says where the data set is, what is in it, and what to type next."""
+    monkeypatch.setattr(logging.getLogger("processing"), "propagate", True)
+    table = write_table(tmp_path / "clips.csv", [row | {"note": "mine"} for row in folder[1]])
+    out = tmp_path / "my data"
+    arguments = f"--table {table} --videos {folder[0]} --num_train 2 --num_test 1 --num_workers 1 --test_groups g04"
+    assert script.main([*arguments.split(), "--output_dir", str(out), "--size", "24", "32"]) == 0
+    rows = load_from_disk(str(out))
+    sentences = {split: sum(map(len, rows[split]["sentences"])) for split in ("train", "test")}
+    assert capsys.readouterr().out.splitlines() == [
+        f"train: 2 videos with {sentences['train']} sentences, of 3 groups",
+        f"test: 1 videos with {sentences['test']} sentences, of 1 groups",
+        f"Written to {out}, the videos to {out / 'videos'}.",
+        f"To train on it: scada train RECIPE.json --dataset '{out}' --eval_split test",
+        f"To evaluate a model on it: scada evaluate MODEL '{out}' --split test",
+    ]
+    assert "clips.csv: not used, since the format does not have them: note." in caplog.messages
     assert [len(rows[split]) for split in ("train", "test")] == [2, 1] and "validation" not in rows
-    assert read_frames(tmp_path / "out" / rows["test"][0]["video"], [0.0]).shape == (1, 24, 32, 3)
+    assert read_frames(tmp_path / "my data" / rows["test"][0]["video"], [0.0]).shape == (1, 24, 32, 3)
+
+
+def test_the_script_says_what_is_wrong_in_one_line(folder, tmp_path, capsys):
+    arguments = f"--table {tmp_path / 'gone.csv'} --videos {folder[0]} --output_dir {tmp_path / 'out'}"
+    assert script.main(arguments.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("compose.py: ") and "gone.csv" in line
 
 
 @pytest.mark.parametrize(

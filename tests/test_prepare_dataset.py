@@ -943,11 +943,22 @@ def test_no_video_is_found(prepare, tmp_path, there):
         (tmp_path / "videos" / name).touch()
     (tmp_path / "videos").mkdir(exist_ok=True)
     content = "video,sentence,start,end\n" + "".join(f"{k}.mp4,A.,0,1\n" for k in range(18))
-    with pytest.raises(FileNotFoundError, match="None of the 18 videos is in .*videos. Looked for '0.mp4'") as caught:
+    with pytest.raises(
+        FileNotFoundError, match="None of the 18 videos is in '.*videos'. Looked for '0.mp4'"
+    ) as caught:
         prepare("csv", {"a.csv": content}, videos=tmp_path / "videos")
     listed = "The videos there are: x.mp4, deep/y.mkv." if there else "No video is there."
     assert listed in str(caught.value) and "leave --videos out" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_repeated_rows_are_counted(prepare, capsys):
+    """They are kept: published files have some, and are counted with them."""
+    rows = ["a.mp4, A man.,0,1", "a.mp4,A man.,1,2", "b.mp4,A man.,0,1", "a.mp4,A man. ,0.0,1", "a.mp4,A man.,0,1"]
+    report, splits = prepare("csv", {"a.csv": "\n".join(["video,sentence,start,end", *rows])})
+    assert (report["read"], report["kept"], report["repeated"]) == (5, 5, 2)
+    assert "  the same as a sentence further up, and kept: 2\n" in capsys.readouterr().out
+    assert [len(row["sentences"]) for row in splits["train"]] == [4, 1]
 
 
 def test_videos_that_lie_elsewhere_are_found_and_said(prepare, make_clip, tmp_path, capsys):
@@ -1137,7 +1148,13 @@ MALFORMED = [
         "a.jsonl:1: received 'True', expected a number",
     ),
     ("jsonl", "a.jsonl", '{"video": "a.mp4"\n', "a.jsonl:1 .*expected one JSON object a line"),
-    ("jsonl", "a.jsonl", "[1]\n", "a.jsonl:1: .*expected one JSON object a line"),
+    ("jsonl", "a.jsonl", "1\n", "a.jsonl:1: .*expected one JSON object a line"),
+    ("jsonl", "a.jsonl", "[\n{}\n]", "a.jsonl:1: .*expected one JSON object a line; write each object of a list on a"),
+    ("jsonl", "a.jsonl", [LINE | {"sentence": 5}], "a.jsonl:1: received '5', expected a text as 'sentence', or"),
+    ("jsonl", "a.jsonl", [LINE | {"sentence": None}], "a.jsonl:1: received 'None', expected a text as 'sentence'"),
+    ("jsonl", "a.jsonl", '{"video": "a", "sentence": "\\uD83D"}\n', "a.jsonl:1 .*surrogates.* one JSON object a line"),
+    ("jsonl", "a.jsonl", f'{{"video": 1{5000 * "0"}}}\n', "a.jsonl:1 .*5001 digits.* one JSON object a line"),
+    ("activitynet-captions", "a.json", 100_000 * "[", "a.json .*recursion.*expected a JSON object with an entry"),
     ("jsonl", "a.jsonl", [LINE, {"video": "a.mp4", "sentence": "A."}], "a.jsonl:2: .*expected also 'segment'"),
     ("jsonl", "a.jsonl", [{"sentence": "A.", "segment": [1, 2]}], "a.jsonl:1: .*expected also 'video'"),
     ("jsonl", "a.jsonl", [LINE | {"segment": [[]]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
