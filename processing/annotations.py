@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset, Video, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
@@ -89,6 +89,8 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
             files = {split: files[split]}
         ((of_files, paths),) = files.items()
         splits = _load_files(paths, of_files, streaming)
+    elif not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path):
+        raise FileNotFoundError(f"There is no file or folder {name_or_path}, and the name is no Hub id.")
     else:
         splits = load_dataset(name_or_path, streaming=streaming)
         # `datasets` takes a folder with videos in it for a data set of videos.
@@ -114,6 +116,9 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
         return IterableDataset.from_generator(_stream_videos, gen_kwargs=arguments)
     if isinstance(dataset.features["video"], Video):
         dataset = dataset.cast_column("video", Video(decode=False))
+    if isinstance(dataset.features["video"], Value):  # else they are files with their content
+        for index, video in enumerate(dataset["video"]):
+            _check_video(video, f"row {index} of {name_or_path}")
     if is_raw or isinstance(next(iter(dataset["sentences"]), None), str):
         return _group_by_video(dataset, is_raw, name_or_path)
     kept = []
@@ -139,6 +144,7 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
         return {}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _FILE_BUILDERS)
+    files = [path for path in files if not path.name.startswith(".")]
     splits: dict[str, list[Path]] = {}
     for path in files:
         words = set(re.split(r"[-._ 0-9]+", path.stem.lower()))
@@ -171,13 +177,15 @@ def _load_files(paths: list[Path], split: str, streaming: bool) -> dict[str, Dat
     builder = _FILE_BUILDERS[paths[0].suffix]
     if builder == "csv":
         dataset: Any = _read_csv_rows(paths)
+        columns = dataset.column_names
     else:
         try:
             data_files = list(map(str, paths))
             dataset = load_dataset(builder, data_files=data_files, split="train", streaming=streaming)
-        except DatasetGenerationError as error:
+            columns = dataset.column_names or list(next(iter(dataset), {}))
+        except (DatasetGenerationError, ValueError) as error:
             raise ValueError(f"{names_of_files} cannot be read: {error.__cause__ or error}.") from error
-    if "split" not in (dataset.column_names or list(next(iter(dataset), {}))):
+    if "split" not in columns:
         return {split: dataset}
     names = list(dict.fromkeys(row["split"] for row in dataset.select_columns(["split"])))
     if not all(isinstance(name, str) and name for name in names):
@@ -295,8 +303,9 @@ def _with_our_columns(dataset: Any, name: str) -> tuple[Any, bool]:
         if column not in columns:
             names |= {other: column for other in others if other in columns}
     if missing := [column for column in REQUIRED_COLUMNS if column not in [*columns, *names.values()]]:
+        shown = f"{columns[:10]} and {len(columns) - 10} more" if len(columns) > 10 else columns
         raise ValueError(
-            f"{name} lacks the columns {missing}; it has {columns}. Rename them (`rename_column`), or prepare the "
+            f"{name} lacks the columns {missing}; it has {shown}. Rename them (`rename_column`), or prepare the "
             "data with scripts/prepare_dataset.py."
         )
     return dataset.rename_columns(names), bool(names)
@@ -339,6 +348,7 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
         for _, group in groupby(enumerate(rows), lambda item: _stream_key(*item)):
             of_video = [row for _, row in group]
             place = f"video {video_name(of_video[0]['video'])} of {name}"
+            _check_video(of_video[0]["video"], place)
             row = _merge(of_video, is_raw, dropped, len(of_video) * [place])
             if row["sentences"]:
                 yield of_video[0] | row
@@ -391,9 +401,22 @@ def _warn_of_dropped(dropped: Counter[str], name: str) -> None:
 
 
 def _check_numbers(sentences: list[str] | None, segments: list | None, where: str) -> None:
-    counts = ["null as" if values is None else len(values) for values in (sentences, segments)]
-    if counts[0] != counts[1] or "null as" in counts:
+    lists = [values if isinstance(values, list) else None for values in (sentences, segments)]
+    counts = [
+        ("null as" if values is None else f"{values!r:.100} as") if of is None else len(of)
+        for values, of in zip((sentences, segments), lists, strict=True)
+    ]
+    if None in lists or counts[0] != counts[1]:
         raise ValueError(f"Received {counts[0]} sentences but {counts[1]} segments in {where}.")
+    for sentence in sentences or []:
+        if not isinstance(sentence, str):
+            raise ValueError(f"Received the sentence {sentence!r} in {where}; expected a text.")
+
+
+def _check_video(video: Any, where: str) -> None:
+    content = (video.get("path") or video.get("bytes")) if isinstance(video, dict) else video
+    if not isinstance(content, (str, bytes)) or not content:
+        raise ValueError(f"Received the video {video!r} in {where}; expected a path, a URL or the content of a file.")
 
 
 def _check_segments(segments: list, where: str) -> None:

@@ -243,10 +243,48 @@ def test_rows_without_a_split_among_rows_with_one(tmp_path):
         load_annotations(path, "train")
 
 
-def test_a_file_that_is_no_json(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n{not json\n")
-    with pytest.raises(ValueError, match="rows.jsonl cannot be read: .*JSON parse error"):
-        load_annotations(str(tmp_path / "rows.jsonl"), "train")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", json.dumps(ROWS[0]) + "\n{not json\n", "rows.jsonl cannot be read: .*JSON parse error"),
+        (
+            "rows.jsonl",
+            json.dumps(ROWS[1]).encode().replace(b"a cat", b"caf\xe9"),
+            "rows.jsonl cannot be read: ",
+        ),
+        ("rows.parquet", b"PK\x03\x04", "rows.parquet cannot be read: .*Parquet file size is 4 bytes"),
+        (
+            "rows.jsonl",
+            json.dumps(ROWS[1] | {"segments": 3}),
+            "Received 1 sentences but 3 as segments in .*rows.jsonl",
+        ),
+        ("rows.jsonl", json.dumps(ROWS[1] | {"sentences": [3]}), "Received the sentence 3 in .*; expected a text"),
+        ("rows.jsonl", json.dumps(ROWS[1] | {"video": 3}), "Received the video 3 in .*; expected a path"),
+        ("rows.jsonl", json.dumps(ROWS[1] | {"video": None}), "Received the video None in .*; expected a path"),
+        (
+            "rows.json",
+            json.dumps({f"v_{k}": ROWS[0] for k in range(12)}),
+            "rows.json lacks the columns .*'v_9'] and 2 more. Rename",
+        ),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        list(load_annotations(str(tmp_path / name), "train", streaming))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file or folder ./gone/data/, and the name is no Hub id"):
+        load_annotations("./gone/data/", "train")
+
+
+def test_hidden_files_are_no_annotations(tmp_path):
+    """As a Mac leaves them on a drive."""
+    write_jsonl(tmp_path / "data" / "train.jsonl")
+    (tmp_path / "data" / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert load_annotations(str(tmp_path / "data"), "train").to_list() == ROWS
 
 
 def test_a_csv_with_times_that_are_wrong(tmp_path):
