@@ -328,7 +328,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path.name}:{number}", line
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+            raise not_utf8(path, error) from error
 
 
 def _json_lines(path: Path, known: Iterable[str]) -> Iterator[tuple[str, dict]]:
@@ -351,7 +351,7 @@ def _json_file(path: Path, expected: str) -> Any:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
+        raise not_utf8(path, error) from error
     return _parse_json(content, path.name, expected)
 
 
@@ -426,7 +426,7 @@ def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, di
             expected = f"cells separated by {SEPARATORS[separator]}, quotes closed"
             raise malformed(f"{path.name}:{number}", str(error), expected) from error
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+            raise not_utf8(path, error) from error
     if separator != ",":
         logger.warning(
             f"{path.name}: by its header, cells are separated by {SEPARATORS[separator]}; 1,5 in it is read as 1.5."
@@ -568,7 +568,7 @@ def malformed(where: str, received: Any, expected: str) -> ValueError:
     )
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     return ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8, in Excel as 'CSV UTF-8'.")
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from .annotation_formats import read_csv
+from .annotation_formats import not_utf8, read_csv
 from .video_files import video_key, video_name, without_extension
 
 
@@ -170,9 +170,16 @@ def _check_split(split: str, splits: Iterable[str], name: str) -> None:
 def _load_files(paths: list[Path], split: str, streaming: bool) -> dict[str, Dataset | IterableDataset]:
     """Annotation files of one kind, as one split; or as several, where they have a column `split`."""
     for path in paths:
-        with path.open("rb") as file:
-            if not any(map(bytes.strip, file)):
-                raise ValueError(f"Received {path}, which is empty; expected a row for each video.")
+        size = path.stat().st_size
+        if path.suffix != ".parquet":
+            # pyarrow finds out what is no UTF-8 when a row is used, and does not say in which file.
+            try:
+                with path.open(encoding="utf-8") as file:
+                    size = sum(map(len, map(str.strip, file)))
+            except UnicodeDecodeError as error:
+                raise not_utf8(path, error) from error
+        if not size:
+            raise ValueError(f"Received {path}, which is empty; expected a row for each video.")
     names_of_files = ", ".join(map(str, paths))
     builder = _FILE_BUILDERS[paths[0].suffix]
     if builder == "csv":

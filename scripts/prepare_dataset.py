@@ -26,7 +26,8 @@ Prepare annotations for training and evaluation: data sets as they are published
     kitchen.mp4,"A man opens the door, then leaves.","[12.4, 15.1]"
 
 `jsonl` has an object a line, `{"video": "kitchen.mp4", "sentence": "A man ...", "segment": [12.4, 15.1]}`, or one for
-a whole video with lists named `sentences` and `segments`. Both formats may also have `video_id` and `duration`.
+a whole video with lists named `sentences` and `segments`. Both formats may also have `video_id`, `duration` and
+`split`, which says the split of each row. `--validation_share 0.2 --test_share 0.1` draws such splits from `train`.
 
 Written is a `datasets.DatasetDict` with one row a video: `video` (relative to `--videos`), `video_id`, `duration`,
 `sentences` and `segments`, one or more segments a sentence, in seconds. A split is named as its file is (`train`,

@@ -251,7 +251,7 @@ def test_rows_without_a_split_among_rows_with_one(tmp_path):
         (
             "rows.jsonl",
             json.dumps(ROWS[1]).encode().replace(b"a cat", b"caf\xe9"),
-            "rows.jsonl cannot be read: ",
+            "rows.jsonl is not UTF-8 .*byte 0xe9",
         ),
         ("rows.parquet", b"PK\x03\x04", "rows.parquet cannot be read: .*Parquet file size is 4 bytes"),
         (
