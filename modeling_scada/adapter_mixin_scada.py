@@ -266,7 +266,9 @@ class ScadaAdapterMixin:
         problems = {"does not have": missing, "has in another shape": wrong, "has beside them": unexpected}
         if any(problems.values()):
             self.delete_adapter(adapter_name)
-            found = "; it ".join(f"{problem} {sorted(names)}" for problem, names in problems.items() if names)
+            found = "; it ".join(
+                f"{problem} {len(names)}, such as {min(names)}" for problem, names in problems.items() if names
+            )
             raise ValueError(
                 f"The adapter {source} does not belong to this model. Of the weights expected, it {found}. Load it "
                 "onto the model it was trained with."

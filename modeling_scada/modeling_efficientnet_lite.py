@@ -137,6 +137,9 @@ class EfficientNetLiteModel(PreTrainedModel):
             self.stages.append(EfficientNetLiteStage(*blocks))
         for head_width in config.hidden_sizes[num_stages:]:
             self.stages.append(EfficientNetLiteStage(EfficientNetLiteUnit(config, in_channels, head_width)))
+        # The configuration may name the first stages alone, and the weights be those of all.
+        ending = range(len(self.stages), len(BLOCKS) + 1)
+        self._keys_to_ignore_on_load_unexpected = [rf"^stages\.{index}\." for index in ending]
         self.post_init()
 
     @can_return_tuple

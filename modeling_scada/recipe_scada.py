@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from processing.annotations import load_annotations
 from processing.collator import TemporalGroundingCollator
+from processing.model_loading import loading_model
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
 from processing.provenance import current_commit
 from processing.publishing import push_folder
@@ -46,17 +47,22 @@ ARGUMENTS_OF_A_RUN = (
 def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
     """Model and processor, from `model_name_or_path` or from two encoders."""
     if args.model_name_or_path is not None:
-        model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
-        processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
+        with loading_model(args.model_name_or_path, "--model_name_or_path"):
+            model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+            processor = ScadaProcessor.from_pretrained(args.model_name_or_path)
     else:
         settings: dict[str, Any] = {"num_frames": args.num_frames}
         if args.image_size is not None:
             settings["size"] = {"height": args.image_size, "width": args.image_size}
-        video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
-        processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
+        with loading_model(args.video_model, "--video_model"):
+            video_processor = ScadaVideoProcessor.from_backbone(args.video_model, **settings)
+            video_encoder = AutoModel.from_pretrained(args.video_model)
+        with loading_model(args.text_model, "--text_model"):
+            processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(args.text_model))
+            text_encoder = AutoModel.from_pretrained(args.text_model)
         model = ScadaForTemporalGrounding.from_backbones(
-            args.video_model,
-            args.text_model,
+            video_encoder,
+            text_encoder,
             hidden_size=args.head_hidden_size,
             grid_size=args.grid_size,
             num_train_proposals=args.num_train_proposals,

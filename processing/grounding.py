@@ -2,27 +2,32 @@
 
 from typing import Any
 
+import torch
 from transformers import pipeline
 
-import modeling_scada  # noqa: F401  registers the task
+from modeling_scada import AutoModelForTemporalGrounding, ScadaProcessor
 
+from .model_loading import loading_model
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
 
 
-def load_pipeline(model: str, **kwargs) -> TemporalGroundingPipeline:
+def load_pipeline(
+    model: str, device: str | int | None = None, dtype: str | torch.dtype = "auto"
+) -> TemporalGroundingPipeline:
     """
     Args:
         model (`str`): A model, or an adapter: Hub id or folder.
-        kwargs: As `transformers.pipeline` takes them.
+        device (`str` or `int`, *optional*): As `transformers.pipeline` takes it.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of the weights; by default as saved.
 
     Raises:
-        RuntimeError: If the model cannot be loaded.
+        RuntimeError: If the model cannot be loaded. The message is one line.
     """
-    try:
-        return pipeline("temporal-grounding", model=model, **kwargs)  # type: ignore[call-overload]
-    except (OSError, ValueError) as error:
-        # transformers' message need not name the model.
-        raise RuntimeError(f"Could not load the model {model}: {error}") from error
+    with loading_model(model):
+        # Not by `pipeline`, which tries twice and puts both tracebacks into the message.
+        loaded = AutoModelForTemporalGrounding.from_pretrained(model, dtype=dtype)
+        processor = ScadaProcessor.from_pretrained(model)
+    return pipeline("temporal-grounding", model=loaded, processor=processor, device=device)  # type: ignore[call-overload]
 
 
 def find_segments(

@@ -283,7 +283,7 @@ def test_a_configuration_with_such_a_backbone_needs_no_width(tiny_config, batch)
 
 
 @pytest.mark.parametrize("num_stages", [1, 5, 7])
-def test_efficientnet_lite_may_end_after_a_stage(num_stages, make_encoder, tmp_path):
+def test_efficientnet_lite_may_end_after_a_stage(num_stages, make_encoder, tmp_path, caplog):
     """Weights of the whole model in a folder whose configuration names the first stages alone."""
     whole = make_encoder("efficientnet_lite")
     whole.save_pretrained(tmp_path)
@@ -291,6 +291,7 @@ def test_efficientnet_lite_may_end_after_a_stage(num_stages, make_encoder, tmp_p
     config.update({name: getattr(config, name)[:num_stages] for name in ("hidden_sizes", "depths")})
     config.save_pretrained(tmp_path)
     cut = AutoModel.from_pretrained(tmp_path).eval()
+    assert "LOAD REPORT" not in caplog.text
     frames = torch.randn(2, 3, 40, 56)
     with torch.no_grad():
         expected = whole.stem(frames)
@@ -298,6 +299,22 @@ def test_efficientnet_lite_may_end_after_a_stage(num_stages, make_encoder, tmp_p
             expected = stage(expected)
         assert torch.equal(cut(frames).last_hidden_state, expected)
     assert VideoBackbone(cut).layer_dims == [8, 8, 12, 12, 12, 16, 16][:num_stages]
+
+
+def test_weights_that_a_cut_efficientnet_lite_lacks_are_reported(make_encoder, tmp_path, caplog):
+    whole = make_encoder("efficientnet_lite")
+    weights = whole.state_dict()
+    del weights["stages.1.0.project.conv.weight"]
+    whole.save_pretrained(tmp_path, state_dict=weights | {"stages.0.further": torch.zeros(1)})
+    config = copy.deepcopy(CONFIGS["efficientnet_lite"])
+    config.update({name: getattr(config, name)[:5] for name in ("hidden_sizes", "depths")})
+    config.save_pretrained(tmp_path)
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (
+        {"stages.1.0.project.conv.weight"},
+        {"stages.0.further"},
+    )
+    assert "LOAD REPORT" in caplog.text
 
 
 @pytest.mark.parametrize(
