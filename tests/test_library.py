@@ -389,6 +389,22 @@ def test_another_model_settings_folder_or_number_of_parts(make_pipe, folder, tmp
     assert rows_of(index) == before
 
 
+def test_a_training_between_two_runs(make_pipe, folder, tmp_path):
+    """The index never holds encodings of two states of a model."""
+    pipe, index = make_pipe(), tmp_path / "index"
+    index_videos(folder, pipe, index)
+    before = rows_of(index)
+    weight = next(iter(pipe.model.parameters()))
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], fused=True).step()
+    os.utime(folder / "2.mp4", ns=(0, 0))
+    with pytest.raises(ValueError, match="which was encoded with the weights"):
+        index_videos(folder, pipe, index)
+    with pytest.raises(ValueError, match="which was encoded with the weights"):
+        search(index, SENTENCES, pipe)
+    assert rows_of(index) == before
+
+
 def test_what_is_wrong_with_the_model_is_not_taken_for_broken_videos(make_pipe, folder, tmp_path):
     pipe = make_pipe()
     pipe.processor.video_processor.num_frames = 20  # no multiple of the 16 of a clip
