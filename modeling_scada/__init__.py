@@ -39,6 +39,7 @@ from .video_features_scada import ScadaVideoFeatures
 # Training, data and libraries, with `Trainer`, `datasets` and Arrow.
 _LAZY = {
     "Library": "processing.library",
+    "RowSampler": "processing.row_sampler",
     "TemporalGroundingCollator": "processing.collator",
     "TemporalGroundingTrainer": "modeling_scada.trainer_scada",
     "TemporalGroundingTrainingArguments": "modeling_scada.trainer_scada",
@@ -106,6 +107,7 @@ __all__ = [
     "I3DModel",
     "Library",
     "ReadLimits",
+    "RowSampler",
     "ScadaAdapterConfig",
     "ScadaConfig",
     "ScadaForTemporalGrounding",

@@ -25,6 +25,7 @@ from processing.provenance import current_commit
 from processing.publishing import push_folder
 from processing.recipe_arguments import DataArguments, ModelArguments
 from processing.result_folder import make_result_folder
+from processing.row_sampler import RowSampler
 from processing.video_files import folder_of_videos
 from processing.video_processing_scada import ScadaVideoProcessor
 
@@ -154,41 +155,44 @@ def run(
             # Files are often a little longer than annotated.
             processor.video_processor.window_seconds = max(durations) + SEGMENT_TOLERANCE_SECONDS
     broken_videos_log = Path(output_dir) / BROKEN_VIDEOS if data_args.skip_broken_videos else None
-    make_collator = partial(
-        TemporalGroundingCollator,
+    collator = TemporalGroundingCollator(
         processor,
         folder_of_videos(data_args.dataset, data_args.video_root),
-        blind=data_args.blind,
         broken_videos_log=broken_videos_log,
         keep_in_memory=data_args.keep_in_memory,
+    )
+    make_sampler = partial(
+        RowSampler,
+        processor,
+        sentences_of_others=None if data_args.streaming else list(chain.from_iterable(train_dataset["sentences"])),
+        blind=data_args.blind,
         seed=training_args.seed,
     )
-    eval_datasets = {
-        name: load_annotations(data_args.dataset, split, data_args.streaming)
-        for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
-        if split is not None
-    }
-    test_dataset = eval_datasets["test"]
-    make_collator = partial(
-        make_collator,
-        sentences_of_others=None if data_args.streaming else list(chain.from_iterable(train_dataset["sentences"])),
-    )
-    train_collator = make_collator(
+    sampler = make_sampler(
         max_sentences=data_args.max_sentences,
         augment=data_args.augment,
         negative_sentences=data_args.negative_sentences,
     )
     # As many as a video has itself, so that half of all sentences are not there.
-    eval_collator = make_collator(negative_sentences=sys.maxsize if data_args.negative_sentences else 0)
+    eval_sampler = make_sampler(negative_sentences=sys.maxsize if data_args.negative_sentences else 0)
+    eval_sampler.set_epoch(0)
+    eval_datasets = {
+        name: eval_sampler.apply(
+            load_annotations(data_args.dataset, split, data_args.streaming), training_args.eval_batch_size
+        )
+        for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
+        if split is not None
+    }
+    test_dataset = eval_datasets["test"]
     trainer = TemporalGroundingTrainer(
         model=model,
         args=training_args,
-        train_dataset=train_dataset,
+        train_dataset=sampler.apply(train_dataset, training_args.train_batch_size),
         eval_dataset=eval_datasets if data_args.validation_split else test_dataset,
-        data_collator=train_collator,
-        eval_collator=eval_collator,
+        data_collator=collator,
         processing_class=processor,
         compute_metrics=compute_metrics,
+        callbacks=[sampler],
     )
     if training_args.should_save:
         (Path(output_dir) / RUN_ARGUMENTS).write_text(json.dumps(arguments, indent=2), encoding="utf-8")

@@ -5,6 +5,7 @@ that show whether they are whole.
 
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,8 @@ class TemporalGroundingTrainingArguments(TrainingArguments):
             )
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the collator the epoch; logs at each checkpoint too, so that no logged mean of losses spans a stop."""
-
-    def __init__(self, collator: TemporalGroundingCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch))
+class CheckpointLogCallback(TrainerCallback):
+    """Logs at each checkpoint too, so that no logged mean of losses spans a stop."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
@@ -109,8 +104,7 @@ class EpochCallback(TrainerCallback):
 
 class TemporalGroundingTrainer(Trainer):
     """
-    `Trainer` with a learning rate for each part of the model, a collator for evaluation, and checkpoints that show
-    whether they are whole.
+    `Trainer` with a learning rate for each part of the model, and checkpoints that show whether they are whole.
 
     A plain `Trainer` trains these models too, at one rate. It takes [`ranked_ious`] as its
     `preprocess_logits_for_metrics`, beside [`compute_metrics`], and `remove_unused_columns=False` among its arguments.
@@ -119,11 +113,10 @@ class TemporalGroundingTrainer(Trainer):
     Args:
         args ([`TemporalGroundingTrainingArguments`]): Learning rates and all else.
         data_collator ([`TemporalGroundingCollator`]):
-            Makes the batches; it is told when an epoch begins. Where the model's configuration has the processor's
-            mean and deviation, and the collator does not say otherwise, pixels leave it as `uint8`.
+            Makes the batches. Where the model's configuration has the processor's mean and deviation, and the collator
+            does not say otherwise, pixels leave it as `uint8`.
         eval_collator ([`TemporalGroundingCollator`], *optional*):
-            Makes those of an evaluation, which has all sentences of a video and no augmentation; `data_collator` does
-            if not given.
+            Deprecated: the collator takes all sentences of a row, and a [`RowSampler`] draws those of training.
         kwargs: As `Trainer` takes them.
 
     Raises:
@@ -134,6 +127,13 @@ class TemporalGroundingTrainer(Trainer):
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
+        if eval_collator is not None:
+            warnings.warn(
+                "The argument eval_collator of TemporalGroundingTrainer is deprecated; one data_collator serves, and "
+                "RowSampler draws the sentences of training.",
+                FutureWarning,
+                stacklevel=2,
+            )
         self.evaluation_processor_seconds = 0.0
         if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
             # Of another name, it lies a folder deeper, where `Trainer` does not look: the last one would stay.
@@ -151,8 +151,9 @@ class TemporalGroundingTrainer(Trainer):
             if isinstance(collator, TemporalGroundingCollator) and collator.do_normalize is None:
                 if collator.processor.video_processor.is_model_to_normalize(self.model.config):  # type: ignore
                     collator.do_normalize = False
-        if isinstance(self.data_collator, TemporalGroundingCollator):
-            self.add_callback(EpochCallback(self.data_collator))
+            if isinstance(collator, TemporalGroundingCollator) and collator.sampler is not None:
+                self.add_callback(collator.sampler)
+        self.add_callback(CheckpointLogCallback())
 
     def _check_lengths(self, dataset: Any) -> None:
         strategy, column = self.args.train_sampling_strategy, self.args.length_column_name

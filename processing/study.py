@@ -28,6 +28,7 @@ from .annotations import load_annotations
 from .collator import TemporalGroundingCollator
 from .measuring import bytes_kept
 from .provenance import REPOSITORY, append_row, current_commit, read_rows
+from .row_sampler import RowSampler
 from .video_files import folder_of_videos
 
 
@@ -153,13 +154,10 @@ def bytes_kept_by(recipe: Path) -> int:
         model: Any = prepare_tuning(base_model, model_args).train()
         if training_args.gradient_checkpointing:
             model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
-        collator = TemporalGroundingCollator(
-            processor,
-            folder_of_videos(data_args.dataset, data_args.video_root),
-            max_sentences=data_args.max_sentences,
-            seed=training_args.seed,
-        )
-        rows = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
+        collator = TemporalGroundingCollator(processor, folder_of_videos(data_args.dataset, data_args.video_root))
+        sampler = RowSampler(processor, data_args.max_sentences, seed=training_args.seed)
+        sampler.set_epoch(0)
+        rows = sampler.apply(load_annotations(data_args.dataset, data_args.train_split, data_args.streaming))
         batch = collator(list(islice(rows, training_args.per_device_train_batch_size)))
         with torch.autocast("cpu", torch.bfloat16, enabled=training_args.bf16):
             return bytes_kept(model, batch)

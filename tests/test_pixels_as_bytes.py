@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, pipeline
 
 from modeling_scada import (
+    RowSampler,
     ScadaConfig,
     ScadaForTemporalGrounding,
     ScadaProcessor,
@@ -22,7 +23,8 @@ from modeling_scada import (
     TuningArguments,
     prepare_tuning,
 )
-from processing.collator import augment_video
+from processing.collator import crop_video
+from processing.row_sampler import draw_crop
 
 
 MEAN, STD = [0.1, 0.5, 0.7], [0.2, 0.4, 0.9]
@@ -299,43 +301,49 @@ def test_the_collators_batch(processor, row, clip):
 
 def test_augmented_bytes_are_augmented_floats_to_a_grey_level(processor, row):
     """The same crop and flip; only the scaling rounds, twice, to whole levels."""
-    collators = [TemporalGroundingCollator(processor, augment=True, seed=0, do_normalize=do) for do in (False, True)]
+    sampler = RowSampler(processor, augment=True, seed=0)
+    collators = [TemporalGroundingCollator(processor, do_normalize=do) for do in (False, True)]
     deviations = 255 * torch.tensor(STD)[:, None, None]
     for epoch in range(6):
-        for collator in collators:
-            collator.set_epoch(epoch)
-        pixels, floats = (collator([row])["pixel_values_videos"] for collator in collators)
+        sampler.set_epoch(epoch)
+        drawn = sampler.draw_rows([row])
+        pixels, floats = (collator(drawn)["pixel_values_videos"] for collator in collators)
         assert pixels.dtype == torch.uint8
         assert ((normalized(pixels) - floats) * deviations).abs().max() < 1.1
 
 
 def test_scaling_bytes_is_scaling_to_a_grey_level():
     video = torch.randint(0, 256, (4, 3, 37, 41), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    scaled = [
-        augment_video(frames, (32, 32), True, torch.Generator().manual_seed(3)) for frames in (video, video.float())
-    ]
+    crop = draw_crop((37, 41), True, torch.Generator().manual_seed(3))
+    scaled = [crop_video(frames, crop, (32, 32)) for frames in (video, video.float())]
     assert scaled[0].dtype == torch.uint8 and (scaled[0] - scaled[1]).abs().max() < 1.1
 
 
 @pytest.mark.parametrize("settings", [{"augment": True}, {"keep_in_memory": True}, {}], ids=str)
 def test_a_broken_video_beside_bytes(processor, row, tmp_path, settings):
     log = tmp_path / "broken.jsonl"
-    collator = TemporalGroundingCollator(processor, broken_videos_log=log, seed=0, do_normalize=False, **settings)
-    batch = collator([row | {"video": "gone.mp4"}, row])
+    sampler = RowSampler(processor, augment="augment" in settings)
+    collator = TemporalGroundingCollator(
+        processor, broken_videos_log=log, keep_in_memory="keep_in_memory" in settings, do_normalize=False
+    )
+    drawn = sampler.draw_rows([row | {"video": "gone.mp4"}, row])
+    batch = collator(drawn)
     assert batch["pixel_values_videos"].dtype == torch.uint8 and batch["pixel_values_videos"].shape[0] == 2
     assert not batch["pixel_values_videos"][0].any() and (batch["labels"][0] == -100).all()
-    assert torch.equal(batch["pixel_values_videos"][1], collator([row])["pixel_values_videos"][0])
+    assert torch.equal(batch["pixel_values_videos"][1], collator(drawn[1:])["pixel_values_videos"][0])
 
 
 def test_noise_is_floats(processor, row, tmp_path):
     """It has a mean of 0 and a deviation of 1 in the model, whatever those of the pixels."""
     collators = [
-        TemporalGroundingCollator(processor, blind=True, seed=0, broken_videos_log=tmp_path / "log", do_normalize=do)
+        TemporalGroundingCollator(processor, broken_videos_log=tmp_path / "log", do_normalize=do)
         for do in (False, None)
     ]
+    sampler = RowSampler(processor, blind=True)
     gone = row | {"video": "gone.mp4"}
     for rows in ([row], [row, gone], [gone]):
-        pixels = [collator(rows)["pixel_values_videos"] for collator in collators]
+        drawn = sampler.draw_rows(rows)
+        pixels = [collator(drawn)["pixel_values_videos"] for collator in collators]
         assert pixels[0].dtype == torch.float32 and torch.equal(*pixels)
 
 
@@ -361,7 +369,6 @@ def make_trainer(model, processor, rows, folder, own_trainer=True, **settings):
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=TemporalGroundingCollator(processor, **settings),
-        **({"eval_collator": TemporalGroundingCollator(processor, **settings)} if own_trainer else {}),
     )
 
 

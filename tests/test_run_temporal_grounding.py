@@ -212,7 +212,7 @@ def test_each_part_has_its_learning_rate_and_norms_no_decay(recipe, tuning, back
     model_args, data_args, training_args = parse(recipe | arguments)
     model, processor = build_model(model_args)
     model = prepare_tuning(model, model_args)
-    trainer = TemporalGroundingTrainer(model=model, args=training_args, eval_collator=None, processing_class=processor)
+    trainer = TemporalGroundingTrainer(model=model, args=training_args, processing_class=processor)
     optimizer = trainer.create_optimizer()
     rates = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     expected = {".video_backbone.": backbone_rate, ".text_encoder.": 1e-5, "head.": 1e-3}
@@ -386,7 +386,6 @@ def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tens
         args=training_args,
         train_dataset=load_annotations(data_args.dataset, "train"),
         data_collator=collator,
-        eval_collator=collator,
         callbacks=[Recorder()],
     )
     trainer.train()

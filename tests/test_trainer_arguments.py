@@ -260,7 +260,7 @@ from modeling_scada.recipe_scada import parse_arguments, run
 collate = collator.__call__
 
 def note(self, rows):
-    if self.augment:  # the collator of training
+    if "crop" in rows[0]:  # of training
         with open(sys.argv[2], "a") as file:
             file.writelines(f"{os.environ['RANK']} {row['video_id']}\\n" for row in rows)
     return collate(self, rows)

@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from modeling_scada import (
+    RowSampler,
     ScadaForTemporalGrounding,
     TemporalGroundingCollator,
     TemporalGroundingTrainer,
@@ -77,18 +78,66 @@ def test_a_plain_trainer_trains_and_measures(rows, tiny_model, tiny_processor, t
     assert {name: metrics[name] for name in measured} == {name: expected[name] for name in measured}
 
 
-def test_the_collator_is_told_the_epoch(rows, tiny_model, tiny_processor, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(TemporalGroundingCollator, "set_epoch", lambda self, epoch: told.append(epoch))
-    arguments = ARGUMENTS | {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 3}
-    trainer = TemporalGroundingTrainer(
+@pytest.mark.parametrize("is_stream", [False, True], ids=["rows", "stream"])
+def test_a_plain_trainer_draws_in_training_and_evaluates_all(rows, tiny_model, tiny_processor, tmp_path, is_stream):
+    """One sentence of a video a step; of the six sentences, all are evaluated."""
+    sampler = RowSampler(tiny_processor, max_sentences=1, augment=True, seed=0)
+    told, seen = [], []
+    sampler.set_epoch = lambda epoch, tell=sampler.set_epoch: (told.append(epoch), tell(epoch))
+
+    class Collator(TemporalGroundingCollator):
+        def __call__(self, batch):
+            seen.extend((row["video"], *row["sentences"]) for row in batch)
+            return super().__call__(batch)
+
+    arguments = ARGUMENTS | {"max_steps": 4, "remove_unused_columns": False}
+    train = load_annotations(str(tmp_path / "rows.jsonl"), "train", streaming=True) if is_stream else rows
+    trainer = Trainer(
         model=prepare_tuning(tiny_model, TuningArguments("frozen")),
-        args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "run"), **arguments),
-        train_dataset=rows,
-        data_collator=TemporalGroundingCollator(tiny_processor, tmp_path, max_sentences=1, seed=0),
+        args=TrainingArguments(output_dir=str(tmp_path / "plain"), **arguments),
+        train_dataset=sampler.apply(train),
+        eval_dataset=rows,
+        data_collator=Collator(tiny_processor, tmp_path),
+        preprocess_logits_for_metrics=ranked_ious,
+        compute_metrics=compute_metrics,
+        callbacks=[sampler],
     )
     trainer.train()
-    assert told == [0, 1]
+    expected = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        expected += [(row["video"], *row["sentences"]) for row in sampler.draw_rows(list(rows))]
+    assert told[:4] == [0, 0, 1, 2] and sorted(seen) == sorted(expected) and all(len(row) == 2 for row in seen)
+    seen.clear()
+    assert trainer.evaluate()["eval_sentences"] == 6
+    assert sorted(seen) == [(row["video"], *row["sentences"]) for row in rows]
+
+
+def test_the_arguments_of_before_still_work_and_warn(rows, tiny_model, tiny_processor, tmp_path):
+    """A collator that draws what a sampler does, and another for evaluations, which have all sentences."""
+    with pytest.warns(FutureWarning, match=r"\['max_sentences', 'seed'\].*RowSampler"):
+        collator = TemporalGroundingCollator(tiny_processor, tmp_path, max_sentences=1, seed=0)
+    arguments = ARGUMENTS | {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 3}
+    with pytest.warns(FutureWarning, match="eval_collator"):
+        trainer = TemporalGroundingTrainer(
+            model=prepare_tuning(tiny_model, TuningArguments("frozen")),
+            args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "run"), **arguments),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=collator,
+            eval_collator=TemporalGroundingCollator(tiny_processor, tmp_path),
+            compute_metrics=compute_metrics,
+        )
+    told = []
+    collator.sampler.set_epoch = lambda epoch, tell=collator.sampler.set_epoch: (told.append(epoch), tell(epoch))
+    trainer.train()
+    collator.sampler.set_epoch(0)
+    assert told == [0, 1, 2, 0] and trainer.evaluate()["eval_sentences"] == 6
+    sampler = RowSampler(tiny_processor, max_sentences=1, seed=0)
+    sampler.set_epoch(0)
+    plain = TemporalGroundingCollator(tiny_processor, tmp_path)(sampler.draw_rows(list(rows)))
+    for name, value in collator(list(rows)).items():
+        assert torch.equal(value, plain[name])
 
 
 def test_a_search_with_optuna(rows, tiny_config, tiny_processor, tmp_path):
@@ -103,7 +152,7 @@ def test_a_search_with_optuna(rows, tiny_config, tiny_processor, tmp_path):
             args=TemporalGroundingTrainingArguments(output_dir=str(tmp_path / "runs"), **arguments),
             train_dataset=rows,
             eval_dataset=rows,
-            data_collator=TemporalGroundingCollator(tiny_processor, tmp_path, seed=0),
+            data_collator=TemporalGroundingCollator(tiny_processor, tmp_path),
         )
 
     rates, losses = [1e-3, 1e-2], {}
