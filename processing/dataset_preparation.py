@@ -297,7 +297,7 @@ def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[s
 def check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:
     """
     Raises:
-        FileNotFoundError: If there is no file for any of the names, or all the names are URLs.
+        FileNotFoundError: If names were looked for, and no file was found for any of them; URLs count as found.
     """
     if not paths or any(paths.values()):
         return
