@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Hashable
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
-from processing.annotations import load_annotations
+from processing.annotations import find_shared_videos, load_annotations
 from processing.collator import TemporalGroundingCollator
 from processing.model_loading import loading_model
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
@@ -26,13 +29,15 @@ from processing.publishing import push_folder
 from processing.recipe_arguments import DataArguments, ModelArguments
 from processing.result_folder import make_result_folder
 from processing.row_sampler import RowSampler
-from processing.video_files import folder_of_videos
+from processing.video_files import folder_of_videos, video_key, video_name
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .modeling_scada import ScadaForTemporalGrounding
 from .trainer_scada import COMPLETE, TemporalGroundingTrainer, TemporalGroundingTrainingArguments, compute_metrics
 from .tuning_scada import peft_config, prepare_tuning
 
+
+logger = logging.get_logger(__name__)
 
 BROKEN_VIDEOS = "broken_videos.jsonl"
 RUN_ARGUMENTS = "run_arguments.json"
@@ -101,6 +106,26 @@ def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
             f"{output_dir} holds a run that was started with other arguments ({'; '.join(others)}). Give the same "
             "ones to go on with it, another --output_dir for a new run, or --resume_from_checkpoint to go on from one "
             "of its checkpoints with these."
+        )
+
+
+def warn_of_shared_videos(train_dataset: Dataset, eval_datasets: dict[str, Dataset]) -> None:
+    """Says how many videos are both trained and evaluated on, and names one."""
+    names: dict[Hashable, str] = {}
+
+    def keys_of_videos(dataset: Dataset) -> list[Hashable]:
+        columns = [name for name in ("video", "video_id") if name in dataset.column_names]
+        rows = list(dataset.select_columns(columns))
+        keys = [video_key(row.get("video_id") or row["video"]) for row in rows]
+        names.update({key: video_name(row["video"]) for key, row in zip(keys, rows, strict=True)})
+        return keys
+
+    trained_on = keys_of_videos(train_dataset)
+    evaluated_on = list(chain.from_iterable(map(keys_of_videos, eval_datasets.values())))
+    if shared := find_shared_videos({"train": trained_on, "evaluation": evaluated_on}):
+        logger.warning(
+            f"{len(shared)} videos, such as {names[shared[0]]}, are both trained and evaluated on, so the metrics say "
+            "little about other videos. Split by video."
         )
 
 
@@ -176,13 +201,14 @@ def run(
     # As many as a video has itself, so that half of all sentences are not there.
     eval_sampler = make_sampler(negative_sentences=sys.maxsize if data_args.negative_sentences else 0)
     eval_sampler.set_epoch(0)
-    eval_datasets = {
-        name: eval_sampler.apply(
-            load_annotations(data_args.dataset, split, data_args.streaming), training_args.eval_batch_size
-        )
+    eval_rows = {
+        name: load_annotations(data_args.dataset, split, data_args.streaming)
         for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
         if split is not None
     }
+    if not data_args.streaming:
+        warn_of_shared_videos(train_dataset, eval_rows)
+    eval_datasets = {name: eval_sampler.apply(rows, training_args.eval_batch_size) for name, rows in eval_rows.items()}
     test_dataset = eval_datasets["test"]
     trainer = TemporalGroundingTrainer(
         model=model,

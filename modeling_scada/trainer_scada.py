@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from processing.collator import TemporalGroundingCollator
-from processing.metrics import recall_at, rejection_metrics, soft_nms, temporal_iou
+from processing.metrics import recall_at, rejection_metrics, temporal_iou
+from processing.processing_scada import post_process_temporal_grounding
+from processing.timeline import Timeline
 
 
 NUM_RANKED = 5
@@ -303,19 +306,19 @@ def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torc
         first, -1 for a sentence that is not in its video; and the score of the first. All -100 for padding and for
         sentences of a video that could not be read.
     """
-    scores = outputs[0].double().sigmoid().cpu().numpy()
-    segments = outputs[1].double().cpu().numpy()
     targets = labels.double().cpu().numpy()
-    ious = np.full((*scores.shape[:2], NUM_RANKED + 1), PADDING)
-    for row in np.ndindex(scores.shape[:2]):
-        of_sentence = targets[row][targets[row][:, 0] >= 0]
-        if targets[row][0, 0] == PADDING:
-            continue
-        ious[row][-1] = scores[row].max()
-        ious[row][:-1] = 0.0 if len(of_sentence) else NOT_THERE
+    is_measured = targets[..., 0, 0] != PADDING
+    proposals = {"logits": outputs[0], "pred_segments": outputs[1]}
+    whole_videos = [Timeline(0.0, 1.0)] * len(targets)
+    found = post_process_temporal_grounding(proposals, whole_videos, is_measured, NUM_RANKED)
+    ious = np.full((*targets.shape[:2], NUM_RANKED + 1), PADDING)
+    for row, result in zip(np.argwhere(is_measured), chain.from_iterable(found), strict=True):
+        of_row, of_sentence = ious[tuple(row)], targets[tuple(row)]
+        of_sentence = of_sentence[of_sentence[:, 0] >= 0]
+        of_row[-1] = result["scores"][0]
+        of_row[:-1] = 0.0 if len(of_sentence) else NOT_THERE
         if len(of_sentence):
-            _, ranked = soft_nms(scores[row], segments[row], NUM_RANKED)
-            ious[row][: len(ranked)] = temporal_iou(ranked, of_sentence).max(1)
+            of_row[: len(result["segments"])] = temporal_iou(result["segments"], of_sentence).max(1)
     return torch.from_numpy(ious).to(labels.device)
 
 
@@ -329,7 +332,8 @@ def compute_metrics(prediction: EvalPrediction, found_threshold: float | None = 
     ranked = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED + 1)
     ranked = ranked[ranked[:, -1] != PADDING]
     scores, is_there = ranked[:, -1], ranked[:, 0] != NOT_THERE
-    metrics = recall_at(ranked[is_there, :-1]) | {"sentences": int(is_there.sum())}
+    metrics = recall_at(ranked[is_there, :-1]) if is_there.any() or not len(ranked) else {}
+    metrics["sentences"] = int(is_there.sum())
     if not is_there.all():
         metrics |= rejection_metrics(scores, is_there, found_threshold)
     return metrics

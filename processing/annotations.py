@@ -9,11 +9,11 @@ A row is a video: `video` (a path, a URL, bytes, or what `Video(decode=False)` g
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
@@ -24,6 +24,8 @@ from .video_files import video_key, video_name, without_extension
 
 
 logger = logging.get_logger(__name__)
+
+Name = TypeVar("Name", bound=Hashable)
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 # Words of file names that tell the split, as in `datasets`.
@@ -281,15 +283,16 @@ def clean_sentence(sentence: str) -> str:
     return re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
 
 
-def find_shared_videos(videos: Mapping[str, Iterable[str]]) -> list[str]:
+def find_shared_videos(videos: Mapping[str, Iterable[Name]]) -> list[Name]:
     """
     Find the videos that several splits have.
 
     Args:
-        videos (`Mapping[str, Iterable[str]]`): Names of the videos of each split; a split may name one several times.
+        videos (`Mapping[str, Iterable[Hashable]]`):
+            Names of the videos of each split, or their [`video_key`]; a split may name one several times.
 
     Returns:
-        `list[str]`: Names of the videos that are in more than one split, in the order of their first one.
+        `list[Hashable]`: Names of the videos that are in more than one split, in the order of their first one.
     """
     counts = Counter(chain.from_iterable(dict.fromkeys(names) for names in videos.values()))
     return [name for name, count in counts.items() if count > 1]

@@ -24,6 +24,7 @@ from .metrics import (
     write_qvhighlights_submission,
 )
 from .pipeline_temporal_grounding import TemporalGroundingPipeline
+from .processing_scada import SegmentOutsideVideoError, clip_targets
 from .provenance import current_commit
 from .result_folder import make_result_folder
 from .video_files import VideoFiles, folder_of_videos, video_name
@@ -31,7 +32,7 @@ from .video_io import VideoReadError
 
 
 # What is wrong with a video rather than with the model or the annotations.
-BROKEN = (OSError, VideoReadError)
+BROKEN = (OSError, VideoReadError, SegmentOutsideVideoError)
 
 
 class Reader:
@@ -71,20 +72,26 @@ def predict(
         skip_broken_videos (`bool`): As for the [`Reader`]; a long video is read here, window by window.
 
     Returns:
-        `tuple`: a dict for each sentence, as a line of `predictions.jsonl`; and `{"video", "sentences", "reason"}` for
-        each video that could not be read, with the number of its sentences.
+        `tuple`: a dict for each sentence, as a line of `predictions.jsonl`, with `targets` clipped to what the file
+        has of its video, as in training; and `{"video", "sentences", "reason"}` for each video that could not be read,
+        with the number of its sentences.
 
     Raises:
         VideoReadError: If no video could be read, or one of them, unless these are left out.
+        SegmentOutsideVideoError: If a target lies outside its video, unless such videos are left out.
     """
     predictions, broken = [], []
     for row, inputs in tqdm(rows, desc="videos"):
         reason = inputs if isinstance(inputs, str) else None
         if reason is None:
             try:
-                outputs = pipe.forward(inputs)
+                outputs: Any = pipe.forward(inputs)
+                (of_video,) = outputs["outputs"]
+                of_row = clip_targets(row["segments"], row["sentences"], of_video["timelines"])
             except BROKEN as error:
                 if not skip_broken_videos:
+                    if isinstance(error, SegmentOutsideVideoError):
+                        raise SegmentOutsideVideoError(f"{video_name(row['video'])}: {error}") from error
                     raise
                 reason = str(error)
         if reason is not None:
@@ -93,13 +100,13 @@ def predict(
             broken.append({"video": name, "sentences": len(row["sentences"]), "reason": reason})
             continue
         found = pipe.postprocess(outputs, top_k=top_k)
-        for sentence, targets, ranked in zip(row["sentences"], row["segments"], found, strict=True):
+        for sentence, targets, ranked in zip(row["sentences"], of_row, found, strict=True):
             predictions.append(
                 {
                     "video": row.get("video_id") or video_name(row["video"]),
                     "sentence": sentence,
                     "segments": [[segment["start"], segment["end"], segment["score"]] for segment in ranked],
-                    "targets": np.reshape(targets, (-1, 2)).tolist(),
+                    "targets": targets,
                 }
             )
     if broken and not predictions:
@@ -184,7 +191,8 @@ def evaluate_model(
 
     there = [row for row in predictions if row["targets"]]
     found, targets = ([row[name] for row in there] for name in ("segments", "targets"))
-    metrics = temporal_grounding_metrics(found, targets, strict=strict)
+    # Without a sentence that is there, only rejecting is measured.
+    metrics = temporal_grounding_metrics(found, targets, strict=strict) if there or not predictions else {}
     if any(len(of_sentence) > 1 for of_sentence in targets):
         metrics |= multi_segment_metrics(found, targets, strict=strict)
     if len(there) < len(predictions):

@@ -8,7 +8,7 @@ from transformers import pipeline
 from modeling_scada import AutoModelForTemporalGrounding, ScadaProcessor
 
 from .model_loading import loading_model
-from .pipeline_temporal_grounding import TemporalGroundingPipeline
+from .pipeline_temporal_grounding import TemporalGroundingPipeline, as_sentences
 
 
 def load_pipeline(
@@ -31,13 +31,13 @@ def load_pipeline(
 
 
 def find_segments(
-    pipe: TemporalGroundingPipeline, video: str, sentences: list[str], top_k: int
+    pipe: TemporalGroundingPipeline, video: str, sentences: str | list[str], top_k: int
 ) -> list[dict[str, Any]]:
     """
     Args:
         pipe ([`TemporalGroundingPipeline`]): The model.
         video (`str`): The video file.
-        sentences (`list[str]`): What to look for.
+        sentences (`str` or `list[str]`): What to look for, a sentence or several.
         top_k (`int`): At most so many segments a sentence.
 
     Returns:
@@ -47,6 +47,7 @@ def find_segments(
     Raises:
         ValueError, VideoReadError: As from the pipeline.
     """
+    sentences = as_sentences(sentences)
     found: Any = pipe(video, sentences, top_k=top_k)
     return [
         {

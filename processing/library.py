@@ -25,7 +25,7 @@ from tqdm import tqdm
 from modeling_scada.head_scada import sparse_proposals
 
 from .encoded_video import EncodedVideo, check_made_with
-from .pipeline_temporal_grounding import INPUT_ERRORS, TemporalGroundingPipeline
+from .pipeline_temporal_grounding import INPUT_ERRORS, TemporalGroundingPipeline, as_sentences
 from .several_processes import num_processes, of_first_process, process_index
 from .timeline import Timeline
 from .video_files import VIDEO_EXTENSIONS
@@ -626,7 +626,7 @@ class Library:
 @torch.no_grad()
 def search(
     index: "str | os.PathLike | Library",
-    sentences: list[str],
+    sentences: str | list[str],
     pipe: TemporalGroundingPipeline,
     top_k: int = 10,
     num_candidates: int = 200,
@@ -637,7 +637,7 @@ def search(
 
     Args:
         index (`str`, `PathLike` or [`Library`]): The index.
-        sentences (`list[str]`): What to look for.
+        sentences (`str` or `list[str]`): What to look for, a sentence or several.
         pipe ([`TemporalGroundingPipeline`]): With the model that the index was made with.
         top_k (`int`, *optional*, defaults to 10): At most so many segments a sentence, of all videos together.
         num_candidates (`int`, *optional*, defaults to 200): Windows that the head looks at, for each sentence.
@@ -655,7 +655,8 @@ def search(
         raise ValueError(f"Received num_candidates={num_candidates}; expected a positive number of windows.")
     library = index if isinstance(index, Library) else Library(index)
     check_made_with(f"the index {library.path}", library.facts["made_with"], pipe.made_with())
-    encoded = pipe.processor.encode_text([sentences])  # refuses what is no sentence
+    sentences = as_sentences(sentences)
+    encoded = pipe.processor.encode_text([sentences])
     rows = [np.arange(len(library.videos))] * len(sentences)
     model: Any = pipe.model
     if model.config.retrieval_dim and len(library.videos) > num_candidates:

@@ -223,7 +223,7 @@ def benchmark_recall(
         random videos, and in them the segment that is best of all constant ones.
     """
     rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
-    of_sentences = segments_of_sentences(rows)
+    of_sentences = {sentence: videos for sentence, videos in segments_of_sentences(rows).items() if videos}
     num_sentences = min(num_sentences, len(of_sentences))
     sentences = [str(one) for one in np.random.default_rng(seed).choice(sorted(of_sentences), num_sentences, False)]
     index_videos(folder, pipe, index)

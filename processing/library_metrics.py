@@ -10,12 +10,17 @@ from .metrics import temporal_iou
 
 
 def segments_of_sentences(annotations: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
-    """Rows of annotations the other way round: for each sentence its videos, and their segments of it."""
-    found: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    """
+    Rows of annotations the other way round: for each sentence its videos, and their segments of it. A video that does
+    not have the sentence (its segments are `[]`) is none of them.
+    """
+    found: dict[str, dict[str, list[list[float]]]] = {}
     for row in annotations:
         for sentence, segments in zip(row["sentences"], row["segments"], strict=True):
-            found[sentence][row["video"]] += segments
-    return {sentence: dict(videos) for sentence, videos in found.items()}
+            videos = found.setdefault(sentence, {})
+            if len(segments):
+                videos.setdefault(row["video"], []).extend(np.reshape(segments, (-1, 2)).tolist())
+    return found
 
 
 def library_metrics(
@@ -26,7 +31,7 @@ def library_metrics(
 ) -> dict[str, float]:
     """
     Recall over a library, in percent of the sentences. A sentence that several videos have is found in any of them;
-    what a video has beside its annotations counts as missed.
+    what a video has beside its annotations counts as missed. A sentence that no video has is left out.
 
     Args:
         results (`Sequence[dict]`): What [`search`] gives: for each sentence `{"sentence", "segments"}`, best first.
@@ -39,7 +44,8 @@ def library_metrics(
         segment of the sentence; `video_R{k}`: one of them is in a video of the sentence.
 
     Raises:
-        ValueError: If there is no result, or a sentence that the annotations do not have.
+        ValueError: If there is no result, a sentence that the annotations do not have, or no sentence that a video
+            has.
     """
     if not results:
         raise ValueError("Received no results of a search; expected those of one sentence or more.")
@@ -51,6 +57,8 @@ def library_metrics(
                 f"Received results of {result['sentence']!r}, a sentence that the annotations do not have."
             )
         videos = truth[result["sentence"]]
+        if not videos:
+            continue
         in_video = [found["video"] in videos for found in result["segments"]]
         right = [
             here and _reaches([found["start"], found["end"]], videos[found["video"]], iou_threshold)
@@ -59,6 +67,8 @@ def library_metrics(
         for k in ks:
             hits[f"R{k}@{iou_threshold}"].append(any(right[:k]))
             hits[f"video_R{k}"].append(any(in_video[:k]))
+    if not hits:
+        raise ValueError("Received results of sentences that no video has, so there is nothing to be found.")
     return {name: 100 * float(np.mean(values)) for name, values in hits.items()}
 
 

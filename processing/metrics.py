@@ -364,10 +364,11 @@ def best_rejection_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
         scores, is_there: As for [`rejection_auroc`].
 
     Returns:
-        `float`: The threshold with the best [`rejection_f1`], halfway to the next lower score; the lowest such.
+        `float`: The threshold with the best [`rejection_f1`], halfway to the next lower score; the lowest such. Above
+        all scores (so above 1, if one is 1) where it is best to reject all.
     """
     distinct = np.unique(np.asarray(scores, dtype=np.float64))
-    candidates = [*((distinct[1:] + distinct[:-1]) / 2), min(1.0, distinct[-1] + 1e-6)]
+    candidates = [*((distinct[1:] + distinct[:-1]) / 2), distinct[-1] + 1e-6]
     return float(max(candidates, key=lambda threshold: rejection_f1(scores, is_there, threshold)))
 
 
@@ -380,12 +381,14 @@ def rejection_metrics(
         found_threshold (`float`, *optional*): From which score on a sentence is found; the best one if not given.
 
     Returns:
-        `dict[str, float]`: `AUROC` and `RejF1` in percent, and the `found_threshold` of the latter.
+        `dict[str, float]`: `RejF1` in percent and its `found_threshold`; and `AUROC` in percent, where there are
+        sentences of both kinds.
     """
     if found_threshold is None:
         found_threshold = best_rejection_threshold(scores, is_there)
-    return {
-        "AUROC": rejection_auroc(scores, is_there),
+    auroc = rejection_auroc(scores, is_there)
+    metrics = {} if isnan(auroc) else {"AUROC": auroc}
+    return metrics | {
         "RejF1": rejection_f1(scores, is_there, found_threshold),
         "found_threshold": found_threshold,
     }

@@ -230,10 +230,9 @@ class TemporalGroundingPipeline(Pipeline):
         metadata = inputs.get("video_metadata", video_metadata)
         if sentence is None:
             raise ValueError("Received no sentence; pass one, or a list of sentences, with the video.")
-        sentences = [sentence] if isinstance(sentence, str) else sentence
         if isinstance(video, (list, tuple)):
             raise ValueError(f"Received a video of type {type(video).__name__}; pass one dict per video.")
-        self.processor.encode_text([sentences])  # refuses what is no sentence before the video is read
+        sentences = as_sentences(sentence)
         item = {"sentence": sentence, "sentences": sentences}
         if hasattr(video, "made_with"):  # an `EncodedVideo`; code from the Hub brings its own copy of the class
             return item | {"encoded": video, "num_frames": num_frames}
@@ -467,6 +466,34 @@ def as_list(values: Any) -> Any:
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         return list(values)
     return values.to_list() if callable(getattr(values, "to_list", None)) else values
+
+
+def as_sentences(text: Any, of_what: str = "") -> list[str]:
+    """
+    A sentence, or several, as a list.
+
+    Args:
+        text (`str`, `list[str]` or column): What to look for; a text is one sentence.
+        of_what (`str`, *optional*): What the sentences belong to, for a message: `" for video 3"`.
+
+    Returns:
+        `list[str]`: The sentences, at least one.
+
+    Raises:
+        ValueError: If there is no sentence, or one of them is empty or no text.
+    """
+    sentences = as_list(text)
+    sentences = [sentences] if isinstance(sentences, str) else sentences
+    if not isinstance(sentences, list):
+        raise ValueError(
+            f"Received sentences of type {type(text).__name__}{of_what}; pass a sentence, or a list of sentences."
+        )
+    if not sentences:
+        raise ValueError(f"Received no sentence{of_what}; pass at least one.")
+    for position, sentence in enumerate(sentences):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise ValueError(f"Received the sentence {sentence!r}{of_what}; expected a text at position {position}.")
+    return sentences
 
 
 def _as_dicts(inputs: Any, sentence: Any) -> Any:

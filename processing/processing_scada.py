@@ -13,6 +13,7 @@ from .metrics import check_ranking, soft_nms
 from .pipeline_temporal_grounding import (
     TemporalGroundingPipeline,  # noqa: F401  so that it is saved along
     as_list,
+    as_sentences,
 )
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
@@ -239,42 +240,78 @@ class ScadaProcessor(ProcessorMixin):
             ValueError: If the number of timelines or the mask does not fit, a setting is wrong (see
                 [`check_ranking`]), or a score or a segment is NaN.
         """
-        logits = outputs["logits"].detach().double().cpu()
-        pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
-        if len(timelines) != len(logits):
-            raise ValueError(
-                f"Received {len(timelines)} timelines for the outputs of {len(logits)} videos; pass one per video."
+        return post_process_temporal_grounding(outputs, timelines, sentence_mask, top_k, threshold, nms, merge_windows)
+
+
+def post_process_temporal_grounding(
+    outputs: Any,
+    timelines: Sequence[Timeline],
+    sentence_mask: torch.Tensor | np.ndarray | None = None,
+    top_k: int = 5,
+    threshold: float = 0.0,
+    nms: float | None = 0.5,
+    merge_windows: bool = False,
+) -> list[list[dict[str, np.ndarray]]]:
+    """As [`~ScadaProcessor.post_process_temporal_grounding`], which evaluations during training use too."""
+    logits = outputs["logits"].detach().double().cpu()
+    pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
+    if len(timelines) != len(logits):
+        raise ValueError(
+            f"Received {len(timelines)} timelines for the outputs of {len(logits)} videos; pass one per video."
+        )
+    check_ranking(top_k, threshold, nms)
+    if torch.isnan(logits).any() or np.isnan(pred_segments).any():
+        raise ValueError(
+            "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
+            "bfloat16 or float32 rather than float16."
+        )
+    scores = logits.sigmoid().numpy()
+    mask = np.ones(scores.shape[:2]) if sentence_mask is None else np.asarray(torch.as_tensor(sentence_mask).cpu())
+    if mask.shape != scores.shape[:2]:
+        raise ValueError(
+            f"Received a `sentence_mask` of shape {mask.shape} for outputs of {scores.shape[0]} videos with "
+            f"{scores.shape[1]} sentences; pass the one that went into the model."
+        )
+    videos = [range(len(timelines))] if merge_windows else [[index] for index in range(len(timelines))]
+    windows = [Timeline(timeline.start_seconds, timeline.end_seconds) for timeline in timelines]
+    results = []
+    for rows in videos:
+        of_video = []
+        for sentence_index in np.flatnonzero(mask[rows[0]]):
+            segments_seconds = [windows[row].grid_to_seconds(pred_segments[row, sentence_index]) for row in rows]
+            kept_scores, kept_segments = soft_nms(
+                np.concatenate([scores[row, sentence_index] for row in rows]),
+                np.concatenate(segments_seconds),
+                top_k,
+                sigma=math.inf if nms is None else nms,
             )
-        check_ranking(top_k, threshold, nms)
-        if torch.isnan(logits).any() or np.isnan(pred_segments).any():
-            raise ValueError(
-                "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
-                "bfloat16 or float32 rather than float16."
-            )
-        scores = logits.sigmoid().numpy()
-        mask = np.ones(scores.shape[:2]) if sentence_mask is None else np.asarray(torch.as_tensor(sentence_mask).cpu())
-        if mask.shape != scores.shape[:2]:
-            raise ValueError(
-                f"Received a `sentence_mask` of shape {mask.shape} for outputs of {scores.shape[0]} videos with "
-                f"{scores.shape[1]} sentences; pass the one that went into the model."
-            )
-        videos = [range(len(timelines))] if merge_windows else [[index] for index in range(len(timelines))]
-        windows = [Timeline(timeline.start_seconds, timeline.end_seconds) for timeline in timelines]
-        results = []
-        for rows in videos:
-            of_video = []
-            for sentence_index in np.flatnonzero(mask[rows[0]]):
-                segments_seconds = [windows[row].grid_to_seconds(pred_segments[row, sentence_index]) for row in rows]
-                kept_scores, kept_segments = soft_nms(
-                    np.concatenate([scores[row, sentence_index] for row in rows]),
-                    np.concatenate(segments_seconds),
-                    top_k,
-                    sigma=math.inf if nms is None else nms,
-                )
-                count = max(1, int((kept_scores >= threshold).sum()))
-                of_video.append({"scores": kept_scores[:count], "segments": kept_segments[:count]})
-            results.append(of_video)
-        return results
+            count = max(1, int((kept_scores >= threshold).sum()))
+            of_video.append({"scores": kept_scores[:count], "segments": kept_segments[:count]})
+        results.append(of_video)
+    return results
+
+
+def clip_targets(segments: list, sentences: list[str], timelines: Sequence[Timeline]) -> list[list[list[float]]]:
+    """
+    Clip target segments to what a file has of its video, as the labels of training are.
+
+    Args:
+        segments (`list`): For each sentence `[start, end]` in seconds, or a list of these; `[]` for one that is not in
+            the video.
+        sentences (`list[str]`): The sentences of the video.
+        timelines (`Sequence[Timeline]`): The windows of the video, in their order.
+
+    Returns:
+        `list[list[list[float]]]`: For each sentence its segments, in seconds.
+
+    Raises:
+        ValueError: As [`~ScadaProcessor.encode_segments`].
+    """
+    start_seconds, end_seconds = timelines[0].start_seconds, timelines[-1].end_seconds
+    (targets,) = _nest_segments([segments], [sentences], [sentences])
+    for segments_seconds in targets:
+        _check_segments(segments_seconds, Timeline(start_seconds, end_seconds))
+    return [np.clip(segments_seconds, start_seconds, end_seconds).tolist() for segments_seconds in targets]
 
 
 def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
@@ -292,21 +329,7 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
             f"Received {num_videos} videos but sentences for {len(per_video)}; pass one sentence, or one list of "
             "sentences, per video."
         )
-    sentences = []
-    for video_index, entry in enumerate(map(as_list, per_video)):
-        if not isinstance(entry, (str, list)):
-            raise ValueError(
-                f"Received `text` of type {type(entry).__name__} for video {video_index}; pass a sentence, or a list "
-                "of sentences."
-            )
-        of_video = [entry] if isinstance(entry, str) else entry
-        sentences.append(of_video)
-        if not of_video:
-            raise ValueError(f"Received no sentence for video {video_index}; pass at least one.")
-        for sentence in of_video:
-            if not isinstance(sentence, str) or not sentence.strip():
-                raise ValueError(f"Received the sentence {sentence!r} for video {video_index}; expected a text.")
-    return sentences
+    return [as_sentences(entry, f" for video {video_index}") for video_index, entry in enumerate(per_video)]
 
 
 def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list[list[np.ndarray]]:

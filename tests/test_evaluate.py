@@ -4,15 +4,22 @@ import importlib.util
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import EvalPrediction
 
 from modeling_scada import (
     ScadaForTemporalGrounding,
     ScadaProcessor,
+    TemporalGroundingCollator,
+    TemporalGroundingTrainer,
+    TemporalGroundingTrainingArguments,
+    compute_metrics,
+    load_annotations,
     multi_segment_metrics,
     temporal_grounding_metrics,
 )
@@ -79,6 +86,57 @@ def test_predictions_are_the_models_and_metrics_follow_from_them(saved):
     assert record["metrics"]["R1@0.3"] == pytest.approx(100 * sum(value >= 0.3 for value in best) / 3)
     assert (record["split"], record["videos"], record["sentences"], record["broken_videos"]) == ("train", 2, 3, [])
     assert record["how"]["num_frames"] == 16 and record["how"]["top_k"] == 10
+
+
+@pytest.mark.parametrize("window_seconds", [None, 5.0])
+def test_trainer_and_evaluation_measure_the_same(saved, window_seconds):
+    """Of two videos in a batch: an annotation that ends after its file, several targets, and a sentence without."""
+    rows = [json.loads(line) for line in (saved / "rows.jsonl").read_text().splitlines()]
+    rows[0]["segments"][1] = [[1.0, 3.5]]  # the file has 2 s
+    rows[0] |= {"sentences": [*rows[0]["sentences"], "it never was"], "segments": [*rows[0]["segments"], []]}
+    rows[1]["segments"] = [[[0.0, 0.7], [3.1, 5.2]]]
+    (saved / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    processor = ScadaProcessor.from_pretrained(saved / "model")
+    processor.video_processor.window_seconds = window_seconds
+    processor.found_threshold = 0.3
+    processor.save_pretrained(saved / "model")
+    trainer = TemporalGroundingTrainer(
+        ScadaForTemporalGrounding.from_pretrained(saved / "model"),
+        TemporalGroundingTrainingArguments(str(saved / "run"), use_cpu=True, disable_tqdm=True),
+        eval_dataset=load_annotations(str(saved / "rows.jsonl"), "train"),
+        data_collator=TemporalGroundingCollator(processor, saved),
+        compute_metrics=partial(compute_metrics, found_threshold=0.3),
+    )
+    expected = trainer.evaluate()
+    record, predictions = evaluate(saved)
+    shared = [name for name in record["metrics"] if f"eval_{name}" in expected]
+    assert {"R1@0.5", "R5@0.7", "mIoU", "AUROC", "RejF1"} <= set(shared) and expected["eval_mIoU"] > 1
+    for name in shared:
+        assert record["metrics"][name] == pytest.approx(expected[f"eval_{name}"], rel=1e-6), name
+    assert [row["targets"] for row in predictions] == [[[0, 1]], [[1, 2]], [], [[0, 0.7], [3.1, 4.0]]]
+    # Both refuse what lies outside.
+    rows[0]["segments"][1] = [[1.0, 30.0]]
+    (saved / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match=r"a\.mp4: .*\[1, 30\] s"):
+        evaluate(saved)
+    left_out = evaluate(saved, "--skip_broken_videos")[0]
+    assert left_out["sentences"] == 1 and left_out["broken_videos"][0]["video"] == "a.mp4"
+
+
+def test_sentences_that_are_all_not_there(saved):
+    """Predictions are written, and how many sentences are rejected; nothing else can be measured."""
+    rows = [json.loads(line) for line in (saved / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"segments": [[] for _ in row["sentences"]]} for row in rows]
+    (saved / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    processor = ScadaProcessor.from_pretrained(saved / "model")
+    processor.found_threshold = 2.0
+    processor.save_pretrained(saved / "model")
+    record, predictions = evaluate(saved)
+    assert record["metrics"] == {"RejF1": 100.0, "found_threshold": 2.0}
+    assert [len(row["segments"]) > 0 and row["targets"] for row in predictions] == [[], [], []]
+    ranked = np.array([[[-1, -1, -1, -1, -1, 0.4], [-1, -1, -1, -1, -1, 0.6]]])
+    metrics = compute_metrics(EvalPrediction(predictions=ranked, label_ids=None), found_threshold=0.5)
+    assert metrics == {"sentences": 0, "RejF1": pytest.approx(100 * 2 / 3), "found_threshold": 0.5}
 
 
 def test_sentences_with_several_segments_have_metrics_of_their_own(saved):

@@ -24,6 +24,7 @@ from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideo
 from modeling_scada.head_scada import all_proposals, sparse_proposals
 from processing import grounding, library, library_on_ray
 from processing.command_line import main
+from processing.grounding import find_segments
 from processing.library import FACTS, Library, find_videos, index_videos, search, tensor_of
 from processing.result_table import format_time
 from processing.video_files import VIDEO_EXTENSIONS
@@ -606,6 +607,25 @@ def test_search_is_brute_force(make_pipe, folder, tmp_path, retrieval_dim, monke
             expected = brute_force(pipe, folder, sentence, top_k)
             assert len({segment["video"] for segment in expected}) > 1
             assert_same(result["segments"], expected)
+
+
+def test_a_text_is_one_sentence(make_pipe, folder, tmp_path):
+    """Not its letters; in a search and in one video."""
+    pipe = make_pipe()
+    index_videos(folder, pipe, tmp_path / "index")
+    (result,) = search(tmp_path / "index", SENTENCES[0], pipe)
+    assert result == search(tmp_path / "index", [SENTENCES[0]], pipe)[0] and result["sentence"] == SENTENCES[0]
+    video = str(next(path for path in folder.iterdir() if path.suffix == ".mp4"))
+    assert find_segments(pipe, video, SENTENCES[0], 2) == find_segments(pipe, video, [SENTENCES[0]], 2)
+    for wrong, reason in (
+        ([], "no sentence"),
+        (["a cat", 3], "sentence 3; expected a text at position 1"),
+        (7, "type int"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            search(tmp_path / "index", wrong, pipe)
+        with pytest.raises(ValueError, match=reason):
+            find_segments(pipe, video, wrong, 2)
 
 
 def test_search_says_what_was_found(make_pipe, folder, tmp_path):

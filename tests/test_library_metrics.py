@@ -35,5 +35,19 @@ def test_recall_over_all_videos():
 def test_what_cannot_be_evaluated():
     with pytest.raises(ValueError, match="no results of a search"):
         library_metrics([], ANNOTATIONS)
+    with pytest.raises(ValueError, match="no video has"):
+        library_metrics([ranked("leaves")], [{"video": "a.mp4", "sentences": ["leaves"], "segments": [[]]}])
     with pytest.raises(ValueError, match="'leaves', a sentence that the annotations do not have"):
         library_metrics([ranked("leaves")], ANNOTATIONS)
+
+
+def test_a_video_that_does_not_have_the_sentence_counts_for_nothing():
+    """`[]` for its segments; where no video has the sentence, the other sentences alone count."""
+    annotations = [
+        {"video": "a.mp4", "sentences": ["opens", "never"], "segments": [[], []]},
+        {"video": "b.mp4", "sentences": ["opens"], "segments": [[0.0, 2.0]]},
+    ]
+    segments = [{"video": name, "start": 0.0, "end": 2.0} for name in ("a.mp4", "b.mp4")]
+    results = [{"sentence": "opens", "segments": segments}, {"sentence": "never", "segments": segments}]
+    expected = {"R1@0.5": 0.0, "video_R1": 0.0, "R2@0.5": 100.0, "video_R2": 100.0}
+    assert library_metrics(results, annotations, ks=(1, 2)) == expected

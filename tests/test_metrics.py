@@ -20,6 +20,7 @@ from processing.metrics import (
     recall_at,
     rejection_auroc,
     rejection_f1,
+    rejection_metrics,
     soft_nms,
     temporal_grounding_metrics,
     temporal_iou,
@@ -564,3 +565,7 @@ def test_rejection_at_its_ends():
     assert rejection_auroc(np.array([0.1, 0.9]), np.array([True, False])) == 0
     assert math.isnan(rejection_auroc(np.array([0.1, 0.9]), np.array([True, True])))
     assert best_rejection_threshold(np.array([0.2, 0.2]), np.array([False, False])) > 0.2
+    # Rejecting all, with an F1 of 80, is best; the highest score is exactly 1.
+    scores, is_there = np.array([1.0, 1.0, 0.5]), np.array([True, False, False])
+    assert rejection_f1(scores, is_there, best_rejection_threshold(scores, is_there)) == pytest.approx(80)
+    assert rejection_metrics(scores, np.zeros(3, bool)).keys() == {"RejF1", "found_threshold"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import EvalPrediction, HfArgumentParser, TrainerCallback, pipeline, set_seed
 
@@ -24,9 +25,16 @@ from modeling_scada import (
     load_annotations,
     prepare_tuning,
     ranked_ious,
+    recipe_scada,
     trainer_scada,
 )
-from modeling_scada.recipe_scada import build_model, last_checkpoint, parse_arguments, run
+from modeling_scada.recipe_scada import (
+    build_model,
+    last_checkpoint,
+    parse_arguments,
+    run,
+    warn_of_shared_videos,
+)
 from processing.metrics import rejection_metrics
 from processing.recipe_arguments import DataArguments, ModelArguments, TuningArguments
 from processing.video_io import VideoReadError
@@ -390,6 +398,24 @@ def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tens
     )
     trainer.train()
     return seen
+
+
+def test_videos_in_training_and_evaluation_are_warned_of_once(monkeypatch):
+    """By their ids, or else by their paths or contents."""
+    lines = []
+    monkeypatch.setattr(recipe_scada.logger, "warning", lines.append)
+
+    def dataset(*videos, **columns):
+        return Dataset.from_dict({"video": videos, **columns})
+
+    train, other = dataset("a.mp4", "b.mp4", "c.mp4", "c.mp4"), dataset("d.mp4", "d.mp4")
+    warn_of_shared_videos(train, {"validation": other, "test": other})
+    warn_of_shared_videos(dataset(b"one"), {"test": dataset(b"two")})
+    assert lines == []
+    warn_of_shared_videos(train, {"validation": dataset("c.mp4"), "test": dataset("b.mp4", "c.mp4", "d.mp4")})
+    warn_of_shared_videos(dataset("x/1.mp4", video_id=["v1"]), {"test": dataset("y/1.webm", video_id=["v1"])})
+    assert lines[0].startswith("2 videos, such as b.mp4, are both trained and evaluated on")
+    assert lines[1].startswith("1 videos, such as y/1.webm, are both") and len(lines) == 2
 
 
 def test_accumulated_gradients_are_those_of_one_batch(recipe):
