@@ -240,7 +240,8 @@ class ScadaAdapterMixin:
         """
         name = self.active_adapters()[0] if adapter_name is None else adapter_name
         self._check_adapter_names([name])
-        return get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+        # Otherwise peft asks the Hub for the base model's vocabulary, which is never another here.
+        return get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
 
     def _inject_adapter(self, config: Any, adapter_name: str) -> None:
         with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -87,3 +88,16 @@ def test_the_forge_runs_what_there_is():
     quality = re.search(r"^quality:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]
     tools = [line.split()[0].removeprefix("$(BIN)/") for line in quality.splitlines()]
     assert [hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repository["hooks"]] == tools
+
+
+def test_the_oldest_releases_are_those_that_pyproject_allows():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["plot"]
+    floors = dict(re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups() for requirement in requirements)
+    lines = (REPOSITORY / ".ci" / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert oldest.pop("torch") == re.search(r"^torch==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.M)[1]
+    del floors["torch"]
+    assert oldest.keys() == floors.keys()
+    for name, floor in floors.items():
+        assert re.fullmatch(rf"{re.escape(floor)}(\.0)*", oldest[name]), name
