@@ -281,7 +281,9 @@ def benchmark_mode(
             result["inference_seconds"] = inference_seconds(model, batch, repeats)
             model.train()
     if mode in CHECKPOINTED_MODES:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.18 has the second name alone, which later releases deprecate.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
         result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
     return result
 

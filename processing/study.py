@@ -153,7 +153,9 @@ def bytes_kept_by(recipe: Path) -> int:
         base_model, processor = build_model(model_args)
         model: Any = prepare_tuning(base_model, model_args).train()
         if training_args.gradient_checkpointing:
-            model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
+            # transformers 5.18 has the second name alone, which later releases deprecate.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable(training_args.gradient_checkpointing_kwargs)
         collator = TemporalGroundingCollator(processor, folder_of_videos(data_args.dataset, data_args.video_root))
         sampler = RowSampler(processor, data_args.max_sentences, seed=training_args.seed)
         sampler.set_epoch(0)

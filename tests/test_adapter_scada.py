@@ -993,6 +993,7 @@ def test_an_adapter_loads_under_another_name(make_model, adapt, tiny_batch, tmp_
 
 @pytest.mark.parametrize("name", ["scada", "scada_inner", "up", "weight"])
 @pytest.mark.parametrize("by_transformers", [False, True])
+@pytest.mark.filterwarnings("ignore:Adapter name 'scada' should not be contained in the prefix")
 def test_adapters_with_names_that_are_parts_of_weights_names(
     make_model, adapt, randomize_trainable, tiny_batch, tmp_path, name, by_transformers
 ):

@@ -12,6 +12,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -527,7 +528,7 @@ def test_lite0_of_imagenet_sees_a_military_uniform(tmp_path):
     model = AutoModel.from_pretrained(tmp_path).eval()
     # As ScadaVideoProcessor prepares frames: scaled as a whole, with the mean and deviation of the folder.
     image = image_module.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
-    pixels = torch.tensor(list(image.resize((224, 224), image_module.Resampling.BICUBIC).getdata()))
+    pixels = torch.tensor(np.asarray(image.resize((224, 224), image_module.Resampling.BICUBIC)))
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())
     mean, std = (torch.tensor(config[name]) for name in ("image_mean", "image_std"))
     pixels = ((pixels / 255 - mean) / std).view(1, 224, 224, 3).permute(0, 3, 1, 2)

@@ -149,7 +149,7 @@ def test_every_trainable_weight_gets_a_gradient_with_and_without_checkpointing(m
         else:
             model.model.text_encoder.requires_grad_(False)
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.train()
         inputs = batch | {"pixel_values_videos": batch["pixel_values_videos"].double()}
         model(**inputs).loss.backward()

@@ -227,7 +227,7 @@ def test_gradients_with_checkpointing_are_those_without(make_model, batch):
     for checkpointing in (False, True):
         model = adapted(make_model("efficientnet_lite").double(), inner_layers="last 3", outer_layers="even 4")
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.train()
         torch.manual_seed(0)  # of the proposals that are drawn
         model(**batch | {"pixel_values_videos": batch["pixel_values_videos"].double()}).loss.backward()
@@ -240,7 +240,8 @@ def test_gradients_with_checkpointing_are_those_without(make_model, batch):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "efficientnet_lite"])
 def test_checkpointing_that_transformers_does_not_have_is_refused(make_model, name):
     with pytest.raises(ValueError, match=f"Received a {name} to train with gradient checkpointing"):
-        make_model(name).gradient_checkpointing_enable()
+        model = make_model(name)
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 @each

@@ -267,9 +267,10 @@ def test_forms_of_a_video(pipe, clip, serve):
     found = pipe(str(clip), sentence)
     frames = read_frames(clip, (np.arange(50) + 0.5) / 10, size=(32, 32))
     assert pipe(io.BytesIO(clip.read_bytes()), sentence) == found
-    for video in (clip, clip.read_bytes(), serve(clip), open(clip, "rb")):
-        assert pipe(video, sentence) == found
-        assert pipe({"video": video, "sentence": sentence}) == found
+    with open(clip, "rb") as file:
+        for video in (clip, clip.read_bytes(), serve(clip), file):
+            assert pipe(video, sentence) == found
+            assert pipe({"video": video, "sentence": sentence}) == found
     assert pipe(video=str(clip), sentence=sentence) == found
     for video in (frames, torch.from_numpy(frames), frames.transpose(0, 3, 1, 2)):
         for metadata in ({"fps": 10}, {"duration": 5.0}):
@@ -331,6 +332,9 @@ def test_forms_of_several_videos(form, batch_size, rows, pipe, serve):
     found = pipe(inputs, batch_size=batch_size)
     assert isinstance(found, list) == (form not in ("generator", "data_set", "stream", "key_data_set"))
     check_close(list(found), expected)
+    if form == "open_files":
+        for row in inputs:
+            row["video"].close()
 
 
 def test_videos_and_sentences_side_by_side(rows, pipe):
