@@ -7,10 +7,10 @@ video goes through the backbone once however many sentences ask about it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from os import PathLike
 from typing import Any
 
@@ -173,6 +173,25 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
                 f"Received the weights {pickled}; pickled weights are not loaded. Convert them to safetensors first."
             )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        As PyTorch has it, and also for weights under the names that `save_pretrained` writes. For some backbones these
+        are older names, which `Trainer` hands over as they are in the file; `from_pretrained` converts them.
+        """
+        if not state_dict.keys() <= self.state_dict().keys():
+            floats = [value.dtype for value in state_dict.values() if value.is_floating_point()]
+            loaded, info = type(self).from_pretrained(
+                None,
+                config=self.config,
+                state_dict=dict(state_dict),
+                output_loading_info=True,
+                dtype=reduce(torch.promote_types, floats, torch.float32),  # no weight is rounded
+            )
+            converted = loaded.state_dict()
+            unexpected = {name: state_dict[name] for name in info["unexpected_keys"]}
+            state_dict = {name: converted[name] for name in converted.keys() - info["missing_keys"]} | unexpected
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def enable_input_require_grads(self) -> None:
         """

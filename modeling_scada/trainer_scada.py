@@ -6,6 +6,7 @@ that show whether they are whole.
 import math
 import time
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
@@ -169,7 +172,8 @@ class TemporalGroundingTrainer(Trainer):
         As `Trainer` has it.
 
         Raises:
-            ValueError: If the checkpoint is none to go on from: it was saved without optimizer and schedule.
+            ValueError: If the checkpoint is none to go on from: it was saved without optimizer and schedule, or its
+                weights, or those of the best model, are not the model's.
             FloatingPointError: If the loss or the gradient is not finite. The weights are still those of the step
                 before, and nothing is saved.
         """
@@ -188,6 +192,38 @@ class TemporalGroundingTrainer(Trainer):
                 f"{checkpoint} has no optimizer and no schedule, as --save_only_model leaves it, so a training cannot "
                 "go on from it as if it had not been stopped. Start anew in another --output_dir; its model can be "
                 "what training starts from (--model_name_or_path)."
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self._check_adapter(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        self._check_adapter(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
+
+    def _check_adapter(self, checkpoint: Path) -> None:
+        # `Trainer` does not look at what peft says of missing weights. FSDP and DeepSpeed have files of their own.
+        if isinstance(self.model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            name = self.model.active_adapters[0]
+            path = checkpoint / ("" if name == "default" else name) / SAFETENSORS_WEIGHTS_NAME
+            own = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
+            with safe_open(path, framework="pt") as file:
+                self._check_names(set(own) - set(file.keys()), set(file.keys()) - set(own))
+
+    def _issue_warnings_after_load(self, load_result):
+        self._check_names(load_result.missing_keys, load_result.unexpected_keys)
+
+    def _check_names(self, missing: Collection[str], unexpected: Collection[str]) -> None:
+        if missing or unexpected:
+            shown = [
+                f"{what} {len(names)} weights ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+                for what, names in (("it lacks", missing), ("it has besides", unexpected))
+                if names
+            ]
+            raise ValueError(
+                f"The checkpoint is of another model: {' and '.join(shown)}. Give the arguments that the run was "
+                "started with, or start anew in another --output_dir."
             )
 
     def training_step(self, *args, **kwargs):

@@ -357,6 +357,47 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what,
     assert checkpoints == ["checkpoint-8"]
 
 
+@pytest.mark.parametrize("tuning", ["full", pytest.param("partial", marks=pytest.mark.slow)])
+def test_a_stopped_run_of_the_backbone_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, tuning, monkeypatch):
+    """VideoMAE, whose biases have older names in a checkpoint. Its best model is the one of the best step, too."""
+    whole = long_recipe | {
+        "tuning": tuning,
+        "backbone_learning_rate": 1e-2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_total_limit": None,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "mIoU",
+    }
+    run(*parse(whole))
+    stopped = whole | {"output_dir": str(tmp_path / "stopped")}
+    training_step = TemporalGroundingTrainer.training_step
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TemporalGroundingTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(*parse(stopped))
+    assert Path(last_checkpoint(stopped["output_dir"])).name == "checkpoint-4"
+    run(*parse(stopped))
+
+    losses, last = [], []
+    for name in ("run", "stopped"):
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        losses.append([(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry])
+        last.append(load_file(tmp_path / name / "checkpoint-8" / "model.safetensors"))
+        best = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert found.keys() == best.keys() and all(torch.equal(value, best[key]) for key, value in found.items())
+    assert losses[0] == losses[1] and len(losses[0]) >= 4
+    assert last[0].keys() == last[1].keys() and any("q_bias" in name for name in last[0])
+    assert max((value.double() - last[1][name].double()).abs().max() for name, value in last[0].items()) == 0.0
+
+
 def test_a_finished_run_with_other_arguments_is_not_gone_on_with(recipe):
     finished = recipe | {"save_strategy": "steps", "save_steps": 1}
     run(*parse(finished))

@@ -1,13 +1,19 @@
 """Training from Python, by the public names alone: this project's trainer, and transformers' own."""
 
+import copy
 import json
 
 import pytest
+import test_backbones
+import test_convolutional_backbones
+import test_image_backbones
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from modeling_scada import (
     RowSampler,
+    ScadaConfig,
     ScadaForTemporalGrounding,
     TemporalGroundingCollator,
     TemporalGroundingTrainer,
@@ -18,7 +24,8 @@ from modeling_scada import (
     prepare_tuning,
     ranked_ious,
 )
-from processing.recipe_arguments import ModelArguments
+from modeling_scada.backbone_scada import ENCODER_TYPES
+from processing.recipe_arguments import TUNING_MODES, ModelArguments
 
 
 @pytest.fixture
@@ -190,3 +197,126 @@ def test_public_names():
         assert name in dir(modeling_scada)
     with pytest.raises(AttributeError, match="no attribute 'TemporalGroundingTrainer2'"):
         modeling_scada.TemporalGroundingTrainer2  # noqa: B018
+
+
+# --- weights that come back ---
+
+# transformers saves these under other names than they have in memory.
+RENAMED = ("videomae", "vivit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+IMAGES = test_image_backbones.CONFIGS | test_convolutional_backbones.CONFIGS
+CHECKPOINT = "checkpoint-1"
+
+
+@pytest.fixture
+def make_trainer(tiny_config, randomize_weights, tmp_path):
+    """`make_trainer(backbone, tuning)`: with a model of random weights, always the same, that is to be tuned so."""
+
+    def make(backbone: str, tuning: str, trainer_class=TemporalGroundingTrainer, **arguments) -> Trainer:
+        video_config = IMAGES[backbone] if backbone in IMAGES else test_backbones.video_config(backbone)
+        torch.manual_seed(0)
+        config = ScadaConfig(
+            video_config=copy.deepcopy(video_config), text_config=tiny_config.text_config, hidden_size=16, grid_size=8
+        )
+        model = randomize_weights(ScadaForTemporalGrounding(config), std=0.02)
+        settings = TuningArguments(tuning, reduction=4, inner_layers="last 1", outer_layers="even 2")
+        arguments_class = TrainingArguments if trainer_class is Trainer else TemporalGroundingTrainingArguments
+        args = arguments_class(
+            output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, report_to="none", **arguments
+        )
+        return trainer_class(model=prepare_tuning(model, settings), args=args)
+
+    return make
+
+
+def save_trained(trainer: Trainer, folder) -> dict[str, torch.Tensor]:
+    """Moves what trains, as training would, and saves it. Returns all weights, by name."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    trainer.save_model(str(folder))
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def load_back(trainer: Trainer, folder, how: str) -> dict[str, torch.Tensor]:
+    """As `Trainer` does when it resumes, and when it has found its best model."""
+    if how == "resume":
+        trainer._load_from_checkpoint(str(folder))
+    else:
+        trainer.state.best_model_checkpoint = str(folder)
+        trainer._load_best_model()
+    return trainer.model.state_dict()
+
+
+def test_every_backbone_is_tried():
+    assert set(IMAGES) | set(test_backbones.CASES) == set(ENCODER_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tuning"),
+    [
+        pytest.param(
+            *(backbone, tuning),
+            marks=()
+            if tuning == "full" or (backbone, tuning) in [("videomae", "partial"), ("videomae", "scada")]
+            else pytest.mark.slow,
+        )
+        for backbone in ENCODER_TYPES
+        for tuning in TUNING_MODES
+    ],
+)
+def test_a_checkpoint_comes_back_bit_for_bit(make_trainer, tmp_path, backbone, tuning):
+    saved = save_trained(make_trainer(backbone, tuning), tmp_path / CHECKPOINT)
+    if tuning == "full":
+        in_file = load_file(tmp_path / CHECKPOINT / "model.safetensors")
+        assert (set(in_file) != set(saved)) == (backbone in RENAMED)
+    for how in ("resume", "best"):
+        trainer = make_trainer(backbone, tuning)
+        fresh = trainer.model.state_dict()
+        assert any(not torch.equal(fresh[name], saved[name]) for name in saved)
+        found = load_back(trainer, tmp_path / CHECKPOINT, how)
+        assert found.keys() == saved.keys()
+        assert max((found[name].double() - saved[name].double()).abs().max() for name in saved) == 0.0
+
+
+@pytest.mark.parametrize("tuning", ["full", "scada"])
+@pytest.mark.parametrize("how", ["resume", "best"])
+def test_a_checkpoint_that_lacks_a_weight_or_has_another_is_refused(make_trainer, tmp_path, tuning, how):
+    save_trained(make_trainer("videomae", tuning), tmp_path / CHECKPOINT)
+    path = next((tmp_path / CHECKPOINT).glob("*model.safetensors"))
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith(("v_bias", "up.weight")))
+    for changed, message in (
+        (
+            {key: value for key, value in weights.items() if key != name},
+            r"it lacks 1 weights \(.*(value\.bias|up\.weight)\)",
+        ),
+        (weights | {"model.other.weight": torch.zeros(2)}, r"it has besides 1 weights \(.*model\.other\.weight\)"),
+    ):
+        save_file(changed, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            load_back(make_trainer("videomae", tuning), tmp_path / CHECKPOINT, how)
+
+
+@pytest.mark.parametrize("backbone", RENAMED)
+def test_a_plain_trainer_gets_its_weights_back_too(make_trainer, tmp_path, backbone, caplog):
+    saved = save_trained(make_trainer(backbone, "full", Trainer), tmp_path / CHECKPOINT)
+    for how in ("resume", "best"):
+        found = load_back(make_trainer(backbone, "full", Trainer), tmp_path / CHECKPOINT, how)
+        assert all(torch.equal(found[name], saved[name]) for name in saved)
+    assert "keys in the checkpoint" not in caplog.text
+
+
+def test_weights_under_their_names_in_memory_load_as_in_pytorch(make_trainer):
+    """All of them, some of them, and with a name that is no weight's."""
+    model, other = (make_trainer("videomae", "full").model for _ in range(2))
+    weights = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    some = {name: value for name, value in weights.items() if name.startswith("head.")}
+    result = other.load_state_dict(some | {"else": torch.zeros(1)}, strict=False)
+    assert result.unexpected_keys == ["else"] and set(result.missing_keys) == set(weights) - set(some)
+    assert all(torch.equal(value, weights[name]) == (name in some) for name, value in other.state_dict().items())
+    with pytest.raises(RuntimeError, match='Unexpected key.*"else"'):
+        other.load_state_dict(weights | {"else": torch.zeros(1)})
