@@ -42,13 +42,13 @@ stopped. What is drawn for a video (sentences, augmentation) depends on the seed
 
 import sys
 
-from modeling_scada.recipe_scada import parse_arguments, run
+from processing.command_line import answer, train
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments and runs."""
-    run(*parse_arguments(sys.argv[1:] if argv is None else argv))
+def main(argv: list[str] | None = None) -> int:
+    """Reads the arguments and runs; returns the exit code."""
+    return answer("run_temporal_grounding.py", train, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
