@@ -287,6 +287,13 @@ class TemporalGroundingTrainer(Trainer):
                 "started with, or start anew in another --output_dir."
             )
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # The run had ended, in the middle of an epoch; `Trainer` would go one step further.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         # Of all processes, so that they stop together and none saves what comes of it.
