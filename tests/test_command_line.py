@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -191,7 +192,7 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
     [
         ({"video_root": "empty"}, r"scada train: There is no video '\d.mp4' in "),
         ({"video_root": "empty", "dataloader_num_workers": 1}, r"scada train: There is no video '\d.mp4' in "),
-        ({"video_model": "empty"}, r"scada train: Could not load empty \(--video_model\): "),
+        ({"video_model": "no weights"}, r"scada train: Could not load the model no weights: .*--video_model"),
         ({"model_name_or_path": "empty"}, r"scada train: Could not load the model empty: .*--model_name"),
         ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),
         ({"learning_rat": 1e-3}, "scada train: The recipe .* has ..learning_rat.., which are no arguments"),
@@ -205,6 +206,7 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
 def test_a_training_that_cannot_go_on_is_one_line(recipe, tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    shutil.copytree(recipe["video_model"], tmp_path / "no weights", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"lr_scheduler_type": "constant"} | change))
     assert main(["train", str(tmp_path / "recipe.json")]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scada train")]
