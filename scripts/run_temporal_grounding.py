@@ -19,7 +19,7 @@ One's own videos:
     python scripts/run_temporal_grounding.py \
         --video_model MCG-NJU/videomae-base --text_model distilbert-base-uncased \
         --dataset data/my_videos --video_root path/to/videos --num_frames 512 --image_size 160 --max_sentences 4 \
-        --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --bf16 \
+        --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --per_device_train_batch_size 1 \
         --num_train_epochs 10 --output_dir outputs/my_videos
 
 `--tuning` says which part of the video backbone trains:
