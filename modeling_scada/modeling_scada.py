@@ -193,6 +193,11 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
             state_dict = {name: converted[name] for name in converted.keys() - info["missing_keys"]} | unexpected
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether a module checkpoints. peft asks for this name, of which transformers warns on each call."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def enable_input_require_grads(self) -> None:
         """
         Does nothing: peft calls it so that reentrant checkpointing finds a gradient to follow, but frozen layers

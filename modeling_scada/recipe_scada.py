@@ -5,6 +5,7 @@ on where it was.
 
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Hashable
@@ -16,8 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import AutoModel, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from processing.annotations import find_shared_videos, load_annotations
@@ -26,14 +26,20 @@ from processing.model_loading import loading_model
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
 from processing.provenance import current_commit
 from processing.publishing import push_folder
-from processing.recipe_arguments import DataArguments, ModelArguments
+from processing.recipe_arguments import DataArguments, ModelArguments, parse_recipe
 from processing.result_folder import make_result_folder
 from processing.row_sampler import RowSampler
 from processing.video_files import folder_of_videos, video_key, video_name
 from processing.video_processing_scada import ScadaVideoProcessor
 
 from .modeling_scada import ScadaForTemporalGrounding
-from .trainer_scada import COMPLETE, TemporalGroundingTrainer, TemporalGroundingTrainingArguments, compute_metrics
+from .trainer_scada import (
+    TemporalGroundingTrainer,
+    TemporalGroundingTrainingArguments,
+    compute_metrics,
+    last_checkpoint,
+    writing,
+)
 from .tuning_scada import peft_config, prepare_tuning
 
 
@@ -51,7 +57,12 @@ ARGUMENTS_OF_A_RUN = (
 
 
 def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaProcessor]:
-    """Model and processor, from `model_name_or_path` or from two encoders."""
+    """
+    Model and processor, from `model_name_or_path` or from two encoders.
+
+    Raises:
+        RuntimeError: If one of them cannot be loaded.
+    """
     if args.model_name_or_path is not None:
         with loading_model(args.model_name_or_path, "--model_name_or_path"):
             model = ScadaForTemporalGrounding.from_pretrained(args.model_name_or_path, dtype=torch.float32)
@@ -82,12 +93,6 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             image_deviation=list(video_processor.image_std),
         ).float()
     return model, processor
-
-
-def last_checkpoint(output_dir: str) -> str | None:
-    """The last checkpoint in a folder that was written to its end; `None` if there is none."""
-    whole = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
 def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
@@ -147,13 +152,21 @@ def run(
     if checkpoint is None and (checkpoint := last_checkpoint(output_dir)) is not None:
         check_same_run(output_dir, arguments)
         print(f"Going on from {checkpoint}.")
+    # Before any model, which may have to come from the Hub.
+    train_dataset = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
+    eval_datasets = {
+        name: load_annotations(data_args.dataset, split, data_args.streaming)
+        for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
+        if split is not None
+    }
 
     set_seed(training_args.seed)
     base_model, processor = build_model(model_args)
     if peft_config(model_args) is not None and model_args.model_name_or_path is None:
         # An adapter is worth nothing without the model it was trained on, and this one has no other folder.
         if training_args.should_save:
-            base_model.save_pretrained(output_dir)
+            with writing(output_dir, output_dir):
+                base_model.save_pretrained(output_dir)
         base_model.name_or_path = output_dir
     model = prepare_tuning(base_model, model_args)
     parts = {
@@ -167,7 +180,6 @@ def run(
     }
     print(", ".join(f"{name}: {count:,}" for name, count in trainable.items()))
 
-    train_dataset = load_annotations(data_args.dataset, data_args.train_split, data_args.streaming)
     if data_args.streaming:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
         # Each process reads its own rows: batches that one process makes for all cannot be joined, as the numbers of
@@ -201,14 +213,11 @@ def run(
     # As many as a video has itself, so that half of all sentences are not there.
     eval_sampler = make_sampler(negative_sentences=sys.maxsize if data_args.negative_sentences else 0)
     eval_sampler.set_epoch(0)
-    eval_rows = {
-        name: load_annotations(data_args.dataset, split, data_args.streaming)
-        for name, split in (("validation", data_args.validation_split), ("test", data_args.eval_split))
-        if split is not None
-    }
     if not data_args.streaming:
-        warn_of_shared_videos(train_dataset, eval_rows)
-    eval_datasets = {name: eval_sampler.apply(rows, training_args.eval_batch_size) for name, rows in eval_rows.items()}
+        warn_of_shared_videos(train_dataset, eval_datasets)
+    eval_datasets = {
+        name: eval_sampler.apply(dataset, training_args.eval_batch_size) for name, dataset in eval_datasets.items()
+    }
     test_dataset = eval_datasets["test"]
     trainer = TemporalGroundingTrainer(
         model=model,
@@ -250,28 +259,39 @@ def run(
     if training_args.push_to_hub and training_args.should_save:
         repo_id = training_args.hub_model_id or Path(output_dir).resolve().name
         print(push_folder(Path(output_dir), repo_id, private=training_args.hub_private_repo))
+    if training_args.should_save:
+        print(next_commands(output_dir, data_args))
     return metrics
+
+
+def next_commands(output_dir: str, data_args: DataArguments) -> str:
+    """What to type when a training has ended."""
+    evaluate = ["scada", "evaluate", output_dir, data_args.dataset, "--split", data_args.eval_split]
+    if data_args.video_root is not None:
+        evaluate += ["--video_root", data_args.video_root]
+    ground = ["scada", "ground", "VIDEO", "a sentence", "--model", output_dir]
+    push = ["scada", "push", output_dir, "NAME/MODEL"]
+    return "\n".join(
+        ["The model is in " + output_dir + ". Next:", *(f"  {shlex.join(c)}" for c in (evaluate, ground, push))]
+    )
 
 
 def parse_arguments(
     argv: list[str],
 ) -> tuple[ModelArguments, DataArguments, TemporalGroundingTrainingArguments]:
     """
-    The script's arguments; where the first is a JSON file, they replace those in it.
+    The script's arguments; where the first is a JSON file, they replace those in it. Names that are no arguments end
+    the process, as `argparse` does.
 
     Raises:
-        ValueError: If the recipe has a name that is no argument.
+        ValueError: If the recipe has a name that is no argument, or a value is refused.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TemporalGroundingTrainingArguments))  # type: ignore[arg-type]
-    if argv and argv[0].endswith(".json"):
-        recipe = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-        actions = {action.dest: action for action in parser._actions}
-        if unknown := sorted(set(recipe) - set(actions)):
-            raise ValueError(
-                f"The recipe {argv[0]} has {unknown}, which are no arguments; see --help for their names."
-            )
-        for name in recipe:
-            actions[name].required = False
-        parser.set_defaults(**recipe)
-        argv = argv[1:]
-    return parser.parse_args_into_dataclasses(argv)  # type: ignore[return-value]
+    kinds = (ModelArguments, DataArguments, TemporalGroundingTrainingArguments)
+    *parsed, parser, unknown, others = parse_recipe(kinds, argv)
+    if unknown:
+        raise ValueError(
+            f"The recipe {argv[0]} has {sorted(unknown)}, which are no arguments; see --help for their names."
+        )
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return tuple(parsed)  # type: ignore[return-value]

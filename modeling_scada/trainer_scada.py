@@ -6,7 +6,8 @@ that show whether they are whole.
 import math
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from safetensors import SafetensorError, safe_open
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import is_torch_bf16_gpu_available
 
 from processing.collator import TemporalGroundingCollator
 from processing.metrics import recall_at, rejection_metrics, temporal_iou
@@ -60,7 +62,8 @@ class TemporalGroundingTrainingArguments(TrainingArguments):
     `TrainingArguments`; `learning_rate` is the head's.
 
     Raises:
-        ValueError: If an argument of `Trainer` is given that has no meaning for these models.
+        ValueError: If an argument of `Trainer` is given that has no meaning for these models, or `bf16` without a GPU
+            that has it.
     """
 
     output_dir: str = field(default="outputs/run", metadata={"help": "Where model, processor and metrics go."})
@@ -78,7 +81,14 @@ class TemporalGroundingTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and inf out of eval_loss."})
 
     def __post_init__(self):
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise ValueError(
+                "Received bf16=True on a machine without a GPU that computes in it; leave --bf16 out (or add `--bf16 "
+                "false` after a recipe that has it), or train on the CPU in it with --use_cpu."
+            )
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
         for name, reason in WITHOUT_MEANING.items():
             if (value := getattr(self, name)) not in (None, False, 0.0, "no", []):
                 raise ValueError(f"Received {name}={value!r}, which has no meaning here: {reason}.")
@@ -108,6 +118,54 @@ class CheckpointLogCallback(TrainerCallback):
     on_epoch_end = on_step_end
 
 
+def rounded(logs: dict[str, Any]) -> dict[str, Any]:
+    """Four digits of each number that is logged, to be printed; `Trainer` makes texts of them."""
+    shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
+    shown.pop("total_flos", None)
+    return shown
+
+
+class PrintNumbersCallback(PrinterCallback):
+    """Prints logs as numbers."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_local_process_zero:
+            print(rounded(logs))
+
+
+class ProgressNumbersCallback(ProgressCallback):
+    """Progress bars, with logs as numbers."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(str(rounded(logs)))
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The last checkpoint in a folder that was written to its end; `None` if there is none."""
+    whole = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+@contextmanager
+def writing(folder: str, run_dir: str) -> Iterator[None]:
+    """
+    Raises:
+        OSError: If what is written within fails, with the folder, and the checkpoint that is still whole.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk, torch and safetensors have their own
+        last = last_checkpoint(run_dir)
+        kept = (
+            f"The last whole checkpoint is {last}: make room, and"
+            if last
+            else "No checkpoint is whole: make room, and"
+        )
+        again = "the same command goes on from it" if last else "start again"
+        raise OSError(f"{folder} could not be written ({error}). {kept} {again}.") from error
+
+
 class TemporalGroundingTrainer(Trainer):
     """
     `Trainer` with a learning rate for each part of the model, and checkpoints that show whether they are whole.
@@ -132,6 +190,9 @@ class TemporalGroundingTrainer(Trainer):
 
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        for theirs, ours in ((PrinterCallback, PrintNumbersCallback), (ProgressCallback, ProgressNumbersCallback)):
+            if self.pop_callback(theirs) is not None:
+                self.add_callback(ours)
         self.eval_collator = eval_collator
         if eval_collator is not None:
             warnings.warn(
@@ -229,6 +290,13 @@ class TemporalGroundingTrainer(Trainer):
                 "started with, or start anew in another --output_dir."
             )
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # The run had ended, in the middle of an epoch; `Trainer` would go one step further.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         # Of all processes, so that they stop together and none saves what comes of it.
@@ -284,13 +352,27 @@ class TemporalGroundingTrainer(Trainer):
         # Older checkpoints go only when this one is whole.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(str(marker.parent), str(run_dir)):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             marker.touch()
             rotate_checkpoints(str(run_dir), limit, best_model_checkpoint=self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        As `Trainer` has it.
+
+        Raises:
+            OSError: If the model could not be written, with the checkpoint that is still whole.
+        """
+        if _internal_call:  # within a checkpoint
+            super().save_model(output_dir, _internal_call)
+            return
+        with writing(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
 
     def push_to_hub(self, *args, **kwargs):
         """Does nothing: `save_model` calls it, and it uploads pickles too; [`push_folder`] does not."""

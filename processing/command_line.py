@@ -7,6 +7,7 @@ Nothing heavy is imported before the arguments are parsed, so that `--help` answ
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_formats import READERS
-from .recipe_arguments import DataArguments, ModelArguments
+from .recipe_arguments import USAGE, DataArguments, ModelArguments, check_recipe
 
 
 def positive_int(text: str) -> int:
@@ -27,7 +28,7 @@ def positive_int(text: str) -> int:
 EXACT_HELP = "encode clips anew, to begin and end with their segments; else they are copied from a key frame on."
 
 
-def answer(prog: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def answer(prog: str, command: Callable[[Any], None], args: Any) -> int:
     """
     Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given, and
     130 if it was interrupted.
@@ -37,8 +38,11 @@ def answer(prog: str, command: Callable[[argparse.Namespace], None], args: argpa
     except KeyboardInterrupt as error:
         print(f"{prog}: interrupted. {error}".strip(), file=sys.stderr)
         return 130
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (FloatingPointError, OSError, RuntimeError, ValueError) as error:
+        text = str(error)
+        if "Original Traceback (most recent call last):" in text:  # of a process that reads videos
+            text = re.split(r"\n[\w.]+: ", text)[-1]
+        print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -419,7 +423,7 @@ def compose(args: argparse.Namespace) -> None:
 
 def add_train_help(parser: argparse.ArgumentParser) -> None:
     """For `--help` alone: what is parsed are the arguments of `Trainer` too, which take seconds to import."""
-    parser.usage = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
+    parser.usage = USAGE
     parser.epilog = (
         "And all of transformers.TrainingArguments. --learning_rate is the head's; --adapter_learning_rate, "
         "--backbone_learning_rate and --text_learning_rate are those of the other parts. A recipe is a JSON file with "
@@ -434,7 +438,9 @@ def add_train_help(parser: argparse.ArgumentParser) -> None:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Runs a recipe."""
+    """Runs a recipe. What can be refused at once is, before `Trainer` is imported."""
+    if not {"-h", "--help"} & set(argv):
+        check_recipe(argv)
     from modeling_scada.recipe_scada import parse_arguments, run
 
     run(*parse_arguments(list(argv)))
@@ -490,8 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"] and not {"-h", "--help"} & set(argv):
-        train(argv[1:])
-        return 0
+        return answer("scada train", train, argv[1:])
     parser = argparse.ArgumentParser(prog="scada", description="Temporal sentence grounding in videos.")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     for name, summary, add_arguments, command in (

@@ -1,9 +1,13 @@
 """
-What a recipe says about the model and the data. Nothing heavy is imported here, so that a command can list its
-arguments at once.
+What a recipe says about the model and the data, and how it is read. Nothing heavy is imported here, so that a command
+can list its arguments and refuse wrong ones at once.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 TUNING_MODES = ("frozen", "partial", "full", "lora", "tia", "scada")
@@ -147,3 +151,77 @@ class DataArguments:
     blind: bool = field(
         default=False, metadata={"help": "Replace the pixels by noise: what the annotations alone give away."}
     )
+
+
+USAGE = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
+
+
+def parse_recipe(kinds: Sequence[type], argv: Sequence[str], **parser_arguments) -> tuple[Any, ...]:
+    """
+    Parses arguments; where the first is a JSON file, they replace those in it.
+
+    Args:
+        kinds (`Sequence[type]`): Dataclasses of arguments.
+        argv (`Sequence[str]`): The arguments.
+        parser_arguments: As `HfArgumentParser` takes them.
+
+    Returns:
+        `tuple`: An instance of each dataclass, the parser, the names of the recipe that are in none of them, and the
+        arguments that are not.
+
+    Raises:
+        OSError: If the recipe cannot be read.
+        ValueError: If the recipe is not JSON with a value for each name, or a value is refused.
+    """
+    from transformers.hf_argparser import HfArgumentParser
+
+    parser = HfArgumentParser(
+        kinds,  # type: ignore[arg-type]
+        prog="scada train",
+        usage=USAGE,
+        allow_abbrev=False,
+        **parser_arguments,
+    )
+    argv, unknown = list(argv), []
+    if argv and argv[0].endswith(".json"):
+        path = argv.pop(0)
+        try:
+            recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"The recipe {path} is not JSON: {error}.") from error
+        if not isinstance(recipe, dict):
+            raise ValueError(f"The recipe {path} is {recipe!r}; expected a value for each name, as in {{...}}.")
+        actions = {action.dest: action for action in parser._actions}
+        unknown = [name for name in recipe if name not in actions]
+        for name in recipe.keys() & actions.keys():
+            actions[name].required = False
+        parser.set_defaults(**{name: value for name, value in recipe.items() if name in actions})
+    *parsed, others = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    return *parsed, parser, unknown, others
+
+
+def check_recipe(argv: Sequence[str]) -> None:
+    """
+    Refuses at once what can be told from the arguments about model and data alone: importing `Trainer`, and its
+    arguments, takes seconds.
+
+    Args:
+        argv (`Sequence[str]`): The arguments of a training.
+
+    Raises:
+        OSError: If the recipe, or a folder that is named, does not exist.
+        ValueError: If a value is refused.
+    """
+    model_args, data_args, *_ = parse_recipe((ModelArguments, DataArguments), argv, add_help=False)
+    if data_args.video_root is not None and not Path(data_args.video_root).is_dir():
+        raise FileNotFoundError(
+            f"Received --video_root {data_args.video_root}, where there is no folder; name that of the videos."
+        )
+    sources = {"dataset": data_args.dataset, "model_name_or_path": model_args.model_name_or_path}
+    if model_args.model_name_or_path is None:
+        sources |= {"video_model": model_args.video_model, "text_model": model_args.text_model}
+    for name, source in sources.items():
+        # Ids on the Hub are a name, or two with a slash between.
+        is_path = source is not None and (source[:1] in "/.~" or source.count("/") > 1 or "\\" in source)
+        if is_path and not Path(source).exists():
+            raise FileNotFoundError(f"Received --{name} {source}, where there is nothing; check the path.")

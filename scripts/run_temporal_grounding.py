@@ -19,7 +19,7 @@ One's own videos:
     python scripts/run_temporal_grounding.py \
         --video_model MCG-NJU/videomae-base --text_model distilbert-base-uncased \
         --dataset data/my_videos --video_root path/to/videos --num_frames 512 --image_size 160 --max_sentences 4 \
-        --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --bf16 \
+        --tuning scada --learning_rate 2e-4 --adapter_learning_rate 4e-4 --per_device_train_batch_size 1 \
         --num_train_epochs 10 --output_dir outputs/my_videos
 
 `--tuning` says which part of the video backbone trains:
@@ -42,13 +42,13 @@ stopped. What is drawn for a video (sentences, augmentation) depends on the seed
 
 import sys
 
-from modeling_scada.recipe_scada import parse_arguments, run
+from processing.command_line import answer, train
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments and runs."""
-    run(*parse_arguments(sys.argv[1:] if argv is None else argv))
+def main(argv: list[str] | None = None) -> int:
+    """Reads the arguments and runs; returns the exit code."""
+    return answer("run_temporal_grounding.py", train, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

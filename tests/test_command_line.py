@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -70,6 +72,12 @@ def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     command = ["train", str(tmp_path / "recipe.json"), "--dataset", data, "--video_root", str(tmp_path)]
     assert main([*command, "--max_steps", "1"]) == 0
+    # What to type next, and these are commands of this program.
+    printed = capsys.readouterr().out.splitlines()
+    following = [shlex.split(line) for line in printed if line.startswith("  scada ")]
+    assert [words[1] for words in following] == ["evaluate", "ground", "push"]
+    assert all(recipe["output_dir"] in words for words in following)
+    assert following[0][2:] == [recipe["output_dir"], data, "--split", "train", "--video_root", str(tmp_path)]
     model = recipe["output_dir"]
     trained = json.loads((Path(model) / "eval_results.json").read_text())
     assert json.loads((Path(model) / "train_results.json").read_text())["steps"] == 1
@@ -125,6 +133,93 @@ def test_what_is_wrong_is_one_line(arguments, message, tmp_path, monkeypatch, ca
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
     assert re.match(message, err), err
+
+
+TRAINS_AT_ONCE = """
+import sys
+from processing.command_line import main
+
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stopped:
+    code = stopped.code
+assert not {"av", "datasets", "torch"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["gone.json"], 1, r"scada train: .*No such file or directory: 'gone.json'"),
+        (["list.json"], 1, r"scada train: The recipe list.json is \[1, 2\]; expected a value for each name"),
+        (["no.json"], 1, "scada train: The recipe no.json is not JSON: "),
+        (["--dataset", "a/b/gone"], 1, "scada train: Received --dataset a/b/gone, where there is nothing; check"),
+        (
+            ["--dataset", "d", "--video_root", "gone"],
+            1,
+            "scada train: Received --video_root gone, where there is no f",
+        ),
+        (["--dataset", "d", "--text_model", "../gone"], 1, "scada train: Received --text_model ../gone, where there"),
+        (["--num_frames", "64"], 2, "usage: .*RECIPE.*: error: the following arguments are required: --dataset"),
+        (["--dataset", "d", "--tuning", "all"], 2, "usage: .*: error: argument --tuning: invalid choice: 'all'"),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_said_before_anything_heavy_is_imported(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "no.json").write_text("{")
+    monkeypatch.setitem(sys.modules, "modeling_scada.recipe_scada", None)  # importing it fails
+    try:
+        found = main(["train", *arguments])
+    except SystemExit as stopped:
+        found = stopped.code
+    out, err = capsys.readouterr()
+    assert found == code and out == "" and len(err.splitlines()) == code
+    assert re.match(message, " ".join(err.split())), err
+
+
+def test_a_wrong_training_needs_nothing_heavy(tmp_path):
+    command = [sys.executable, "-c", TRAINS_AT_ONCE, "train", "--dataset", "data", "--video_root", "gone"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("scada train: Received --video_root gone"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video_root": "empty"}, r"scada train: There is no video '\d.mp4' in "),
+        ({"video_root": "empty", "dataloader_num_workers": 1}, r"scada train: There is no video '\d.mp4' in "),
+        ({"video_model": "no weights"}, r"scada train: Could not load the model no weights: .*--video_model"),
+        ({"model_name_or_path": "empty"}, r"scada train: Could not load the model empty: .*--model_name"),
+        ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),
+        ({"learning_rat": 1e-3}, "scada train: The recipe .* has ..learning_rat.., which are no arguments"),
+        ({"tuning": "all"}, "scada train: Received tuning='all'; expected one of frozen"),
+        (
+            {"tuning": "full", "learning_rate": 1e18, "optim": "sgd", "max_grad_norm": 0, "max_steps": 30},
+            r"scada train: The (loss|norm of the gradient) of step \d+ is .*; learning rates: .*1e\+18 \(head\)",
+        ),
+    ],
+)
+def test_a_training_that_cannot_go_on_is_one_line(recipe, tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(recipe["video_model"], tmp_path / "no weights", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"lr_scheduler_type": "constant"} | change))
+    assert main(["train", str(tmp_path / "recipe.json")]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scada train")]
+    assert len(said) == 1 and re.match(message, said[0]), said
+    assert "Traceback" not in said[0]
+
+
+def test_a_name_that_is_no_argument_of_a_training(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "recipe.json"), "--learning_rat", "1"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["scada train: error: unrecognized arguments: --learning_rat 1"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["undo"], ["ground", "a.mp4", "it", "--model", "m", "--top_k", "-1"]])

@@ -415,6 +415,19 @@ def test_a_finished_run_with_other_arguments_is_not_gone_on_with(recipe):
         run(*parse(finished | {"tuning": "frozen"}))
 
 
+def test_a_finished_run_is_not_trained_further(recipe):
+    """Which ended in the middle of an epoch: two steps make one, and there are three."""
+    finished = recipe | {"tuning": "frozen", "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    left = []
+    for _ in range(2):
+        run(*parse(finished))
+        folder = Path(recipe["output_dir"])
+        steps = json.loads((folder / "train_results.json").read_text())["steps"]
+        left.append((steps, load_file(folder / "model.safetensors")))
+    assert [steps for steps, _ in left] == [3, 3] and not (folder / "checkpoint-4").exists()
+    assert all(torch.equal(value, left[1][1][name]) for name, value in left[0][1].items())
+
+
 def gradients(recipe: dict, batch_size: int, steps: int) -> dict[str, torch.Tensor]:
     """What one update gets to see, by name, from `batch_size * steps` videos."""
     training = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 1}

@@ -1,10 +1,13 @@
 """Arguments of `Trainer` without a meaning here, training that diverges, checkpoints that are not whole, streams."""
 
+import ast
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +18,13 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
-from modeling_scada import ScadaAdapterConfig, TemporalGroundingTrainer, TemporalGroundingTrainingArguments
-from modeling_scada.recipe_scada import parse_arguments, run
+from modeling_scada import (
+    ScadaAdapterConfig,
+    TemporalGroundingTrainer,
+    TemporalGroundingTrainingArguments,
+    trainer_scada,
+)
+from modeling_scada.recipe_scada import last_checkpoint, parse_arguments, run
 from processing.recipe_arguments import DataArguments, ModelArguments
 
 
@@ -113,6 +121,61 @@ def test_lengths_that_are_missing(recipe, strategy):
         run(*parse(by_length))
     with_durations(recipe, [2.0, 2.0, 2.0])
     run(*parse(by_length))
+
+
+def test_bf16_without_a_gpu_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_scada, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="Received bf16=True on a machine without a GPU.*leave --bf16 out.*--use_cpu"):
+        TemporalGroundingTrainingArguments(output_dir=str(tmp_path), bf16=True)
+    assert TemporalGroundingTrainingArguments(output_dir=str(tmp_path), bf16=True, use_cpu=True).bf16
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_logs_are_numbers_and_nothing_warns(recipe, capsys, disable_tqdm):
+    """As printed and as kept; on a machine that may be without a GPU, of which nothing is said."""
+    own = {"disable_tqdm": disable_tqdm, "logging_steps": 1, "use_cpu": not torch.cuda.is_available() and disable_tqdm}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=FutureWarning)
+        warnings.filterwarnings("error", message=".*pin_memory")
+        run(*parse(recipe | own))
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    logs = [ast.literal_eval(line) for line in printed]
+    assert sum("loss" in entry for entry in logs) == 2 and any("eval_mIoU" in entry for entry in logs)
+    history = json.loads((Path(recipe["output_dir"]) / "trainer_state.json").read_text())["log_history"]
+    for entry in logs + history:
+        assert all(isinstance(value, (int, float)) for value in entry.values()), entry
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert [entry["loss"] for entry in logs if "loss" in entry] == pytest.approx(losses, rel=1e-3)
+
+
+# --- a disk that is full ---
+
+
+@pytest.mark.parametrize("tuning", ["scada", "full"])
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_a_disk_that_is_full_in_training(recipe, monkeypatch, tuning, what):
+    """No file may grow beyond some bytes from the second checkpoint on; the first is named, and gone on from."""
+    saving = recipe | {"tuning": tuning, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    name = "_save_checkpoint" if what == "model" else "_save_optimizer_and_scheduler"
+    save, limits = getattr(TemporalGroundingTrainer, name), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(self, *args, **kwargs):
+        if self.state.global_step < 2:
+            return save(self, *args, **kwargs)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    folder = Path(recipe["output_dir"])
+    with monkeypatch.context() as patch:
+        patch.setattr(TemporalGroundingTrainer, name, full)
+        with pytest.raises(OSError, match=rf"checkpoint-2 could not be written .*whole .* is {folder}/checkpoint-1: "):
+            run(*parse(saving))
+    assert last_checkpoint(str(folder)) == str(folder / "checkpoint-1")
+    run(*parse(saving))
+    assert last_checkpoint(str(folder)) == str(folder / "checkpoint-3")
 
 
 # --- training that diverges ---
