@@ -30,25 +30,48 @@ def load_pipeline(
     return pipeline("temporal-grounding", model=loaded, processor=processor, device=device)  # type: ignore[call-overload]
 
 
+def check_device(device: str | None) -> None:
+    """
+    Args:
+        device (`str`, *optional*): A device of torch, such as `"cpu"` or `"cuda:1"`.
+
+    Raises:
+        ValueError: If this machine does not have it.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Received the device {device}, which this machine does not have ({reason}).") from error
+
+
 def find_segments(
-    pipe: TemporalGroundingPipeline, video: str, sentences: str | list[str], top_k: int
+    pipe: TemporalGroundingPipeline,
+    video: Any,
+    sentences: str | list[str],
+    top_k: int,
+    nms: float | None = 0.5,
 ) -> list[dict[str, Any]]:
     """
     Args:
         pipe ([`TemporalGroundingPipeline`]): The model.
-        video (`str`): The video file.
+        video (`str` or [`EncodedVideo`]): The video file, or what `pipe.encode` gave.
         sentences (`str` or `list[str]`): What to look for, a sentence or several.
         top_k (`int`): At most so many segments a sentence.
+        nms (`float`, *optional*, defaults to 0.5):
+            Width of the decay of soft non-maximum suppression; `None` ranks by score alone.
 
     Returns:
         `list[dict]`: For each sentence itself and its `segments`, `{"score", "start", "end"}`, best first. Times in
         seconds from the first frame. With `found` if the processor has a threshold for it.
 
     Raises:
-        ValueError, VideoReadError: As from the pipeline.
+        OSError, ValueError, VideoReadError: As from the pipeline.
     """
     sentences = as_sentences(sentences)
-    found: Any = pipe(video, sentences, top_k=top_k)
+    found: Any = pipe(video, sentences, top_k=top_k, nms=nms)
     return [
         {
             "sentence": sentence,

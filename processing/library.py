@@ -12,7 +12,7 @@ import os
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -630,6 +630,8 @@ def search(
     pipe: TemporalGroundingPipeline,
     top_k: int = 10,
     num_candidates: int = 200,
+    nms: float | None = 0.5,
+    progress: Callable[[float], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Finds the moments in all videos of a library that sentences describe. With a retrieval branch, its product ranks
@@ -641,6 +643,10 @@ def search(
         pipe ([`TemporalGroundingPipeline`]): With the model that the index was made with.
         top_k (`int`, *optional*, defaults to 10): At most so many segments a sentence, of all videos together.
         num_candidates (`int`, *optional*, defaults to 200): Windows that the head looks at, for each sentence.
+        nms (`float`, *optional*, defaults to 0.5):
+            Width of the decay of soft non-maximum suppression in each video; `None` ranks by score alone.
+        progress (`Callable`, *optional*):
+            Called with the share of the windows that the head has looked at, from 0 to 1.
 
     Returns:
         `list[dict]`: For each sentence itself and its `segments`, `{"video", "score", "start", "end"}`, best first.
@@ -665,11 +671,16 @@ def search(
             embeds = model.embed_sentences(*tokens).float().cpu()
         products = library.best_products(embeds)
         rows = [np.sort(best.numpy()) for best in products.topk(num_candidates).indices]
-    results = []
+    results: list[dict[str, Any]] = []
     for sentence, of_sentence in zip(sentences, rows, strict=True):
+
+        def say_share(share: float, num_before: int = len(results)) -> None:
+            if progress is not None:
+                progress((num_before + share) / len(sentences))
+
         found: list[dict[str, Any]] = [
             {"video": library.path_of(video), **segment}
-            for video, result in _ground(library, of_sentence, sentence, pipe, top_k)
+            for video, result in _ground(library, of_sentence, sentence, pipe, top_k, nms, say_share)
             for segment in pipe.segments_of(result)
         ]
         found.sort(key=lambda segment: -segment["score"])
@@ -678,7 +689,13 @@ def search(
 
 
 def _ground(
-    library: Library, rows: np.ndarray, sentence: str, pipe: TemporalGroundingPipeline, top_k: int
+    library: Library,
+    rows: np.ndarray,
+    sentence: str,
+    pipe: TemporalGroundingPipeline,
+    top_k: int,
+    nms: float | None,
+    progress: Callable[[float], None],
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The segments of each video of some windows, in order; those of one batch and one video in memory."""
     pending: list[dict[str, torch.Tensor]] = []
@@ -688,7 +705,7 @@ def _ground(
         outputs = {name: torch.cat([one[name] for one in pending]) for name in pending[0]}
         timelines = [library.timelines[row] for row in waiting]
         ((result,),) = pipe.processor.post_process_temporal_grounding(
-            outputs, timelines, top_k=top_k, merge_windows=True
+            outputs, timelines, top_k=top_k, nms=nms, merge_windows=True
         )
         video = library.videos[waiting[0]]
         pending.clear()
@@ -702,6 +719,7 @@ def _ground(
                 yield finish()
             pending.append({name: tensor[place : place + 1] for name, tensor in outputs.items()})
             waiting.append(row)
+        progress(stop / len(rows))
     if waiting:
         yield finish()
 

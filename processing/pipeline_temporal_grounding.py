@@ -1,7 +1,7 @@
 """`pipeline("temporal-grounding")`: a video and a sentence in, segments in seconds out."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -105,7 +105,13 @@ class TemporalGroundingPipeline(Pipeline):
         # The base class looks at the first of a list.
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
-    def encode(self, video: Any, num_frames: int | None = None, video_metadata: dict | None = None) -> EncodedVideo:
+    def encode(
+        self,
+        video: Any,
+        num_frames: int | None = None,
+        video_metadata: dict | None = None,
+        progress: Callable[[float], Any] | None = None,
+    ) -> EncodedVideo:
         """
         Reads and encodes a video once, to be asked as often as one likes: `pipe(encoded, "a sentence")` gives what the
         video itself gives. Of a long video two windows are in memory at a time: one is read, one is encoded.
@@ -116,6 +122,8 @@ class TemporalGroundingPipeline(Pipeline):
                 Frames to sample from the video or each of its windows, instead of the processor's number.
             video_metadata (`dict`, *optional*):
                 `{"fps": ...}` or `{"duration": seconds}` of a video given as frames.
+            progress (`Callable`, *optional*):
+                Called after each window with the share of the windows that are encoded, from 0 to 1.
 
         Returns:
             [`EncodedVideo`]: With `save` and `load`. It belongs to the model's weights as they are now.
@@ -128,6 +136,7 @@ class TemporalGroundingPipeline(Pipeline):
         model: Any = self.model
         made_with = self.made_with(num_frames)
         timelines, parts = [], []
+        count = self.processor.video_processor.num_windows(video, video_metadata) if progress is not None else 0
         with self.device_placement(), self.get_inference_context()():
             windows = self.processor.video_processor.iterate_windows(
                 video, video_metadata, num_frames, **self._pixel_settings()
@@ -136,6 +145,8 @@ class TemporalGroundingPipeline(Pipeline):
                 pixels = self._to_device(window["pixel_values_videos"])
                 parts.append({name: tensor.cpu() for name, tensor in model.encode_video(pixels).tensors().items()})
                 timelines += window["timelines"]
+                if progress is not None:
+                    progress(len(timelines) / count)
         tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         return EncodedVideo(_name_of(video), tensors, timelines, made_with)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .result_selection import NEAR_ZERO
 from .result_table import FAINTEST, LONG_SECONDS
 from .video_io import VideoFacts, VideoReadError, probe
 
@@ -110,7 +111,8 @@ def fill_page(record: dict[str, Any], title: str, video_attributes: str = "") ->
     """
     Args:
         record (`dict`): What `scada ground --json` prints, or `scada search --json` with `sources` as
-            [`describe_videos`] gives them.
+            [`describe_videos`] gives them. With `can_cut`, each segment has a button that sends the frame of the page
+            the event `cut`, with the indices of sentence and segment.
         title (`str`): The page's title.
         video_attributes (`str`, *optional*): Of the page's video, if there is one alone.
 
@@ -120,7 +122,9 @@ def fill_page(record: dict[str, Any], title: str, video_attributes: str = "") ->
     return PAGE.substitute(
         title=html.escape(title),
         video=video_attributes,
-        column='<th scope="col" class="video">Video</th>' if "sources" in record else "",
+        video_column='<th scope="col" class="video">Video</th>' if "sources" in record else "",
+        cut_column='<th scope="col"></th>' if record.get("can_cut") else "",
+        near_zero=NEAR_ZERO,
         long_seconds=LONG_SECONDS,
         faintest=FAINTEST,
         # Nothing in a sentence may end the script element.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .result_selection import is_near_zero
 from .result_table import LONG_SECONDS, format_score, format_time, strength
 from .timeline import Timeline
 from .video_io import VideoFacts, read_frames
@@ -13,7 +14,10 @@ from .video_io import VideoFacts, read_frames
 PICTURE_FRAMES = 12
 PICTURE_FRAME_HEIGHT = 180
 BAR_COLOUR = "#d1495b"
+# Of a segment with a score near zero, and of the text about it.
+NEAR_ZERO_COLOUR = "#6b747e"
 LEGEND = "the fuller the colour, the higher the score"
+NEAR_ZERO_LEGEND = "grey: a score near zero"
 
 
 def import_pyplot(needed_for: str) -> Any:
@@ -103,7 +107,8 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         if targets is not None:
             true_times = " to ".join(format_time(seconds, is_long) for seconds in targets[index_of_sentence])
             title += f"  true: {true_times}{unit}"
-        lanes.text(0, top + title_height / 2, title, fontsize=9, va="center", parse_math=False)
+        ink = NEAR_ZERO_COLOUR if is_near_zero(best) else "black"
+        lanes.text(0, top + title_height / 2, title, fontsize=9, va="center", color=ink, parse_math=False)
         top += title_height
         lane_height = true_height + best_height + row_height * (len(result["segments"]) - 1)
         lanes.axhspan(top - 0.02, top + lane_height, color="#f1f3f5")
@@ -115,16 +120,18 @@ def draw(record: dict[str, Any], facts: VideoFacts, path: Path, targets: list[li
         for index, segment in enumerate(result["segments"]):
             height = row_height if index else best_height
             span = (segment["start"], segment["end"] - segment["start"])
-            fill = (BAR_COLOUR, strength(segment["score"]))
+            colour = NEAR_ZERO_COLOUR if is_near_zero(segment) else BAR_COLOUR
+            fill = (colour, strength(segment["score"]))
             # The outline is there for the faintest to be seen too.
             line = {"linewidth": 1.0, "linestyle": "-" if segment.get("found", True) else "--"}
-            lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=BAR_COLOUR, **line)
+            lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=colour, **line)
             top += height
         top += gap
     lanes.set(xlim=(0, duration_seconds), ylim=(lanes_height, 0), yticks=[])
     if is_long:
         lanes.xaxis.set_major_formatter(lambda seconds, _: format_time(seconds, is_long).removesuffix(".0"))
-    lanes.set_xlabel(LEGEND if is_long else f"seconds; {LEGEND}")
+    has_grey = any(is_near_zero(segment) for result in record["results"] for segment in result["segments"])
+    lanes.set_xlabel("; ".join(["seconds"] * (not is_long) + [LEGEND] + [NEAR_ZERO_LEGEND] * has_grey))
     lanes.spines[["left", "right", "top"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -3,9 +3,11 @@ Starts a page in the browser: drop in a video or search an index, play what is f
 
     python scripts/app.py --model hub_configs/moving_shapes_model
     python scripts/app.py --index my_index
+    python scripts/app.py --index my_index --host 0.0.0.0 --port 8000
 
-Needs Gradio (`pip install ".[app]"`). The environment variables GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where it
-listens. Returns 1, with one line on stderr, if something is wrong with what was given, and 2 if the arguments are.
+Needs Gradio (`pip install ".[app]"`). Without `--host` and `--port`, the page is for this machine alone, at the first
+free port. Its address is printed. Returns 1, with one line on stderr, if something is wrong with what was given, and 2
+if the arguments are.
 """
 
 import argparse

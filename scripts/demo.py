@@ -19,6 +19,7 @@ from processing.moving_shapes import make_moving_shapes
 from processing.provenance import REPOSITORY
 from processing.result_page import write_page
 from processing.result_picture import draw
+from processing.result_selection import select_shown
 from processing.video_io import probe
 
 
@@ -49,8 +50,9 @@ def main() -> None:
             )
         facts = probe(str(video))
         record = {"video": str(video), "duration": facts.duration_seconds, "model": MODEL.name, "results": results}
-        draw(record, facts, args.output_dir / f"{video.stem}.png", targets[:NUM_SENTENCES])
-        write_page(record, facts, args.output_dir / f"{video.stem}.html")
+        shown = select_shown(record)
+        draw(shown, facts, args.output_dir / f"{video.stem}.png", targets[:NUM_SENTENCES])
+        write_page(shown, facts, args.output_dir / f"{video.stem}.html")
     print(
         f"\nLook at {args.output_dir}/*.png, and open {args.output_dir}/*.html in a browser: they play the segments."
     )

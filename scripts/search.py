@@ -6,8 +6,8 @@ Finds the moments in all videos of an index that sentences describe.
     python scripts/search.py my_index "the red circle moves left" --html found.html --cut clips/
 
 Prints a table, or JSON with `--json`, on stdout; all else goes to stderr. Times are seconds from the first frame. With
-`--html`, a page plays the segments, and refers to the videos by relative links; with `--cut`, each segment becomes a
-clip, as in `ground.py`.
+`--html`, a page plays the segments, and refers to the videos by relative links; with `--cut`, the best segment of each
+sentence becomes a clip. What is shown and cut, and what `--threshold` and `--nms` change, is as in `ground.py`.
 
 Returns 1, with one line on stderr, if something is wrong with what was given, and 2 if the arguments are.
 """

@@ -18,7 +18,10 @@ from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
 from processing import grounding, result_folder, result_page, result_picture
-from processing.result_table import format_table, format_time
+from processing.clips import cut_segments
+from processing.metrics import temporal_iou
+from processing.result_selection import select_shown
+from processing.result_table import format_score, format_table, format_time
 from processing.video_io import probe, read_frames
 
 
@@ -134,16 +137,19 @@ def test_times(seconds, short, long):
 
 def test_as_a_command(model, clip, tmp_path):
     """Only JSON on stdout; and when something cannot be written afterwards, one line on stderr and the exit code."""
-    command = [sys.executable, ROOT / "scripts" / "ground.py", "clip.mp4", "it\u2019s a door", "--model", "model"]
+    command = [sys.executable, ROOT / "scripts" / "ground.py", "clip.xyz", "it\u2019s a door", "--model", "model"]
     command += ["--json", "--cut", "clips"]
-    (tmp_path / "clips" / "01_it_s_a_door_rank1.mp4").mkdir(parents=True)
+    clip.rename(tmp_path / "clip.xyz")  # of no container that can be written
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     record = json.loads(done.stdout)
-    assert (record["video"], record["model"], len(record["results"])) == ("clip.mp4", "model", 1)
+    assert (record["video"], record["model"], len(record["results"])) == ("clip.xyz", "model", 1)
     assert record["results"][0]["sentence"] == "it\u2019s a door" and len(record["results"][0]["segments"]) == 5
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.fullmatch(r"ground\.py: .*clips/01_it_s_a_door_rank1\.mp4.*", done.stderr.splitlines()[-1])
+    skipped, error = done.stderr.splitlines()[-2:]
+    assert re.fullmatch(r"Skipped clip\.xyz: .*clips/clip_01_it_s_a_door_rank1\.xyz.*", skipped)
+    assert error == "ground.py: Wrote no clip into clips; none of the videos could be cut."
+    assert not list((tmp_path / "clips").iterdir())
 
 
 def test_results_that_cannot_be_written(model, clip, ground, tmp_path, monkeypatch):
@@ -174,6 +180,123 @@ def test_results_that_cannot_be_written(model, clip, ground, tmp_path, monkeypat
     assert not list((tmp_path / "afolder").iterdir())
 
 
+# --- what people see ---
+
+
+def test_people_see_no_near_copies():
+    """Beside a plain loop over the IoUs; segments of two videos are no copies of each other."""
+    generator, num_kept = np.random.default_rng(0), []
+    for _ in range(50):
+        starts_seconds = generator.uniform(0, 8, size=12)
+        segments = [
+            {"video": f"{generator.integers(2)}.mp4", "score": score, "start": start, "end": start + length}
+            for score, start, length in zip(
+                -np.sort(-generator.uniform(0.1, 1, size=12)),
+                starts_seconds,
+                generator.uniform(0.5, 5, size=12),
+                strict=True,
+            )
+        ]
+        times_seconds = np.array([[segment["start"], segment["end"]] for segment in segments])
+        is_same = np.array([[one["video"] == other["video"] for one in segments] for other in segments])
+        is_copy = (temporal_iou(times_seconds, times_seconds) > 0.5) & is_same
+        kept = []
+        for rank in range(12):
+            if not any(is_copy[rank, better] for better in kept):
+                kept.append(rank)
+        num_kept.append(len(kept))
+        record = {"index": "i", "results": [{"sentence": "a door", "segments": segments}]}
+        shown = select_shown(record)
+        assert shown["results"] == [{"sentence": "a door", "segments": [segments[rank] for rank in kept]}]
+        assert len(record["results"][0]["segments"]) == 12
+    assert min(num_kept) < 9 and len(set(num_kept)) > 3
+
+
+def test_people_see_one_segment_of_a_sentence_that_is_not_there():
+    def shown(**found):
+        scores = (0.002, 0.001)
+        segments = [{"score": score, "start": k, "end": k + 1, **found} for k, score in enumerate(scores)]
+        return select_shown({"video": "v", "results": [{"sentence": "it", "segments": segments}]})["results"][0]
+
+    assert [segment["start"] for segment in shown()["segments"]] == [0]
+    assert [segment["start"] for segment in shown(found=True)["segments"]] == [0, 1]  # as --threshold 0 says
+    for found, said in (({}, ", probably not in the video"), ({"found": True}, ""), ({"found": False}, ", not found")):
+        assert format_score(shown(**found)["segments"][0]) == f"score 0.002{said}"
+
+
+def test_grey_lines_on_a_terminal():
+    segments = [{"score": score, "start": 1.0, "end": 2.0} for score in (0.01, 0.0099)]
+    record = {"duration": 9.0, "results": [{"sentence": "he sits", "segments": segments}]}
+    plain, coloured = (format_table(record, has_colours).splitlines() for has_colours in (False, True))
+    assert coloured == [plain[0], plain[1], f"\x1b[90m{plain[2]}\x1b[0m"]
+
+
+def change_scores(monkeypatch, scores):
+    """Lets the pipeline give five near copies with these scores to each sentence."""
+    asked = []
+
+    def find(pipe, video, sentences, top_k, nms):
+        asked.append((top_k, nms))
+        segments = [{"score": s, "start": 1.0 + k / 10, "end": 3.0} for k, s in enumerate(scores[:top_k])]
+        return [{"sentence": sentence, "segments": segments} for sentence in sentences]
+
+    monkeypatch.setattr(grounding, "find_segments", find)
+    return asked
+
+
+def test_a_sentence_that_is_not_there(model, clip, ground, tmp_path, monkeypatch):
+    """One row in grey, and no clip unless one is asked for. JSON has all."""
+    change_scores(monkeypatch, [4e-4, 3e-4, 2e-4, 1e-4, 0.0])
+    page, clips = tmp_path / "found.html", tmp_path / "clips"
+    code, out, err = ground(clip, "the red dog barks", "--model", model, "--html", page, "--cut", clips)
+    assert code == 0 and [line.split()[-4:] for line in out.splitlines()[1:]] == [["1", "1.0", "3.0", "0.000"]]
+    assert "Not found: 'the red dog barks' (best score 0.000)\n" in err
+    assert (
+        "No clip of 'the red dog barks', which was not found. To cut out the best segment anyway, pass --thresh" in err
+    )
+    data = json.loads(Page(page.read_text(encoding="utf-8")).texts["script"][0])
+    assert len(data["results"][0]["segments"]) == 1 and not list(clips.iterdir())
+
+    code, out, _ = ground(clip, "a dog", "--model", model, "--json", "--cut", clips, "--threshold", 0)
+    assert code == 0 and len(json.loads(out)["results"][0]["segments"]) == 5
+    assert [path.name for path in clips.iterdir()] == ["clip_01_a_dog_rank1.mp4"]
+
+
+def test_threshold_and_nms(model, clip, ground, monkeypatch):
+    """What is below the threshold goes, but for the best, which says so; nms goes to the pipeline."""
+    asked = change_scores(monkeypatch, [0.5, 0.4, 0.3, 0.2, 0.1])
+    for threshold, found in (("0.3", [True, True, True]), ("0.51", [False]), ("0", 5 * [True])):
+        out = ground(clip, "it", "--model", model, "--json", "--threshold", threshold, "--nms", "none")[1]
+        assert [segment["found"] for segment in json.loads(out)["results"][0]["segments"]] == found
+    out = ground(clip, "it", "--model", model, "--nms", "0.2", "--top_k", "2")[1]
+    assert out.splitlines()[0].split()[-1] == "score" and len(out.splitlines()) == 2
+    assert asked == 3 * [(5, None)] + [(2, 0.2)]
+    for bad in (("--threshold", "1.5"), ("--threshold", "x"), ("--nms", "0"), ("--nms", "nan"), ("--device", "gpu")):
+        with pytest.raises(SystemExit):
+            ground(clip, "it", "--model", model, *bad)
+
+
+def test_nms_is_the_pipelines(model, clip, ground):
+    pipe = pipeline("temporal-grounding", model=model)
+    found = {}
+    for text, nms in (("none", None), ("0.1", 0.1)):
+        out = ground(clip, "a door", "--model", model, "--json", "--nms", text, "--top_k", 3)[1]
+        found[text] = json.loads(out)["results"][0]["segments"]
+        assert found[text] == pipe(str(clip), "a door", nms=nms, top_k=3)
+    assert found["none"] != found["0.1"]
+
+
+def test_device(model, clip, ground, monkeypatch):
+    devices = []
+    load = grounding.load_pipeline
+    monkeypatch.setattr(grounding, "load_pipeline", lambda *args, **kw: devices.append(kw) or load(*args, **kw))
+    assert ground(clip, "it", "--model", model, "--device", "cpu")[0] == 0 and devices == [{"device": "cpu"}]
+    if not torch.backends.mps.is_available():
+        code, out, err = ground(clip, "it", "--model", model, "--device", "mps:7")
+        assert (code, out) == (1, "") and len(devices) == 1
+        assert re.search(r"\nground\.py: Received the device mps:7, which this machine does not have \(.*\)\.\n$", err)
+
+
 # --- the picture ---
 
 
@@ -195,7 +318,10 @@ def test_plot(model, clip, ground, tmp_path):
 
 @pytest.mark.parametrize("score", [0.83, 0.31, 0.004])
 def test_plot_shows_how_sure_an_answer_is(score, clip, tmp_path):
-    """The best segment has as much of the red as its score says, from a tenth on; the rest is the lane's grey."""
+    """
+    The best segment has as much of the red as its score says, from a tenth on; the rest is the lane's grey. Where the
+    score is near zero, a darker grey is in the place of the red.
+    """
     pyplot = pytest.importorskip("matplotlib.pyplot")
     segments = [{"score": score, "start": 1.0, "end": 4.0}, {"score": score / 2, "start": 0.0, "end": 5.0}]
     record = {"video": str(clip), "duration": 5.0, "results": [{"sentence": "a door", "segments": segments}]}
@@ -205,11 +331,12 @@ def test_plot_shows_how_sure_an_answer_is(score, clip, tmp_path):
     num_pixels = []
     for segment in segments:
         share = 0.1 + 0.9 * segment["score"]
-        num_pixels.append((abs(picture - (share * red + (1 - share) * grey)).max(axis=2) <= 1.5).sum())
+        colour = red if score > 0.01 else np.array([0x6B, 0x74, 0x7E])
+        num_pixels.append((abs(picture - (share * colour + (1 - share) * grey)).max(axis=2) <= 1.5).sum())
     # The first is three fifths of the width and twice as high; outlines are no part of it.
     assert min(num_pixels) > 5000 and num_pixels[0] == pytest.approx(1.2 * num_pixels[1], rel=0.25)
     is_full_red = (picture[..., 0] > 190) & (picture[..., 1] < 110)
-    assert (is_full_red.sum() > 10000) == (score > 0.8)
+    assert (is_full_red.sum() > 10000) == (score > 0.8) and (is_full_red.sum() > 0) == (score > 0.01)
 
 
 def test_plot_shows_what_was_not_found(clip, tmp_path):
@@ -311,7 +438,8 @@ const known = {data: {textContent: DATA}};
 const find = name => known[name] ??= new Element(name);
 const document = {getElementById: find, querySelector: find, createElement: name => new Element(name)};
 SCRIPT
-const bars = made.filter(element => element.className === "segment").map(bar => bar.style["--strength"]);
+const buttons = made.filter(element => element.name === "button" && element.className?.startsWith("segment"));
+const bars = buttons.map(bar => [bar.className, bar.style["--strength"]]);
 const titles = made.filter(element => element.name === "h2").map(title => title.children[0].textContent);
 console.log(JSON.stringify([bars, titles]));
 """
@@ -329,12 +457,15 @@ def test_page_shows_how_sure_an_answer_is(clip, tmp_path):
     stub = STUB.replace("SCRIPT", code.replace('"use strict";', "")).replace("DATA", json.dumps(data))
     done = subprocess.run(["node", "-"], input=stub, capture_output=True, encoding="utf-8", check=True, timeout=60)
     bars, titles = json.loads(done.stdout)
-    assert bars == ["84.7%", "37.9%", "10.4%", "10.0%", "100.0%"]
-    assert titles == [f"1.0 to 4.0 s, score {score}" for score in ("0.830", "0.004", "1.000")]
+    classes, strengths = zip(*bars, strict=True)
+    assert strengths == ("84.7%", "37.9%", "10.4%", "10.0%", "100.0%")
+    assert classes == ("segment", "segment", "segment faint", "segment faint", "segment")
+    scores = ("0.830", "0.004, probably not in the video", "1.000")
+    assert titles == [f"1.0 to 4.0 s, score {score}" for score in scores]
     # That much of the mark's colour, whatever the rank.
     (colour,) = re.findall(r"\.segment \{[^}]*background: ([^;]*);", text)
     assert colour == "color-mix(in srgb, var(--mark) var(--strength), var(--lane))"
-    assert ".row:first-child .segment" not in text
+    assert ".row:first-child .segment" not in text and ".segment.faint { --mark: var(--soft); }" in text
 
 
 def test_a_large_video_stays_outside_the_page(model, make_clip, ground, tmp_path, monkeypatch):
@@ -394,7 +525,7 @@ def test_page_in_a_browser(form, chromium, make_clip, tmp_path, monkeypatch):
     expected = [100 * (s["end"] - s["start"]) / duration_seconds for s in flat]
     assert [float(width) for width in widths] == pytest.approx(expected, rel=1e-4)
     assert bars[1]["aria-label"] == "<b>a door</b>, rank 2: 4.8 to 5.0, score 0.123"
-    assert [text for text in page.texts["th"] if text.strip()][5:] == sentences
+    assert [text for text in page.texts["th"] if text.strip()][4:] == sentences
     cells = [text for text in page.texts["td"] if text.strip()]
     assert cells == ["0.5", "1.3", "0.900", "4.8", "5.0", "0.123", "2.5", "3.5", "0.800"]
     assert "hidden" in next(attrs for attrs in page.elements["p"] if attrs.get("id") == "problem")
@@ -418,7 +549,7 @@ def test_cut(model, clip, ground, read_codes, tmp_path):
     assert code == 0
     results = json.loads(out)["results"]
     slugs = ["the_door_opens", "he_sits_down_then_b_leaves_b_for_5", "sentence"]
-    names = [f"{i:02}_{slug}_rank{rank}.mp4" for i, slug in enumerate(slugs, start=1) for rank in (1, 2)]
+    names = [f"clip_{i:02}_{slug}_rank{rank}.mp4" for i, slug in enumerate(slugs, start=1) for rank in (1, 2)]
     assert sorted(path.name for path in folder.iterdir()) == names
     for name, segment in zip(names, [found for result in results for found in result["segments"]], strict=True):
         start_seconds = int(segment["start"] / 0.7 + 1e-6) * 0.7  # of the key frame
@@ -430,13 +561,13 @@ def test_cut(model, clip, ground, read_codes, tmp_path):
         assert codes == list(range(first, first + len(codes)))
         covered = f"{start_seconds:.1f} to {start_seconds + duration_seconds:.1f}"
         asked = f"{segment['start']:.1f} to {segment['end']:.1f}"
-        assert f"{name}: {covered} s (asked for {asked} s; a clip begins with a key frame)" in err
+        assert f"{name}: {covered} s (segment: {asked} s; copied from a key frame on)" in err
 
 
 def test_cut_keeps_the_container(model, make_clip, ground, tmp_path):
     clip = make_clip("clip.webm", num_frames=30, **VP9)
     assert ground(clip, "a door", "--model", model, "--top_k", 1, "--cut", tmp_path / "clips")[0] == 0
-    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_a_door_rank1.webm"]
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["clip_01_a_door_rank1.webm"]
 
 
 def test_exact_cut(model, clip, ground, read_codes, tmp_path):
@@ -454,14 +585,48 @@ def test_exact_cut(model, clip, ground, read_codes, tmp_path):
         codes = read_codes(read_frames(path, instants_seconds))
         assert codes == [int(10 * (segment["start"] + seconds)) for seconds in instants_seconds]
         times = f"{segment['start']:.1f} to {segment['end']:.1f} s"
-        assert f"Wrote {path}: {times} (asked for {times}; encoded anew)" in err
+        assert f"Wrote {path}: {times} (segment: {times}; re-encoded)" in err
 
 
 def test_exact_cut_of_a_container_without_times(model, make_clip, ground, tmp_path):
     clip = make_clip("clip.avi", codec="mpeg4", num_frames=30)
     options = ("--model", model, "--top_k", 1, "--cut", tmp_path / "clips", "--exact")
     assert ground(clip, "a door", *options)[0] == 0
-    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_a_door_rank1.mp4"]
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["clip_01_a_door_rank1.mp4"]
+
+
+def test_clips_are_those_that_people_see(model, clip, ground, tmp_path, monkeypatch):
+    """The best of each sentence, or with `--top_k` more; near copies are none of them."""
+
+    def find(pipe, video, sentences, top_k, nms):
+        segments = [
+            {"score": 0.9, "start": 1.0, "end": 2.0},
+            {"score": 0.5, "start": 1.1, "end": 2.0},
+            {"score": 0.4, "start": 3.0, "end": 4.0},
+        ]
+        return [{"sentence": sentence, "segments": segments} for sentence in sentences]
+
+    monkeypatch.setattr(grounding, "find_segments", find)
+    for name, options, ranks in (("best", [], [1]), ("three", ["--top_k", 3], [1, 2])):
+        _, out, err = ground(clip, "it", "--model", model, "--cut", tmp_path / name, "--exact", "--json", *options)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [f"clip_01_it_rank{k}.mp4" for k in ranks]
+        assert len(json.loads(out)["results"][0]["segments"]) == 3
+    assert "rank2.mp4: 3.0 to 4.0 s" in err
+
+
+def test_clips_replace_nothing(clip, tmp_path):
+    """Neither clips of a run before nor of other videos, however long their names are; a failure leaves no file."""
+    long = clip.rename(tmp_path / ("\u00fc" * 120 + ".mp4"))
+    segments = [{"score": 0.9, "start": 1.0, "end": 2.0}]
+    record = {"video": str(long), "results": [{"sentence": "\u00e9" * 50, "segments": segments}]}
+    (first,), (second,) = (list(cut_segments(record, tmp_path / "clips")) for _ in range(2))
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.path.name == "\u00fc" * 45 + "_01_" + "\u00e9" * 40 + "_rank1.mp4"
+    assert second.path.name == first.path.name.replace("rank1", "rank1_2")
+    record["results"][0]["segments"][0]["start"] = 9.0  # after the end
+    with pytest.raises(ValueError, match="expected 0 <= start <= end"):
+        list(cut_segments(record, tmp_path / "clips"))
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [first.path.name, second.path.name]
 
 
 def test_exact_is_of_cut(model, clip, ground):
@@ -480,6 +645,7 @@ def test_exact_is_of_cut(model, clip, ground):
         ({"video": "broken.mp4"}, "Could not read the video .*broken.mp4"),
         ({"video": "clip.mp4", "sentence": " "}, "Received the sentence ' '"),
         ({"video": "clip.mp4", "model": "no-such/model"}, "Could not load the model no-such/model"),
+        ({"video": "clip.mp4", "model": "./gone"}, "There is no model at ./gone; check its path, or name a model of"),
         ({"video": "clip.mp4", "model": "empty"}, "Could not load the model .*empty"),
         ({"video": "clip.avi", "html": "found.html"}, r"Browsers do not play .*clip.avi; --html takes .mp4"),
     ],
@@ -497,7 +663,7 @@ def test_bad_input_is_one_line(change, message, model, clip, make_clip, ground, 
     assert re.search(rf"^ground\.py: {message}[^\n]*\n\Z", err, flags=re.MULTILINE)
     assert "Traceback" not in err
     # What can be known beforehand is said before the model is loaded.
-    assert ("Loading" in err) == ("model" in change)
+    assert ("Loading" in err) == (change.get("model") in ("no-such/model", "empty"))
 
 
 def test_damage_is_one_line(model, make_clip, ground):

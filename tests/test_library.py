@@ -26,6 +26,7 @@ from processing import grounding, library, library_on_ray
 from processing.command_line import main
 from processing.grounding import find_segments
 from processing.library import FACTS, Library, find_videos, index_videos, search, tensor_of
+from processing.result_selection import select_shown
 from processing.result_table import format_time
 from processing.video_files import VIDEO_EXTENSIONS
 from processing.video_io import probe
@@ -724,10 +725,15 @@ def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
         times = [*(format_time(segment[name], False) for name in ("start", "end")), f"{segment['score']:.3f}"]
         assert line.split()[-5:] == [str(number % 3 + 1), *times, segment["video"]]
     clips = sorted(path.name for path in (tmp_path / "clips").iterdir())
-    assert scada("cut", tmp_path / "found.json", tmp_path / "again")[0] == 0
+    assert scada("cut", tmp_path / "found.json", tmp_path / "again", "--top_k", 3)[0] == 0
     assert len(clips) == 6 and sorted(path.name for path in (tmp_path / "again").iterdir()) == clips
-    suffixes = [Path(segment["video"]).suffix for result in record["results"] for segment in result["segments"]]
-    assert [Path(name).suffix for name in clips] == suffixes
+    # Each clip has the name, the container, and the rank of its video.
+    names = {
+        (f"{Path(segment['video']).stem}_{number:02}", f"_rank{rank}{Path(segment['video']).suffix}")
+        for number, result in enumerate(record["results"], start=1)
+        for rank, segment in enumerate(result["segments"], start=1)
+    }
+    assert {(re.match(r"[^_]*_\d\d", name)[0], re.search(r"_rank.*", name)[0]) for name in clips} == names
 
 
 def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
@@ -743,7 +749,7 @@ def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     data = json.loads(data)
     sources = data.pop("sources")
-    assert data == json.loads(out) and text.count("<script") == 2
+    assert data == select_shown(json.loads(out)) and text.count("<script") == 2
     found = {segment["video"] for segment in data["results"][0]["segments"]}
     assert set(sources) == found == {str(path) for path in folder.rglob("*.*")}
     for video, source in sources.items():
@@ -768,7 +774,8 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     (tmp_path / "found.json").write_text(out)
     segments = json.loads(out)["results"][0]["segments"]
     gone = segments[0]["video"]
-    kept = [rank for rank, segment in enumerate(segments, start=1) if segment["video"] != gone]
+    shown = select_shown(json.loads(out))["results"][0]["segments"]
+    kept = [segment for segment in shown if segment["video"] != gone]
     assert 0 < len(kept) < len(segments)
     os.unlink(gone)
     page = tmp_path / "found.html"
@@ -780,12 +787,12 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     sources = json.loads(data)["sources"]
     assert [video for video, source in sources.items() if source["name"].endswith(" (missing)")] == [gone]
     assert sources[gone]["duration"] == max(segment["end"] for segment in segments if segment["video"] == gone)
-    assert scada("cut", tmp_path / "found.json", tmp_path / "again")[0] == 0
+    assert scada("cut", tmp_path / "found.json", tmp_path / "again", "--top_k", 12)[0] == 0
     for clips in (tmp_path / "clips", tmp_path / "again"):
         assert len(list(clips.iterdir())) == len(kept)
     shutil.rmtree(folder)
     code, out, err = scada("cut", tmp_path / "found.json", tmp_path / "nothing")
-    assert code == 1 and err.endswith("none of the videos can be read.\n")
+    assert code == 1 and err.endswith("none of the videos could be cut.\n")
     code, out, err = scada(*ask, "--video_root", tmp_path / "copy")
     assert code == 0 and "missing" not in err
     moved = [
