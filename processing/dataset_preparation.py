@@ -337,7 +337,8 @@ def map_isolated(
     Every worker is a pool of its own, since a pool does not tell which of its tasks broke it.
     """
     workers: SimpleQueue[ProcessPoolExecutor | None] = SimpleQueue()
-    for _ in range(num_workers):
+    workers.put(_start_worker())  # before the threads, so that an error of the start comes once
+    for _ in range(num_workers - 1):
         workers.put(None)
 
     def run(item: Item) -> Result | None:
@@ -346,8 +347,6 @@ def map_isolated(
             worker = worker or _start_worker()
             return worker.submit(function, item).result()
         except BrokenProcessPool:
-            if worker is None:
-                raise
             worker = None
             return None
         finally:
@@ -366,7 +365,13 @@ def _start_worker() -> ProcessPoolExecutor:
     # "spawn": a forked child of a process with threads may hang.
     worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     # A process that cannot even start is an error of its own, not of the first item.
-    worker.submit(os.getpid).result()
+    try:
+        worker.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A process that opens videos could not start. It imports the script that was run; if a script calls "
+            'this, it has to call it under `if __name__ == "__main__":`. See above for other errors of the process.'
+        ) from error
     return worker
 
 
@@ -485,11 +490,12 @@ def prepare_dataset(
         folder, those of earlier calls too; `respelled_videos` (`video`, `file`) if files were found in another
         spelling, `moved_videos` (the same) if they were found elsewhere than their names say, see [`VideoFiles`];
         `shared_videos` (`video`, `splits`) if videos are in several splits of the folder; `broken_videos` (`video`,
-        `reason`) if videos were checked or one of unknown duration could not be opened; `different_durations`
-        (`video`, `annotated_seconds`, `own_seconds`) if videos were checked.
+        `reason`) if videos were checked or one could not be opened; `different_durations` (`video`,
+        `annotated_seconds`, `own_seconds`) if videos were checked or one differs by more than 1 s.
 
     Raises:
         FileNotFoundError: If a file or the folder of videos does not exist, or if no video is found.
+        RuntimeError: If the processes that open videos cannot start.
         ValueError: If arguments do not fit each other, a file is malformed, a split has no sentence left, or the
             output folder holds something else; or if several files fit a video's name.
     """
@@ -531,9 +537,7 @@ def prepare_dataset(
         grouped |= draw_splits(grouped["train"], keys, shares, seed)
         files |= dict.fromkeys(shares, files["train"])
     local = {name: path for name, path in paths.items() if path and not is_url(path)}
-    unknown = {video.video for video in chain(*grouped.values()) if video.duration_seconds is None}
-    opened = local if check_videos else {name: path for name, path in local.items() if name in unknown}
-    inspections = inspect_videos(opened, Path(videos or ""), check_videos, num_workers)
+    inspections = inspect_videos(local, Path(videos or ""), check_videos, num_workers)
     different = [
         {"video": name, "annotated_seconds": annotated, "own_seconds": inspection.duration_seconds}
         for name, inspection in inspections.items()
@@ -569,7 +573,7 @@ def prepare_dataset(
         ]
     if check_videos or broken:
         report["broken_videos"] = broken
-    if check_videos:
+    if check_videos or different:
         report["different_durations"] = different
     report["splits"] = existing_reports | {name: asdict(of_split) for name, of_split in reports.items()}
     save(existing | splits, report, output)
@@ -678,7 +682,10 @@ def _print_summary(
             f"{entry['video']}: {entry['own_seconds']:.2f} s, annotated as {entry['annotated_seconds']:.2f} s"
             for entry in report["different_durations"]
         ]
-        print(f"{len(lines):,} videos are longer or shorter than annotated:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
+        print(
+            f"{len(lines):,} videos are more than {MAX_DIFFERENCE_SECONDS:g} s longer or shorter than annotated; "
+            f"their annotations stay as they are:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}"
+        )
     print(f"Written to {output}, all names and reasons to {output / 'report.json'}.")
     print_next_commands(output, videos, list(report["splits"]))
 

@@ -32,8 +32,9 @@ a whole video with lists named `sentences` and `segments`. Both formats may also
 Written is a `datasets.DatasetDict` with one row a video: `video` (relative to `--videos`), `video_id`, `duration`,
 `sentences` and `segments`, one or more segments a sentence, in seconds. A split is named as its file is (`train`,
 `val_1`, `test`, ...); run again with another file to add its split to the same folder. What was read, clipped,
-repaired and dropped is printed, and written in full to `report.json`. With `--check_videos` all videos are decoded
-once, and the broken ones listed before training meets them.
+repaired and dropped is printed, and written in full to `report.json`; so are videos that are longer or shorter than
+annotated, or cannot be opened. With `--check_videos` all videos are decoded once, and the broken ones listed before
+training meets them.
 """
 
 import argparse

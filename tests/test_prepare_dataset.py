@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import types
 from pathlib import Path
 
 import datasets
@@ -1002,6 +1003,26 @@ def test_durations_from_the_videos(prepare, make_clip, tmp_path):
     assert "different_durations" not in report
 
 
+def test_a_video_of_another_length_than_annotated_is_said(prepare, make_clip, tmp_path, capsys):
+    """Without `check_videos` too; the annotation stays, and what a file says up to 1 s beside it is no matter."""
+    for name, num_frames in (("longer", 50), ("almost", 39), ("same", 30)):
+        make_clip(f"{name}.mp4", num_frames=num_frames)
+    entry = {"duration": 3.0, "timestamps": [[1, 2]], "sentences": ["A."]}
+    report, splits = prepare(
+        "activitynet-captions",
+        {"train.json": dict.fromkeys(["longer", "almost", "same", "gone"], entry)},
+        videos=tmp_path,
+        num_workers=1,
+    )
+    assert report["different_durations"] == [
+        {"video": "longer.mp4", "annotated_seconds": 3.0, "own_seconds": pytest.approx(5.0)}
+    ]
+    assert "broken_videos" not in report
+    assert [(row["duration"], row["segments"]) for row in splits["train"]] == [(3.0, [[[1.0, 2.0]]])] * 4
+    said = "1 videos are more than 1 s longer or shorter than annotated; their annotations stay as they are:\n"
+    assert f"{said}  longer.mp4: 5.00 s, annotated as 3.00 s\n" in capsys.readouterr().out
+
+
 @pytest.fixture
 def cut_clip(make_clip):
     """Whole by what it says of itself, but the last tenth of the file is missing."""
@@ -1080,6 +1101,17 @@ def test_a_crash_takes_nothing_along():
     assert script.map_isolated(halve_or_die, items, 2, "halving") == [1, None, 2, None, 3, 4]
     with pytest.raises(ValueError, match="Received -1"):
         script.map_isolated(halve_or_die, [-1, 2, 4], 1, "halving")
+
+
+def test_a_script_that_does_not_guard_its_main_part(tmp_path, monkeypatch, capfd):
+    """Its processes import it, and so call it again: one error, after one process, says so."""
+    script_path = tmp_path / "my_script.py"
+    script_path.write_text("from processing.dataset_preparation import map_isolated\nmap_isolated(abs, [1], 1, '')\n")
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    sys.modules["__main__"].__file__ = str(script_path)
+    with pytest.raises(RuntimeError, match='call it under `if __name__ == "__main__":`'):
+        script.map_isolated(abs, [-1, -2, -3], 3, "")
+    assert capfd.readouterr().err.count(f'File "{script_path}"') == 1
 
 
 def test_crashed_videos_are_broken(monkeypatch):
