@@ -323,7 +323,7 @@ VIDEO_ROOT_HELP = "Folder of the index's videos, if it is not where it was."
 
 
 def open_library(index: Path, video_root: Path | None) -> Any:
-    """Opens an index, and says if files of its videos are missing."""
+    """Opens an index, and says if files of its videos are missing or changed."""
     from .library import Library
 
     library = Library(index, video_root)
@@ -331,6 +331,13 @@ def open_library(index: Path, video_root: Path | None) -> Any:
         print(
             f"{len(missing)} of the {len(set(library.videos))} videos in {index} are missing, {missing[0]} for "
             "example; name their folder with --video_root.",
+            file=sys.stderr,
+        )
+    if changed := library.changed_videos():
+        print(
+            f"{len(changed)} of the {len(set(library.videos))} videos in {index} have another size or time of change "
+            f"than when they were indexed, {changed[0]} for example, so segments in them may be wrong; run `scada "
+            "index` again.",
             file=sys.stderr,
         )
     return library

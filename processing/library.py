@@ -561,17 +561,20 @@ class Library:
         self.facts = read_index(self.path)
         if video_root is not None and not os.path.isdir(video_root):
             raise FileNotFoundError(f"There is no folder of videos at {video_root}.")
+        self.has_own_folder = video_root is None
         self.folder = os.path.normpath(video_root or folder_of(self.path, self.facts))
         if video_root is None and not self.path.is_absolute():
             self.folder = os.path.relpath(self.folder)
         self.tables = [read_shard(path) for path in sorted(self.path.glob("part-*.arrow"))]
         found: list[tuple[str, int, int, int]] = []
         shard_of_video: dict[str, int] = {}
+        self.files: dict[str, VideoFile] = {}
         for number, table in enumerate(self.tables):
-            videos, windows = (table.column(name).to_pylist() for name in ("video", "window"))
-            for row, (video, window) in enumerate(zip(videos, windows, strict=True)):
+            windows = table.column("window").to_pylist()
+            for row, ((video, *file), window) in enumerate(zip(files_of(table), windows, strict=True)):
                 # Where two processes have encoded the same video, it counts once.
                 if shard_of_video.setdefault(video, number) == number:
+                    self.files[video] = VideoFile(*file)
                     found.append((video, window, number, row))
         found.sort()
         self.videos = [video for video, *_ in found]
@@ -594,6 +597,23 @@ class Library:
         """The paths of the videos whose files are not where they should be."""
         paths = (self.path_of(video) for video in dict.fromkeys(self.videos))
         return [path for path in paths if not os.path.isfile(path)]
+
+    def changed_videos(self) -> list[str]:
+        """
+        The paths of the videos whose files have another size or time of change than when they were indexed.
+
+        In a `video_root`, sizes alone are compared, since a copy may have other times.
+        """
+        changed = []
+        for video, file in sorted(self.files.items()):
+            path = self.path_of(video)
+            try:
+                found = look_at(Path(path))
+            except OSError:
+                continue  # `missing_videos` names it
+            if found.size != file.size or (self.has_own_folder and found != file):
+                changed.append(path)
+        return changed
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Copies of what the model needs of some windows."""

@@ -807,6 +807,38 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     assert code == 1 and "There is no model at" in err and "name it with --model" in err
 
 
+@pytest.mark.parametrize("by", ["size", "time"])
+def test_videos_that_changed_since_they_were_indexed_are_said(
+    make_pipe, make_clip, folder, tmp_path, scada, monkeypatch, by
+):
+    """Until the index is brought up to date; of a copy elsewhere, sizes alone are compared."""
+    pipe, index, video = make_pipe(), tmp_path / "index", folder / "1.mp4"
+    index_videos(folder, pipe, index, model_name="m")
+    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.unlink(folder / "2.mp4")
+    ask = ("search", index, "a cat", "--json")
+    assert "another size" not in scada(*ask)[2]
+    facts = video.stat()
+    if by == "size":
+        make_clip("videos/1.mp4", num_frames=40)
+        os.utime(video, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    else:
+        os.utime(video, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    assert Library(index).changed_videos() == [str(video)]
+    code, out, err = scada(*ask)
+    assert code == 0 and json.loads(out)["results"]
+    assert (
+        f"1 of the 5 videos in {index} have another size or time of change than when they were indexed, {video} for "
+        "example, so segments in them may be wrong; run `scada index` again.\n"
+    ) in err
+    assert "another size" not in scada(*ask, "--video_root", tmp_path / "copy")[2]
+    shutil.copyfile(video, tmp_path / "copy" / "1.mp4")
+    assert ("another size" in scada(*ask, "--video_root", tmp_path / "copy")[2]) == (by == "size")
+    index_videos(folder, pipe, index)
+    assert "another size" not in scada(*ask)[2]
+
+
 def test_on_the_command_line_what_is_passed_over(make_pipe, folder, tmp_path, scada, monkeypatch):
     pipe, index = make_pipe(), tmp_path / "index"
     monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
