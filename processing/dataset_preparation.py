@@ -563,7 +563,7 @@ def prepare_dataset(
         if found:
             report[kind] = [{"video": name, "file": paths[name]} for name in found]
     names = {
-        name: {without_extension(video) for video in of_split["video"]}
+        name: dict.fromkeys(without_extension(video) for video in of_split["video"])
         for name, of_split in (existing | splits).items()
     }
     if shared := find_shared_videos(names):

