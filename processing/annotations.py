@@ -15,8 +15,10 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from transformers.utils import logging
 
 from .annotation_formats import not_utf8, read_csv
@@ -34,6 +36,9 @@ _WORDS_OF_SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_MIXED_SEGMENTS = (
+    "If some sentences of a stream have one segment and others several, write all segments as lists of [start, end]."
+)
 REQUIRED_COLUMNS = ("video", "sentences", "segments")
 # What the columns are called in `lmms-lab/charades_sta` (one row a sentence: `caption`, `timestamp`) and in
 # `friedrichor/ActivityNet_Captions` (one row a video: `sentences`, `timestamps`).
@@ -147,13 +152,8 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
         return {}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _FILE_BUILDERS)
     files = [path for path in files if not path.name.startswith(".")]
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        words = set(re.split(r"[-._ 0-9]+", path.stem.lower()))
-        for split, names in _WORDS_OF_SPLITS.items():
-            if words & set(names):
-                splits.setdefault(split, []).append(path)
-                break
+    # "notes of the test" is no split next to "train" and "test".
+    splits = _group_by_words([path for path in files if re.fullmatch(r"[\w.-]+", path.stem)]) or _group_by_words(files)
     if splits and (others := set(files) - set(chain.from_iterable(splits.values()))):
         unread = ", ".join(sorted(path.name for path in others))
         logger.warning(f"Of {folder}, {unread} is not read, since the name tells no split.")
@@ -161,6 +161,18 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     if len({_FILE_BUILDERS[path.suffix] for of_split in splits.values() for path in of_split}) > 1:
         several = ", ".join(sorted(path.name for of_split in splits.values() for path in of_split))
         raise ValueError(f"Received the folder {folder} with annotation files of several kinds: {several}. Name one.")
+    return splits
+
+
+def _group_by_words(files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their names tell; those that tell none are left out."""
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        words = set(re.split(r"[-._ 0-9]+", path.stem.lower()))
+        for split, names in _WORDS_OF_SPLITS.items():
+            if words & set(names):
+                splits.setdefault(split, []).append(path)
+                break
     return splits
 
 
@@ -353,9 +365,7 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
     """As [`_group_by_video`], for rows of a video that follow each other. The workers of a loader share the shards."""
     dropped: Counter[str] = Counter()
     for shard in shards:
-        # In a worker, `iter(shard)` would share out the one shard among the workers once more; batches are not shared.
-        rows = ({column: values[0] for column, values in batch.items()} for batch in shard.iter(batch_size=1))
-        for _, group in groupby(enumerate(rows), lambda item: _stream_key(*item)):
+        for _, group in groupby(enumerate(_iterate_rows(shard, name)), lambda item: _stream_key(*item)):
             of_video = [row for _, row in group]
             place = f"video {video_name(of_video[0]['video'])} of {name}"
             _check_video(of_video[0]["video"], place)
@@ -363,6 +373,18 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
             if row["sentences"]:
                 yield of_video[0] | row
     _warn_of_dropped(dropped, name)
+
+
+def _iterate_rows(shard: IterableDataset, name: str) -> Iterator[dict]:
+    # In a worker, `iter(shard)` would share out the one shard among the workers once more; batches are not shared.
+    try:
+        for batch in shard.iter(batch_size=1):
+            yield {column: values[0] for column, values in batch.items()}
+    except (pa.ArrowInvalid, CastError, TypeError) as error:  # all three of rows that `datasets` cannot convert
+        raise ValueError(
+            f"{name} cannot be read: {str(error).rstrip('.')}. Write all rows with the same columns and types. "
+            f"{_MIXED_SEGMENTS}"
+        ) from error
 
 
 def _stream_key(index: int, row: dict) -> Any:
@@ -442,7 +464,7 @@ def _check_segments(segments: list, where: str) -> None:
             if any(isinstance(time, str) for time in pair or []):
                 raise ValueError(
                     f"Received the segment {pair} in {where}; expected numbers of seconds. "
-                    "scripts/prepare_dataset.py reads times like 0:01 or 1:02:03.5."
+                    f"scripts/prepare_dataset.py reads times like 0:01 or 1:02:03.5. {_MIXED_SEGMENTS}"
                 )
             # A null is no number, and compares with none.
             if pair is None or len(pair) != 2 or None in pair or not pair[0] < pair[1]:

@@ -636,7 +636,7 @@ def train(argv: Sequence[str]) -> None:
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="A model, or an adapter: Hub id or folder.")
-    parser.add_argument("dataset", help="Annotations: a Hub id, a folder, or a json or parquet file.")
+    parser.add_argument("dataset", help="Annotations: a Hub id, a folder, or a json, jsonl, parquet or csv file.")
     parser.add_argument("--split", required=True, help="Split to evaluate on, such as test or val_2.")
     parser.add_argument("--video_root", help="Folder of the videos; the data set's own folder if not given.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/evaluation"))

@@ -111,7 +111,7 @@ class ModelArguments(TuningArguments):
 class DataArguments:
     """What it is trained on."""
 
-    dataset: str = field(metadata={"help": "Annotations: a Hub id, a folder, or a json or parquet file."})
+    dataset: str = field(metadata={"help": "Annotations: a Hub id, a folder, or a json, jsonl, parquet or csv file."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     validation_split: str | None = field(

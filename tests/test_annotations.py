@@ -223,6 +223,25 @@ def test_annotations_with_videos_beside_them(tmp_path, make_clip, suffix, stream
         assert VideoFiles(root).find(loaded[0]["video"]) == str(tmp_path / "data" / "videos" / expected[0][0])
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stray_file_whose_name_has_a_split_among_its_words(tmp_path, warnings, streaming):
+    data = tmp_path / "data"
+    write_jsonl(data / "train-00000-of-00002.jsonl", ROWS[:1])
+    write_jsonl(data / "train-00001-of-00002.jsonl", ROWS[1:])
+    write_jsonl(data / "test.jsonl", ROWS[1:])
+    (data / "notes of the test.jsonl").write_text("hello\n")
+    assert list(load_annotations(str(data), "train", streaming)) == ROWS
+    assert list(load_annotations(str(data), "test", streaming)) == ROWS[1:]
+    assert "notes of the test.jsonl is not read, since the name tells no split" in warnings()[0]
+
+
+def test_names_with_spaces_tell_the_splits_where_no_others_do(tmp_path):
+    write_jsonl(tmp_path / "data" / "my train.jsonl", ROWS[:1])
+    write_jsonl(tmp_path / "data" / "my test.jsonl", ROWS[1:])
+    assert load_annotations(str(tmp_path / "data"), "train").to_list() == ROWS[:1]
+    assert load_annotations(str(tmp_path / "data"), "test").to_list() == ROWS[1:]
+
+
 def test_a_folder_of_videos_alone(tmp_path, make_clip):
     (tmp_path / "data" / "videos").mkdir(parents=True)
     make_clip().rename(tmp_path / "data" / "videos" / "a.mp4")
@@ -273,6 +292,25 @@ def test_a_broken_file_is_named(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         list(load_annotations(str(tmp_path / name), "train", streaming))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "JSON parse error"),
+        (json.dumps({"video": "b.mp4", "sentences": ["b"], "segments": [[[0, 1], [2, 3]]]}), ""),
+        (json.dumps({"video": "b.mp4", "sentences": ["b"], "segments": [[0, 1]], "other": 1}), "Couldn't cast"),
+    ],
+)
+def test_a_stream_that_breaks_after_its_first_rows_is_named(tmp_path, line, message):
+    """`datasets` reads 10 MiB at once."""
+    long = {"video": "a.mp4", "sentences": [11 * 2**20 * "a"], "segments": [[0.5, 1]]}
+    path = write_jsonl(tmp_path / "rows.jsonl", [long])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    rows = load_annotations(path, "train", streaming=True)
+    with pytest.raises(ValueError, match=f"(?s)rows.jsonl cannot be read: {message}.* write all segments as lists of"):
+        list(rows)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -716,6 +754,14 @@ def test_times_that_are_texts_are_refused_with_who_reads_them(tmp_path, streamin
         ValueError, match=r"the segment \['0:01', '0:05'\] in .*a\.mp4.*prepare_dataset.py reads times"
     ):
         load(tmp_path, rows, streaming)
+
+
+def test_one_segment_and_several_in_a_stream_are_refused_with_what_to_do(tmp_path):
+    """`datasets` makes texts of them."""
+    rows = [ROWS[1], ROWS[1] | {"segments": [[[0.0, 1.0], [2.0, 3.0]]]}]
+    assert len(load(tmp_path, rows)) == 2
+    with pytest.raises(ValueError, match=r"the segment .*rows\.jsonl.* write all segments as lists of \[start, end\]"):
+        load(tmp_path, rows, streaming=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
