@@ -29,7 +29,7 @@ test: $(STAMP)  ## fast tests, with coverage, a worker on each core
 	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal -rs --cov=modeling_scada --cov=processing --cov-report=term-missing
 
 test-docs: $(STAMP)  ## run the commands and the Python of the README and of docs/
-	$(BIN)/python -m pytest tests/test_readme.py tests/test_docstrings.py tests/test_training_from_python.py
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docstrings.py tests/modeling_scada/training/test_training_from_python.py
 
 # pip looks for newer releases at each call, so the folder may be kept.
 test-newest:  ## some of the tests, with the newest release of each package, in an environment of its own
@@ -60,7 +60,7 @@ bench-gpu: $(STAMP)  ## the same for real sizes on a GPU, and 60 steps of traini
 	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench_gpu --parts backbone tuning --sizes base large giant \
 		--num_frames 512 --modes full frozen scada scada_outer tia
 	$(BIN)/python scripts/make_moving_shapes.py --output_dir outputs/bench_gpu/shapes --num_train 240 --num_test 16
-	$(BIN)/python scripts/run_temporal_grounding.py hub_configs/moving_shapes.json --dataset outputs/bench_gpu/shapes \
+	$(BIN)/python scripts/run_temporal_grounding.py hub_configs/recipes/moving_shapes.json --dataset outputs/bench_gpu/shapes \
 		--output_dir outputs/bench_gpu/run --max_steps 60 --bf16 True --torch_compile True \
 		--dataloader_num_workers 4
 

@@ -38,21 +38,21 @@ from .video_features_scada import ScadaVideoFeatures
 
 # Training, data and libraries, with `Trainer`, `datasets` and Arrow.
 _LAZY = {
-    "Library": "processing.library",
-    "RowSampler": "processing.row_sampler",
-    "TemporalGroundingCollator": "processing.collator",
-    "TemporalGroundingTrainer": "modeling_scada.trainer_scada",
-    "TemporalGroundingTrainingArguments": "modeling_scada.trainer_scada",
-    "TuningArguments": "processing.recipe_arguments",
-    "compute_metrics": "modeling_scada.trainer_scada",
-    "index_videos": "processing.library",
-    "index_videos_on_ray": "processing.library_on_ray",
-    "library_metrics": "processing.library_metrics",
-    "load_annotations": "processing.annotations",
-    "prepare_dataset": "processing.dataset_preparation",
-    "prepare_tuning": "modeling_scada.tuning_scada",
-    "ranked_ious": "modeling_scada.trainer_scada",
-    "search": "processing.library",
+    "Library": "modeling_scada.library.search",
+    "RowSampler": "processing.data.row_sampler",
+    "TemporalGroundingCollator": "processing.data.collator",
+    "TemporalGroundingTrainer": "modeling_scada.training.trainer",
+    "TemporalGroundingTrainingArguments": "modeling_scada.training.trainer",
+    "TuningArguments": "processing.arguments",
+    "compute_metrics": "modeling_scada.training.trainer",
+    "index_videos": "modeling_scada.library.index",
+    "index_videos_on_ray": "modeling_scada.library.on_ray",
+    "library_metrics": "modeling_scada.library.metrics",
+    "load_annotations": "processing.data.annotations",
+    "prepare_dataset": "processing.data.preparation",
+    "prepare_tuning": "modeling_scada.training.tuning",
+    "ranked_ious": "modeling_scada.training.trainer",
+    "search": "modeling_scada.library.search",
 }
 
 

@@ -28,8 +28,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .backbone_scada import first_of, laid_out_as
-from .sentences_scada import of_each_sentence
+from .backbone_scada import get_hidden_states, match_memory_format
+from .sentences_scada import expand_to_sentences
 
 
 try:  # models without an adapter load from the Hub where peft is not installed
@@ -269,8 +269,8 @@ class InnerBranch(nn.Module):
         z = F.gelu(self.down(features.to(self.down.weight.dtype)))
         if self.gate is not None:
             if not condition.per_sentence:
-                z = of_each_sentence(z, condition.video_index)
-                features = of_each_sentence(features, condition.video_index)
+                z = expand_to_sentences(z, condition.video_index)
+                features = expand_to_sentences(features, condition.video_index)
             z = self.gate(z, condition.sentence_embeds)
         over_time = self.depthwise(z.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (Q, N, h * w, r)
         z = z + self.pointwise(over_time).view(z.shape)
@@ -314,24 +314,24 @@ class OuterBranch(nn.Module):
         Returns:
             `torch.Tensor` of shape `(Q, N, out_dim)`: What is added to the backbone's features, averaged over space.
         """
-        return self.ask(self.encode(features), condition).to(features.dtype)
+        return self.apply_sentence(self.encode(features), condition).to(features.dtype)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """What `forward` does before the sentence: features `(B or Q, N, h, w, C)` to a sequence `(B or Q, N, r)`."""
         frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
         return F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)
 
-    def ask(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def apply_sentence(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What `forward` does from the sentence on: a sequence `(B or Q, N, r)` to features `(Q, N, out_dim)`."""
         if not condition.per_sentence:
-            sequence = of_each_sentence(sequence, condition.video_index)
+            sequence = expand_to_sentences(sequence, condition.video_index)
         if self.gate is not None:
             sequence = self.gate(sequence, condition.sentence_embeds)
         return self.up(sequence.transpose(1, 2)).transpose(1, 2)
 
 
 @dataclass
-class Call:
+class ForwardContext:
     """
     What a wrapped layer holds while the model is called: the sentences, and what its outer branches gave, which is
     their sequences where there are no sentences yet.
@@ -341,7 +341,7 @@ class Call:
     outer_features: torch.Tensor | None = None
 
 
-class Calls(threading.local):
+class ForwardContextStack(threading.local):
     """
     The calls that a thread is in, the innermost last: a hook inside a call may call the model again.
 
@@ -349,7 +349,7 @@ class Calls(threading.local):
     """
 
     def __init__(self):
-        self.stack: list[Call] = []
+        self.stack: list[ForwardContext] = []
 
     def __reduce__(self) -> tuple[type, tuple]:
         return type(self), ()
@@ -376,7 +376,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self.out_dim = out_dim
         self.scada_inner = nn.ModuleDict()
         self.scada_outer = nn.ModuleDict()
-        self._calls = Calls()
+        self._contexts = ForwardContextStack()
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         weight = next(base_layer.parameters())
@@ -424,7 +424,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         Returns:
             `bool`: Whether the features that leave this layer are those of sentences rather than of videos.
         """
-        self._calls.stack.append(Call(Condition(sentence_embeds, video_index, grid, per_sentence)))
+        self._contexts.stack.append(ForwardContext(Condition(sentence_embeds, video_index, grid, per_sentence)))
         return per_sentence or self.depends_on_sentence
 
     def take_outer_features(self) -> torch.Tensor | None:
@@ -435,7 +435,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             `torch.Tensor`, *optional*: The outer branches' features `(Q, N, C)`; in a call without sentences their
             sequences `(B, N, r)`, side by side, which `outer_features` takes. `None` if no outer branch was reached.
         """
-        return self._calls.stack.pop().outer_features
+        return self._contexts.stack.pop().outer_features
 
     def outer_features(
         self, sequences: torch.Tensor, sentence_embeds: torch.Tensor, video_index: torch.Tensor
@@ -452,7 +452,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         branches = self._active(self.scada_outer)
         parts = sequences.split([branch.up.in_channels for branch in branches], dim=-1)
         pairs = zip(branches, parts, strict=True)
-        return torch.stack([branch.ask(part, condition) for branch, part in pairs]).sum(0)
+        return torch.stack([branch.apply_sentence(part, condition) for branch, part in pairs]).sum(0)
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
         """
@@ -470,13 +470,13 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
         if not inner and not outer:
             return output
-        tokens = first_of(output)
-        if not self._calls.stack:
+        tokens = get_hidden_states(output)
+        if not self._contexts.stack:
             raise RuntimeError(
                 "Received features without sentences: a layer with a SCADA adapter runs inside ScadaModel or "
                 "ScadaForTemporalGrounding only. Call the model, or disable the adapter first."
             )
-        call = self._calls.stack[-1]
+        call = self._contexts.stack[-1]
         condition = call.condition
         grid = condition.grid
         num_rows = len(condition.video_index) if condition.per_sentence else grid.num_videos
@@ -496,10 +496,10 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
                 # The batch has grown, for the other adapters too if several are active.
                 condition = replace(condition, per_sentence=True)
                 if class_tokens is not None:
-                    class_tokens = of_each_sentence(class_tokens, condition.video_index)
+                    class_tokens = expand_to_sentences(class_tokens, condition.video_index)
         if inner:
             # So that a fresh adapter changes nothing in the layers that follow.
-            tokens = laid_out_as(grid.to_tokens(features, class_tokens), tokens)
+            tokens = match_memory_format(grid.to_tokens(features, class_tokens), tokens)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 

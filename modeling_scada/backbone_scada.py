@@ -259,7 +259,7 @@ class StageGrid:
         return clips.flatten(0, 1).movedim(-1, 1)
 
 
-def laid_out_as(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def match_memory_format(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """
     The states, their dimensions in the order in memory that those of the other tensor have. In another order some
     convolutions give other bits.
@@ -268,22 +268,22 @@ def laid_out_as(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return states.permute(order).contiguous().permute([order.index(dim) for dim in range(other.dim())])
 
 
-class Recording(threading.local):
+class RecordedStates(threading.local):
     """Input and output of each layer in the call that a thread is in, for those that it asked for."""
 
     def __init__(self):
         self.states: dict[nn.Module, Any] = {}
 
 
-recording = Recording()
+recording = RecordedStates()
 
 
 def _record_states(layer: nn.Module, args: tuple, output: Any) -> None:
     if layer in recording.states:
-        recording.states[layer] = (args[0], first_of(output))
+        recording.states[layer] = (args[0], get_hidden_states(output))
 
 
-class KeepingLayer(nn.Module):
+class CaptureLayer(nn.Module):
     """A layer in the encoder of one call, whose output is kept."""
 
     def __init__(self, layer: nn.Module):
@@ -293,7 +293,7 @@ class KeepingLayer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:
         output = self.layer(hidden_states, *args, **kwargs)
-        self.states = first_of(output)
+        self.states = get_hidden_states(output)
         return output
 
 
@@ -479,12 +479,12 @@ class VideoBackbone(nn.Module):
             `forward_from` goes on with.
         """
         grid = self.grid(pixel_values_videos)
-        kept = KeepingLayer(self.layers[index - 1])
-        self._encode(self._encoder_of_layers([*self.layers[: index - 1], kept]), pixel_values_videos, grid)
+        kept = CaptureLayer(self.layers[index - 1])
+        self._encode(self._encoder_with_layers([*self.layers[: index - 1], kept]), pixel_values_videos, grid)
         states: Any = kept.states
         return states.unflatten(0, (grid.num_videos, grid.num_clips))
 
-    def grid_of(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
+    def grid_from_states(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
         """
         Args:
             states (`torch.Tensor`): As `states_before` gives them.
@@ -509,11 +509,11 @@ class VideoBackbone(nn.Module):
             `torch.Tensor` of shape `(B, N, h, w, C)`: As `forward` returns them.
         """
         resuming = ResumingLayer(self.layers[index], states.flatten(0, 1))
-        encoder = self._encoder_of_layers([resuming, *self.layers[index + 1 :]])
+        encoder = self._encoder_with_layers([resuming, *self.layers[index + 1 :]])
         # What encoders hand to their layers beside the states does not depend on the pixels, only on their size.
         clip = states.new_zeros(1, *self._clip_shape(frame_size))
         last = self._encode(encoder, clip, self.grid(clip))
-        return self._last_features(last, self.grid_of(states, frame_size))
+        return self._last_features(last, self.grid_from_states(states, frame_size))
 
     def _clip_shape(self, frame_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Frames, channels, height and width of a clip."""
@@ -522,7 +522,7 @@ class VideoBackbone(nn.Module):
         clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
         return clip_length, getattr(config, "num_channels", None) or config.in_chans, *frame_size
 
-    def _encoder_of_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
+    def _encoder_with_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
         """The encoder with the same weights, but these layers; itself, which others may be calling, it stays as is."""
         all_layers = self.layers
         path = next(name for name, module in self.encoder.named_modules() if module is all_layers).split(".")
@@ -559,7 +559,7 @@ def _with_own_children(module: nn.Module) -> nn.Module:
     return module
 
 
-def encoder_of(model: Any) -> Any:
+def find_encoder(model: Any) -> Any:
     """The video or image encoder inside a pretrained model, which may be one for a task, or of texts too."""
     # A model that is no task's may use its prefix for a part of itself, as DINOv3 does.
     if type(model) is not MODEL_MAPPING.get(type(model.config), None):
@@ -603,7 +603,7 @@ def normalize_pixels(
     return (pixel_values_videos.to(torch.float32) - per_channel(image_mean)) / per_channel(image_deviation)
 
 
-def first_of(output: Any) -> torch.Tensor:
+def get_hidden_states(output: Any) -> torch.Tensor:
     """The states that a layer returns, alone or before its attention weights."""
     return output[0] if isinstance(output, tuple) else output
 

@@ -49,7 +49,7 @@ class ScadaConfig(PreTrainedConfig):
         num_kept_proposals (`int`, *optional*, defaults to 256):
             Proposals of each sentence that come out at inference, those of all with the best scores. Post-processing
             reads no more than 256.
-        num_places (`int`, *optional*, defaults to 1):
+        spatial_pool_size (`int`, *optional*, defaults to 1):
             Areas a side into which the backbone's picture is divided; the head reads the mean of each, side by side.
             With 1 it is the mean over the whole picture, as in the paper. More tell where something happens [D].
         subtract_video_mean (`bool`, *optional*, defaults to `False`):
@@ -95,6 +95,8 @@ class ScadaConfig(PreTrainedConfig):
     sub_configs = {"video_config": AutoConfig, "text_config": AutoConfig}
     attribute_map = {"image_std": "image_deviation"}
     keys_to_ignore_at_inference = ["loss_dict", "hidden_states"]
+    # The older name, which saved configurations have.
+    attribute_map = {"num_places": "spatial_pool_size"}
 
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -103,7 +105,7 @@ class ScadaConfig(PreTrainedConfig):
     num_sample_points: int = 16
     num_train_proposals: int = 512
     num_kept_proposals: int = 256
-    num_places: int = 1
+    spatial_pool_size: int = 1
     subtract_video_mean: bool = False
     feature_dropout: float = 0.0
     initializer_range: float = 0.02
@@ -155,7 +157,7 @@ class ScadaConfig(PreTrainedConfig):
             "num_sample_points": 2,
             "num_train_proposals": 1,
             "num_kept_proposals": 1,
-            "num_places": 1,
+            "spatial_pool_size": 1,
             "retrieval_dim": 0,
         }
         for name, minimum in minima.items():
@@ -184,7 +186,9 @@ class ScadaConfig(PreTrainedConfig):
     @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the arguments that this class adds to `PreTrainedConfig`."""
-        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)} | set(
+            cls.attribute_map
+        )
 
 
 __all__ = ["ScadaConfig"]

@@ -117,7 +117,7 @@ def point_rows(
     return rows.flatten(2).flatten(0, 1), weights.expand_as(rows).flatten(2).flatten(0, 1)
 
 
-def draw_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num_drawn: int) -> torch.Tensor:
+def sample_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num_drawn: int) -> torch.Tensor:
     """
     A random sample of proposals for training in which no target starves, however short it is. [D]
 
@@ -199,16 +199,16 @@ def best_proposals(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
     return scores.topk(min(num_kept, scores.shape[-1]), sorted=False).indices.sort(-1).values
 
 
-def take_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def gather_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """`(Q, P, C)` and indices `(Q, K)` -> `(Q, K, C)`."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def mean_of_places(features: torch.Tensor, num_places: int) -> torch.Tensor:
+def spatial_mean_pool(features: torch.Tensor, spatial_pool_size: int) -> torch.Tensor:
     """`(X, N, h, w, C)` -> `(X, N, num_places² C)`: means of so many areas a side, row by row, side by side."""
-    if num_places == 1:
+    if spatial_pool_size == 1:
         return features.mean(dim=(2, 3))
-    areas = F.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), num_places)
+    areas = F.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), spatial_pool_size)
     return areas.permute(0, 2, 3, 1).flatten(1).unflatten(0, features.shape[:2])
 
 
@@ -221,8 +221,8 @@ def add_outer_features(features: torch.Tensor, from_outer_branches: list[torch.T
         if outer_features is not None:
             if outer_features.shape[1] != features.shape[1]:
                 outer_features = F.adaptive_avg_pool1d(outer_features.mT, features.shape[1]).mT
-            num_places = features.shape[2] // outer_features.shape[2]
-            features = features + outer_features.to(features.dtype).repeat(1, 1, num_places)
+            spatial_pool_size = features.shape[2] // outer_features.shape[2]
+            features = features + outer_features.to(features.dtype).repeat(1, 1, spatial_pool_size)
     return features
 
 
@@ -407,18 +407,18 @@ class LocalizationHead(nn.Module):
         features: torch.Tensor,
         sentence: torch.Tensor,
         targets_grid: torch.Tensor | None = None,
-        features_of_videos: torch.Tensor | None = None,
+        sentence_free_features: torch.Tensor | None = None,
     ) -> HeadOutput:
         """
         In training the proposals are at most `num_train_proposals`, drawn around the targets (see
-        [`draw_proposals`]). At inference they are all, if there are targets (for the loss), else the
+        [`sample_proposals`]). At inference they are all, if there are targets (for the loss), else the
         `num_kept_proposals` of each sentence with the best scores, in the order of [`all_proposals`].
 
         Args:
             features (`torch.Tensor` of shape `(Q, N, C)`): Snippet features of each sentence's video.
             sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
             targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): All sentences' target segments, in `0..S`.
-            features_of_videos (`torch.Tensor` of shape `(B, N, C)`, *optional*): Snippet features that no sentence
+            sentence_free_features (`torch.Tensor` of shape `(B, N, C)`, *optional*): Snippet features that no sentence
                 changed, for the retrieval branch.
 
         Returns:
@@ -450,15 +450,15 @@ class LocalizationHead(nn.Module):
         if self.training and self.config.num_train_proposals < len(proposals_grid):
             if targets_grid is None:
                 targets_grid = proposals_grid[:0]
-            drawn = draw_proposals(proposals_grid, targets_grid, self.config.num_train_proposals)
+            drawn = sample_proposals(proposals_grid, targets_grid, self.config.num_train_proposals)
             proposals_grid = proposals_grid[drawn]
         proposal_features = F.relu_(self.proposal_features(sequence, proposals_grid))
         iou_logits = torch.cat([self.iou_classifier(proposal_features), self.iou_regressor(proposal_features)], dim=-1)
         offsets = self.offset_regressor(proposal_features)
-        if features_of_videos is None:
+        if sentence_free_features is None:
             return HeadOutput(boundary_logits, proposals_grid, iou_logits, offsets)
         retrieval: Any = self.retrieval
-        proposal_embeds = retrieval.embed_proposals(features_of_videos, proposals_grid)
+        proposal_embeds = retrieval.embed_proposals(sentence_free_features, proposals_grid)
         sentence_embeds = retrieval.embed_sentences(sentence)
         return HeadOutput(boundary_logits, proposals_grid, iou_logits, offsets, proposal_embeds, sentence_embeds)
 
@@ -481,19 +481,19 @@ class LocalizationHead(nn.Module):
             features = F.relu_(self.proposal_features(sequence, proposals_grid))
             iou_logits = torch.cat([self.iou_classifier(features), self.iou_regressor(features)], dim=-1)
             kept = best_proposals(score_logits(iou_logits.float()), self.config.num_kept_proposals)
-            offsets = self.offset_regressor(take_proposals(features, kept))
-            return proposals_grid[kept], take_proposals(iou_logits, kept), offsets
+            offsets = self.offset_regressor(gather_proposals(features, kept))
+            return proposals_grid[kept], gather_proposals(iou_logits, kept), offsets
         # On a CPU one by one, as what belongs to a sentence fits into the caches.
         points = sample_points(proposals_grid, self.config.num_sample_points, self.config.grid_size)
         points = point_rows(*points, 1, self.config.grid_size)
-        of_sentences = [
-            self._best_of_sentence(self.proposal_features.linear(row, *points)[0], proposals_grid)
+        best_by_sentence = [
+            self._best_for_sentence(self.proposal_features.linear(row, *points)[0], proposals_grid)
             for row in sequence.split(1)
         ]
-        edges, iou_logits, offsets = (torch.stack(parts) for parts in zip(*of_sentences, strict=True))
+        edges, iou_logits, offsets = (torch.stack(parts) for parts in zip(*best_by_sentence, strict=True))
         return edges, iou_logits, offsets
 
-    def _best_of_sentence(
+    def _best_for_sentence(
         self, features: torch.Tensor, proposals_grid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[`_best`] of the features `(P, D)`, which asks for the regression only where it can matter."""

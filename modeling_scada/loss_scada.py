@@ -30,7 +30,7 @@ RETRIEVAL_TEMPERATURE = 0.1
 # A sentence is no negative of another one's segment that it overlaps by more than this: both would be right.
 SAME_SEGMENT_IOU = 0.5
 # Start and end of the only segment of a sentence that is not in its video, in labels.
-NOT_THERE = -1
+ABSENT_LABEL = -1
 # Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
 BOUNDARY_RADIUS = 0.1
 
@@ -172,7 +172,7 @@ def offset_loss(
     return masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
-def share_of_mass(logits: torch.Tensor, positive: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def multi_positive_cross_entropy(logits: torch.Tensor, positive: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """
     Cross-entropy of a softmax with several right answers: `-log` of what they get together.
 
@@ -202,7 +202,9 @@ def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(Q,)`.
     """
-    return share_of_mass(logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool))
+    return multi_positive_cross_entropy(
+        logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool)
+    )
 
 
 def competing_segments(
@@ -260,8 +262,8 @@ def matching_loss(
     at_segments = logits[:, iou.argmax(1).flatten()]  # (Q, Q * K)
     own, others, same_video = competing_segments(targets_grid, target_mask, video_index)
     present = own | (others & same_video)
-    rows = share_of_mass(at_segments, own, present)
-    columns = share_of_mass(at_segments.T, own.T, present.T).view(target_mask.shape)
+    rows = multi_positive_cross_entropy(at_segments, own, present)
+    columns = multi_positive_cross_entropy(at_segments.T, own.T, present.T).view(target_mask.shape)
     return (rows + masked_mean(columns, target_mask)) / 2
 
 
@@ -296,17 +298,17 @@ def retrieval_loss(
     targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
     num_videos = len(proposal_embeds)
     logits = torch.einsum("qe,bpe->qbp", sentence_embeds.float(), proposal_embeds.float()) / RETRIEVAL_TEMPERATURE
-    of_video = video_index[:, None] == torch.arange(num_videos, device=video_index.device)  # (Q, B)
-    asks_the_same = (same_text.to(logits) @ of_video.to(logits)) > 0  # (Q, B)
-    positive = of_video[..., None] & above_or_best(all_ious.amax(-1), LISTWISE_IOU)[:, None]
-    present = (of_video | ~asks_the_same)[..., None].expand_as(positive)
-    rows = share_of_mass(logits.flatten(1), positive.flatten(1), present.flatten(1))
+    is_own_video = video_index[:, None] == torch.arange(num_videos, device=video_index.device)  # (Q, B)
+    asks_the_same = (same_text.to(logits) @ is_own_video.to(logits)) > 0  # (Q, B)
+    positive = is_own_video[..., None] & above_or_best(all_ious.amax(-1), LISTWISE_IOU)[:, None]
+    present = (is_own_video | ~asks_the_same)[..., None].expand_as(positive)
+    rows = multi_positive_cross_entropy(logits.flatten(1), positive.flatten(1), present.flatten(1))
 
     owner_video = video_index.repeat_interleave(target_mask.shape[1])
     at_segments = logits[:, owner_video, all_ious.argmax(1).flatten()]  # (Q, Q * K)
     own, others, _ = competing_segments(targets_grid, target_mask, video_index)
     present = own | (others & ~same_text.repeat_interleave(target_mask.shape[1], dim=1))
-    columns = share_of_mass(at_segments.T, own.T, present.T).view(target_mask.shape)
+    columns = multi_positive_cross_entropy(at_segments.T, own.T, present.T).view(target_mask.shape)
     return masked_mean((rows + masked_mean(columns, target_mask)) / 2, target_mask.any(-1))
 
 
@@ -345,7 +347,7 @@ def temporal_grounding_loss(
         "loss_offset": OFFSET_WEIGHT * offset_loss(offsets.float(), proposals, own_target, iou),
     }
     has_target = target_mask.any(-1)
-    has_answer = has_target | (labels[..., 0] == NOT_THERE).any(-1)
+    has_answer = has_target | (labels[..., 0] == ABSENT_LABEL).any(-1)
     return {
         name: masked_mean(values, has_target if name == "loss_offset" else has_answer)
         for name, values in terms.items()

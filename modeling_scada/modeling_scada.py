@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .adapter_mixin_scada import ScadaAdapterMixin
-from .backbone_scada import VideoBackbone, build_encoder, encoder_of, normalize_pixels
+from .backbone_scada import VideoBackbone, build_encoder, find_encoder, normalize_pixels
 from .configuration_scada import ScadaConfig
 from .head_scada import (
     LocalizationHead,
@@ -33,12 +33,12 @@ from .head_scada import (
     all_proposals,
     best_proposals,
     decode_offsets,
-    mean_of_places,
+    gather_proposals,
     score_logits,
-    take_proposals,
+    spatial_mean_pool,
 )
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
-from .sentences_scada import check_sentences, of_each_sentence, padding_of, sentence_index_of
+from .sentences_scada import check_sentences, expand_to_sentences, padding_mask, sentence_positions
 from .video_features_scada import ScadaVideoFeatures
 
 
@@ -306,12 +306,12 @@ class ScadaModel(ScadaPreTrainedModel):
                 states = self.video_backbone.states_before(first, pixel_values_videos)
         sequences = tuple(sequence for sequence in from_outer_branches if sequence is not None) or None
         if first is None:
-            features = mean_of_places(features, self.config.num_places)
+            features = spatial_mean_pool(features, self.config.spatial_pool_size)
             return ScadaVideoFeatures(snippet_features=features, outer_sequences=sequences)
         frame_size = torch.tensor(pixel_values_videos.shape[-2:], device=states.device).expand(len(states), 2)
         return ScadaVideoFeatures(states=states, outer_sequences=sequences, frame_size=frame_size)
 
-    def features_of_videos(self, video_features: ScadaVideoFeatures) -> torch.Tensor:
+    def sentence_free_features(self, video_features: ScadaVideoFeatures) -> torch.Tensor:
         """
         Snippet features that no sentence changes: those of a sentence vector of zeros.
 
@@ -327,7 +327,7 @@ class ScadaModel(ScadaPreTrainedModel):
         tensor = next(iter(video_features.tensors().values()))
         no_sentence = tensor.new_zeros(len(tensor), self.text_encoder.config.hidden_size)
         videos = torch.arange(len(tensor), device=tensor.device)
-        features, _, from_outer_branches = self._answer(video_features, no_sentence, videos)
+        features, _, from_outer_branches = self._forward_from_features(video_features, no_sentence, videos)
         return add_outer_features(features, from_outer_branches)
 
     @can_return_tuple
@@ -366,9 +366,9 @@ class ScadaModel(ScadaPreTrainedModel):
         )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        sentence_index = sentence_index_of(sentence_mask)  # (Q,)
+        sentence_index = sentence_positions(sentence_mask)  # (Q,)
         # In a graph padding is encoded too, and a row without any token would have nothing to attend to.
-        attention_mask = attention_mask.masked_fill(padding_of(sentence_mask, attention_mask)[..., None], 1)
+        attention_mask = attention_mask.masked_fill(padding_mask(sentence_mask, attention_mask)[..., None], 1)
         attention_mask = attention_mask.flatten(0, 1)[sentence_index.to(attention_mask.device)]
         sentence_index = sentence_index.to(input_ids.device, non_blocking=True)
         video_index = sentence_index // input_ids.shape[1]
@@ -381,16 +381,18 @@ class ScadaModel(ScadaPreTrainedModel):
             pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_deviation)
             with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_outer_branches):
                 features, hidden_states = self.video_backbone(pixels, output_hidden_states=output_hidden_states)
-            fused = mean_of_places(features, self.config.num_places)  # (B or Q, N, C)
+            fused = spatial_mean_pool(features, self.config.spatial_pool_size)  # (B or Q, N, C)
         else:
             if output_hidden_states:
                 raise ValueError(
                     "Received output_hidden_states=True with `video_features`, which do not hold them; pass "
                     "`pixel_values_videos`."
                 )
-            fused, per_sentence, from_outer_branches = self._answer(video_features, sentence_embeds, video_index)
+            fused, per_sentence, from_outer_branches = self._forward_from_features(
+                video_features, sentence_embeds, video_index
+            )
         if not per_sentence:
-            fused = of_each_sentence(fused, video_index)
+            fused = expand_to_sentences(fused, video_index)
         fused = add_outer_features(fused, from_outer_branches)
 
         return ScadaModelOutput(
@@ -433,7 +435,7 @@ class ScadaModel(ScadaPreTrainedModel):
         finally:
             from_outer_branches += [layer.take_outer_features() for layer in wrapped]
 
-    def _answer(
+    def _forward_from_features(
         self, video_features: ScadaVideoFeatures, sentence_embeds: torch.Tensor, video_index: torch.Tensor
     ) -> tuple[torch.Tensor, bool, list[torch.Tensor | None]]:
         """What the backbone gives: features `(B or Q, N, C)`, which of the two, and those of the outer branches."""
@@ -457,10 +459,10 @@ class ScadaModel(ScadaPreTrainedModel):
             return video_features.snippet_features, False, from_outer_branches  # type: ignore[return-value]
         states: Any = video_features.states
         height, width = video_features.frame_size[0].tolist()  # type: ignore[index]
-        grid = self.video_backbone.grid_of(states, (height, width))
+        grid = self.video_backbone.grid_from_states(states, (height, width))
         with self._condition(sentence_embeds, video_index, grid) as (per_sentence, from_later_branches):
             features = self.video_backbone.forward_from(first, states, (height, width))
-        features = mean_of_places(features, self.config.num_places)
+        features = spatial_mean_pool(features, self.config.spatial_pool_size)
         return features, per_sentence, from_outer_branches + from_later_branches
 
 
@@ -478,7 +480,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         super().__init__(config)
         self.model = ScadaModel(config)
         text_dim = self.model.text_encoder.config.hidden_size
-        video_dim = self.model.video_backbone.layer_dims[-1] * config.num_places**2
+        video_dim = self.model.video_backbone.layer_dims[-1] * config.spatial_pool_size**2
         self.head = LocalizationHead(config, video_dim, text_dim)
         self.post_init()
 
@@ -518,7 +520,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         )
-        video_encoder, text_encoder = encoder_of(video), without_pooler(getattr(text, text.base_model_prefix, text))
+        video_encoder, text_encoder = find_encoder(video), without_pooler(getattr(text, text.base_model_prefix, text))
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder
@@ -588,7 +590,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             ValueError: If the model has no retrieval branch, or the features are those of another model.
         """
         retrieval = self._retrieval()
-        features = self.model.features_of_videos(video_features)
+        features = self.model.sentence_free_features(video_features)
         if proposals_grid is None:
             proposals_grid = all_proposals(self.config.grid_size, features.device)
         return retrieval.embed_proposals(features, proposals_grid)
@@ -656,13 +658,13 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
-        features_of_videos = None
+        sentence_free_features = None
         if self.config.retrieval_dim and labels is not None:
             # The backbone runs once for both, up to where the sentences come in.
             if video_features is None:
                 video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
                 pixel_values_videos = None
-            features_of_videos = self.model.features_of_videos(video_features)
+            sentence_free_features = self.model.sentence_free_features(video_features)
         outputs: ScadaModelOutput = self.model(
             pixel_values_videos,
             input_ids,
@@ -673,7 +675,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             return_dict=True,
         )
         batch_shape = input_ids.shape[:2]
-        is_padding = padding_of(sentence_mask, input_ids)
+        is_padding = padding_mask(sentence_mask, input_ids)
         sentence_index: Any = outputs.sentence_index
         targets, targets_grid = None, None
         if labels is not None:
@@ -686,12 +688,12 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                 )
             targets = labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]  # (Q, K, 2)
             targets_grid = targets.flatten(0, 1) * self.config.grid_size
-        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, features_of_videos)
+        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, sentence_free_features)
         scores = score_logits(head.iou_logits.float())  # (Q, P)
         segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
         if not self.training:
             kept = best_proposals(scores, self.config.num_kept_proposals)
-            scores, segments = scores.gather(1, kept), take_proposals(segments, kept)
+            scores, segments = scores.gather(1, kept), gather_proposals(segments, kept)
 
         lowest = torch.finfo(scores.dtype).min
         logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
@@ -718,7 +720,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
                     self.config.grid_size,
                 )
                 loss_dict |= {name: weights[name] * term for name, term in terms.items()}
-            if features_of_videos is not None:
+            if sentence_free_features is not None:
                 tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[sentence_index]
                 loss_dict["loss_retrieval"] = retrieval_loss(
                     head.proposal_embeds,

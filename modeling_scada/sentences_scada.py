@@ -40,12 +40,12 @@ def check_sentences(
     return input_ids, attention_mask, sentence_mask
 
 
-def padding_of(sentence_mask: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def padding_mask(sentence_mask: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Which of the `(B, M)` sentences there are not, on the device of the other tensor."""
     return ~sentence_mask.bool().to(other.device, non_blocking=True)
 
 
-def sentence_index_of(sentence_mask: torch.Tensor) -> torch.Tensor:
+def sentence_positions(sentence_mask: torch.Tensor) -> torch.Tensor:
     """
     The places of the sentences among the `B M` with padding, `(Q,)`.
 
@@ -56,7 +56,7 @@ def sentence_index_of(sentence_mask: torch.Tensor) -> torch.Tensor:
     return sentence_mask.flatten().nonzero()[:, 0]
 
 
-def of_each_sentence(of_videos: torch.Tensor, video_index: torch.Tensor) -> torch.Tensor:
+def expand_to_sentences(video_rows: torch.Tensor, video_index: torch.Tensor) -> torch.Tensor:
     """
     Rows of `B` videos, `(B, ...)`, for each of their sentences, `(Q, ...)`; `video_index`, `(Q,)`, names the videos.
 
@@ -65,6 +65,6 @@ def of_each_sentence(of_videos: torch.Tensor, video_index: torch.Tensor) -> torc
     2.13).
     """
     if torch.compiler.is_compiling():
-        num_sentences = len(video_index) // len(of_videos)
-        return of_videos[:, None].expand(-1, num_sentences, *of_videos.shape[1:]).flatten(0, 1)
-    return of_videos.index_select(0, video_index)
+        num_sentences = len(video_index) // len(video_rows)
+        return video_rows[:, None].expand(-1, num_sentences, *video_rows.shape[1:]).flatten(0, 1)
+    return video_rows.index_select(0, video_index)

@@ -62,8 +62,8 @@ class ScadaVideoFeatures(ModelOutput):
             raise ValueError(
                 f"Received tensors named {sorted(tensors)}; expected those of an encoded video, as `save` writes them."
             )
-        of_branches = tuple(tensors[name] for name in sequences) or None
-        return cls(outer_sequences=of_branches, **{name: tensors[name] for name in names & set(tensors)})
+        branch_sequences = tuple(tensors[name] for name in sequences) or None
+        return cls(outer_sequences=branch_sequences, **{name: tensors[name] for name in names & set(tensors)})
 
     def to(self, *args, **kwargs) -> "ScadaVideoFeatures":
         """As `torch.Tensor.to` with a device, of all tensors."""

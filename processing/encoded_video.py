@@ -32,18 +32,23 @@ class EncodedVideo:
         tensors (`dict[str, torch.Tensor]`): As of [`ScadaVideoFeatures`], on the CPU. The first dimension of each is
             the window.
         timelines (`list[Timeline]`): When each window starts and ends, in seconds.
-        made_with (`dict`): What identifies the model's weights, and the settings of the processor.
+        fingerprint (`dict`): What identifies the model's weights, and the settings of the processor.
     """
 
     name: str
     tensors: dict[str, torch.Tensor]
     timelines: list[Timeline]
-    made_with: dict[str, Any]
+    fingerprint: dict[str, Any]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The fingerprint under its older name, which files and copies of this code on the Hub have."""
+        return self.fingerprint
 
     def save(self, path: str | PathLike) -> None:
         """
@@ -55,7 +60,7 @@ class EncodedVideo:
         facts = {
             "name": self.name,
             "windows": [[timeline.start_seconds, timeline.end_seconds] for timeline in self.timelines],
-            "made_with": self.made_with,
+            "made_with": self.fingerprint,
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         content = save(tensors, metadata={"format": FORMAT, "facts": json.dumps(facts)})
@@ -89,24 +94,24 @@ class EncodedVideo:
         return cls(facts["name"], tensors, timelines, facts["made_with"])
 
 
-def check_made_with(what: str, made_with: dict[str, Any], current: dict[str, Any]) -> None:
+def check_fingerprint(what: str, fingerprint: dict[str, Any], current: dict[str, Any]) -> None:
     """
     Args:
         what (`str`): What was encoded before, for the message.
-        made_with (`dict`): With which model and settings.
+        fingerprint (`dict`): With which model and settings.
         current (`dict`): Those that are to be used now.
 
     Raises:
         ValueError: If they are not the same.
     """
-    different = sorted(name for name in {*made_with, *current} if made_with.get(name) != current.get(name))
+    different = sorted(name for name in {*fingerprint, *current} if fingerprint.get(name) != current.get(name))
     if "model" in different:
         raise ValueError(
-            f"Received {what}, which was encoded with the weights {str(made_with.get('model'))[:12]}, and a model "
+            f"Received {what}, which was encoded with the weights {str(fingerprint.get('model'))[:12]}, and a model "
             f"with {str(current.get('model'))[:12]}; ask with the model it was encoded with, or encode it again."
         )
     if different:
-        were = ", ".join(f"{name}={made_with.get(name)}" for name in different)
+        were = ", ".join(f"{name}={fingerprint.get(name)}" for name in different)
         now = ", ".join(f"{name}={current.get(name)}" for name in different)
         raise ValueError(
             f"Received {what}, which was encoded with {were}, and now {now}; use the same, or encode again."

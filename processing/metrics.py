@@ -9,11 +9,12 @@ A segment is `[start, end]`; units do not matter as long as predictions and targ
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
-from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
 import numpy as np
+
+from .post_processing import temporal_iou
 
 
 # Of mAP. Divisions of integers give the floats nearest to 0.55, 0.6, ...; adding up steps of 0.05 misses some of them
@@ -24,76 +25,6 @@ MEAN_RECALL_IOU_THRESHOLDS = tuple(percent / 100 for percent in range(30, 100, 5
 MEAN_RECALL_TOP_NS = (1, 2, 3)
 # Of each sentence, in the given ranking: mAP looks at no more (QVHighlights), nor does R@5.
 NUM_RANKED = 10
-
-
-def temporal_iou(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """
-    Intersection over union of all pairs.
-
-    Args:
-        segments (`np.ndarray` of shape `(n, 2)`): Starts and ends.
-        others (`np.ndarray` of shape `(m, 2)`): Starts and ends.
-
-    Returns:
-        `np.ndarray` of shape `(n, m)`: In `[0, 1]`; 0 where the union is empty.
-    """
-    first = np.asarray(segments, dtype=np.float64).reshape(-1, 1, 2)
-    second = np.asarray(others, dtype=np.float64).reshape(1, -1, 2)
-    intersection = np.minimum(first[..., 1], second[..., 1]) - np.maximum(first[..., 0], second[..., 0])
-    intersection = np.clip(intersection, 0, None)
-    union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
-def soft_nms(
-    scores: np.ndarray, segments: np.ndarray, top_k: int, sigma: float = 0.5, num_candidates: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Gaussian soft non-maximum suppression (Bodla et al., 2017).
-
-    The best segment is taken, the others' scores are multiplied by `exp(-iou^2 / sigma)`, and so on.
-
-    Args:
-        scores (`np.ndarray` of shape `(n,)`): In `[0, 1]`.
-        segments (`np.ndarray` of shape `(n, 2)`): Starts and ends.
-        top_k (`int`): How many to take at most.
-        sigma (`float`, *optional*, defaults to 0.5): Width of the decay.
-        num_candidates (`int`, *optional*, defaults to 256): Only so many of the best take part.
-
-    Returns:
-        `tuple`: decayed scores `(k,)`, descending, and their segments `(k, 2)`, both float64.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    order = np.argsort(-scores, kind="stable")[:num_candidates]
-    scores, segments = scores[order], np.asarray(segments, dtype=np.float64)[order]
-    kept_scores, kept_segments = [], []
-    for _ in range(min(top_k, len(scores))):
-        best = int(np.argmax(scores))
-        kept_scores.append(scores[best])
-        kept_segments.append(segments[best])
-        scores = scores * np.exp(-(temporal_iou(segments[best], segments)[0] ** 2) / sigma)
-        scores[best] = -np.inf
-    return np.array(kept_scores), np.array(kept_segments).reshape(-1, 2)
-
-
-def check_ranking(top_k: int = 1, threshold: float = 0.0, nms: float | None = None) -> None:
-    """
-    How segments are to be ranked, checked before the work is done.
-
-    Args:
-        top_k (`int`): How many to take at most.
-        threshold (`float`): Lowest score.
-        nms (`float`, *optional*): The `sigma` of [`soft_nms`], or none.
-
-    Raises:
-        ValueError: If `top_k` is no positive integer, `threshold` no number or `nms` no positive one.
-    """
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
-        raise ValueError(f"Received top_k={top_k!r}; expected a positive number of segments, such as 5.")
-    if not isinstance(threshold, Real) or isnan(threshold):
-        raise ValueError(f"Received threshold={threshold!r}; expected a score from 0 to 1.")
-    if nms is not None and not (isinstance(nms, Real) and nms > 0):
-        raise ValueError(f"Received nms={nms!r}; expected a positive number, or None for no suppression.")
 
 
 def recall_at(
@@ -269,12 +200,14 @@ def multi_segment_metrics(
     precisions = np.mean(
         [average_precision(by_score, num_targets, threshold, strict) for threshold in AP_IOU_THRESHOLDS], axis=0
     )
-    of_groups = {count: 100 * float(precisions[num_targets == count].mean()) for count in np.unique(num_targets)}
-    of_many = [precision for count, precision in of_groups.items() if count >= 3]
+    precision_by_count = {
+        count: 100 * float(precisions[num_targets == count].mean()) for count in np.unique(num_targets)
+    }
+    many_target_precisions = [precision for count, precision in precision_by_count.items() if count >= 3]
     results = {"G-mAP": 100 * float(precisions.mean())}
-    results |= {f"mAP@{count}tgt": of_groups[count] for count in (1, 2) if count in of_groups}
-    if of_many:
-        results["mAP@3+tgt"] = float(np.mean(of_many))
+    results |= {f"mAP@{count}tgt": precision_by_count[count] for count in (1, 2) if count in precision_by_count}
+    if many_target_precisions:
+        results["mAP@3+tgt"] = float(np.mean(many_target_precisions))
     for top_n in MEAN_RECALL_TOP_NS:
         has_so_many = num_targets >= top_n
         if has_so_many.any():
@@ -299,40 +232,41 @@ def _ranked_ious(predictions: Sequence[Any], references: Sequence[Any]) -> tuple
         raise ValueError("Received no sentence; there is nothing to average over.")
     ranked = _as_arrays(predictions, 3, "predictions [[start, end, score], ...]")
     targets = _as_arrays(references, 2, "targets [[start, end], ...]")
-    for index, of_sentence in enumerate(targets):
-        if len(of_sentence) == 0:
+    for index, sentence_segments in enumerate(targets):
+        if len(sentence_segments) == 0:
             raise ValueError(f"Received no target for sentence {index}; each sentence needs at least one.")
-        if (of_sentence[:, 1] < of_sentence[:, 0]).any():
+        if (sentence_segments[:, 1] < sentence_segments[:, 0]).any():
             raise ValueError(
-                f"Received targets {of_sentence.tolist()} for sentence {index}, one of which ends before it starts; "
+                f"Received targets {sentence_segments.tolist()} for sentence {index}, one of which ends before it "
+                f"starts; "
                 "repair or drop it."
             )
-    num_targets = np.array([len(of_sentence) for of_sentence in targets])
+    num_targets = np.array([len(sentence_segments) for sentence_segments in targets])
     # Where there are fewer than ten, IoUs of 0 that come last: wrong predictions behind all others change no metric.
     ious = np.zeros((len(ranked), NUM_RANKED, num_targets.max()))
     scores = np.full((len(ranked), NUM_RANKED), -np.inf)
-    for index, (of_sentence, its_targets) in enumerate(zip(ranked, targets, strict=True)):
-        first = of_sentence[:NUM_RANKED]
+    for index, (sentence_segments, its_targets) in enumerate(zip(ranked, targets, strict=True)):
+        first = sentence_segments[:NUM_RANKED]
         ious[index, : len(first), : len(its_targets)] = temporal_iou(first[:, :2], its_targets)
         scores[index, : len(first)] = first[:, 2]
     by_score = np.take_along_axis(ious, np.argsort(-scores, axis=1, kind="stable")[..., None], axis=1)
     return ious, by_score, num_targets
 
 
-def rejection_auroc(scores: np.ndarray, is_there: np.ndarray) -> float:
+def rejection_auroc(scores: np.ndarray, is_present: np.ndarray) -> float:
     """
     Whether scores tell sentences that are in their video from others: the probability, in percent, that one that is
     there has the higher score, equal ones counting half (the area under the ROC curve).
 
     Args:
         scores (`np.ndarray` of shape `(Q,)`): Of each sentence's best segment.
-        is_there (`np.ndarray` of shape `(Q,)`): Whether the sentence is in its video.
+        is_present (`np.ndarray` of shape `(Q,)`): Whether the sentence is in its video.
 
     Returns:
         `float`: 50 by chance; `nan` if there are only sentences of one kind.
     """
-    scores, is_there = np.asarray(scores, dtype=np.float64), np.asarray(is_there, dtype=bool)
-    there, others = np.sort(scores[is_there]), scores[~is_there]
+    scores, is_present = np.asarray(scores, dtype=np.float64), np.asarray(is_present, dtype=bool)
+    there, others = np.sort(scores[is_present]), scores[~is_present]
     if not len(there) or not len(others):
         return float("nan")
     lower = np.searchsorted(there, others, side="left")
@@ -341,27 +275,27 @@ def rejection_auroc(scores: np.ndarray, is_there: np.ndarray) -> float:
     return 100 * float((higher + equal / 2).mean() / len(there))
 
 
-def rejection_f1(scores: np.ndarray, is_there: np.ndarray, threshold: float) -> float:
+def rejection_f1(scores: np.ndarray, is_present: np.ndarray, threshold: float) -> float:
     """
     F1, in percent, of rejecting the sentences that are not in their video: those whose score is below `threshold`.
 
     Args:
-        scores, is_there: As for [`rejection_auroc`].
+        scores, is_present: As for [`rejection_auroc`].
         threshold (`float`): Sentences with this score or a higher one are found.
 
     Returns:
         `float`: 0 if none is rejected that should be.
     """
     rejected = np.asarray(scores) < threshold
-    absent = ~np.asarray(is_there, dtype=bool)
+    absent = ~np.asarray(is_present, dtype=bool)
     right = int((rejected & absent).sum())
     return 100 * 2 * right / max(int(rejected.sum() + absent.sum()), 1)
 
 
-def best_rejection_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
+def best_rejection_threshold(scores: np.ndarray, is_present: np.ndarray) -> float:
     """
     Args:
-        scores, is_there: As for [`rejection_auroc`].
+        scores, is_present: As for [`rejection_auroc`].
 
     Returns:
         `float`: The threshold with the best [`rejection_f1`], halfway to the next lower score; the lowest such. Above
@@ -369,15 +303,15 @@ def best_rejection_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
     """
     distinct = np.unique(np.asarray(scores, dtype=np.float64))
     candidates = [*((distinct[1:] + distinct[:-1]) / 2), distinct[-1] + 1e-6]
-    return float(max(candidates, key=lambda threshold: rejection_f1(scores, is_there, threshold)))
+    return float(max(candidates, key=lambda threshold: rejection_f1(scores, is_present, threshold)))
 
 
 def rejection_metrics(
-    scores: np.ndarray, is_there: np.ndarray, found_threshold: float | None = None
+    scores: np.ndarray, is_present: np.ndarray, found_threshold: float | None = None
 ) -> dict[str, float]:
     """
     Args:
-        scores, is_there: As for [`rejection_auroc`].
+        scores, is_present: As for [`rejection_auroc`].
         found_threshold (`float`, *optional*): From which score on a sentence is found; the best one if not given.
 
     Returns:
@@ -385,11 +319,11 @@ def rejection_metrics(
         sentences of both kinds.
     """
     if found_threshold is None:
-        found_threshold = best_rejection_threshold(scores, is_there)
-    auroc = rejection_auroc(scores, is_there)
+        found_threshold = best_rejection_threshold(scores, is_present)
+    auroc = rejection_auroc(scores, is_present)
     metrics = {} if isnan(auroc) else {"AUROC": auroc}
     return metrics | {
-        "RejF1": rejection_f1(scores, is_there, found_threshold),
+        "RejF1": rejection_f1(scores, is_present, found_threshold),
         "found_threshold": found_threshold,
     }
 
@@ -418,8 +352,8 @@ def write_qvhighlights_submission(path: str | PathLike[str], rows: Iterable[Mapp
             raise ValueError(f"Row {index} lacks {sorted(missing)}.")
     windows = _as_arrays([row["pred_relevant_windows"] for row in rows], 3, "predictions [[start, end, score], ...]")
     lines = [
-        json.dumps({**row, "pred_relevant_windows": of_sentence.tolist()}) + "\n"
-        for row, of_sentence in zip(rows, windows, strict=True)
+        json.dumps({**row, "pred_relevant_windows": sentence_segments.tolist()}) + "\n"
+        for row, sentence_segments in zip(rows, windows, strict=True)
     ]
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(lines)

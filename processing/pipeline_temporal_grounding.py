@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .encoded_video import EncodedVideo, check_made_with, hash_weights, weights_signature
-from .metrics import check_ranking
+from .encoded_video import EncodedVideo, check_fingerprint, hash_weights, weights_signature
+from .post_processing import check_ranking
 from .reading_ahead import read_ahead
 from .video_io import VideoReadError, is_file_object
 from .video_processing_scada import check_num_frames
@@ -134,7 +134,7 @@ class TemporalGroundingPipeline(Pipeline):
             OSError, VideoReadError: If the video cannot be read.
         """
         model: Any = self.model
-        made_with = self.made_with(num_frames)
+        fingerprint = self.fingerprint(num_frames)
         timelines, parts = [], []
         count = self.processor.video_processor.num_windows(video, video_metadata) if progress is not None else 0
         with self.device_placement(), self.get_inference_context()():
@@ -148,9 +148,9 @@ class TemporalGroundingPipeline(Pipeline):
                 if progress is not None:
                     progress(len(timelines) / count)
         tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
-        return EncodedVideo(_name_of(video), tensors, timelines, made_with)
+        return EncodedVideo(_video_name(video), tensors, timelines, fingerprint)
 
-    def made_with(self, num_frames: int | None = None) -> dict[str, Any]:
+    def fingerprint(self, num_frames: int | None = None) -> dict[str, Any]:
         """
         What an encoded video depends on: the hash of the model's weights, and how a video is sampled and scaled.
 
@@ -282,13 +282,13 @@ class TemporalGroundingPipeline(Pipeline):
                 outputs[index]["timelines"] = items[index]["timelines"]
         for index, item in enumerate(items):
             if "windows" in item:
-                outputs[index] = self._ground_windows(item, on_error)
+                outputs[index] = self._forward_windows(item, on_error)
             if "encoded" in item:
-                outputs[index] = self._ground_encoded(item, on_error)
+                outputs[index] = self._forward_encoded(item, on_error)
         sentences = [{"sentence": item.get("sentence")} for item in items]
         return {"outputs": [found | sentence for found, sentence in zip(outputs, sentences, strict=True)]}
 
-    def _ground_windows(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
+    def _forward_windows(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
         """The model's outputs for the windows of a long video, or its failure."""
         tokens = self._tokens([item["sentences"]])
         timelines, found_in = [], []
@@ -300,25 +300,25 @@ class TemporalGroundingPipeline(Pipeline):
             timelines += window["timelines"]
         return _join_windows(found_in, timelines)
 
-    def _ground_encoded(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
+    def _forward_encoded(self, item: dict[str, Any], on_error: str) -> dict[str, Any]:
         """The model's outputs for the windows of a video that was encoded before, or its failure."""
         encoded: EncodedVideo = item["encoded"]
         try:
             num_frames = encoded.made_with.get("num_frames") if item["num_frames"] is None else item["num_frames"]
-            check_made_with(f"the video {encoded.name}", encoded.made_with, self.made_with(num_frames))
+            check_fingerprint(f"the video {encoded.name}", encoded.made_with, self.fingerprint(num_frames))
         except INPUT_ERRORS as error:
             if on_error == "raise":
                 raise
             return {"failure": _describe(encoded, error)}
         found_in = [
-            self.ask_windows(
+            self.ground_encoded(
                 {name: tensor[row : row + 1] for name, tensor in encoded.tensors.items()}, item["sentences"]
             )
             for row in range(len(encoded.timelines))
         ]
         return _join_windows(found_in, encoded.timelines)
 
-    def ask_windows(self, tensors: dict[str, torch.Tensor], sentences: list[str]) -> dict[str, torch.Tensor]:
+    def ground_encoded(self, tensors: dict[str, torch.Tensor], sentences: list[str]) -> dict[str, torch.Tensor]:
         """
         The model's outputs for windows that were encoded before, each asked all of the sentences.
 
@@ -330,13 +330,13 @@ class TemporalGroundingPipeline(Pipeline):
             `dict[str, torch.Tensor]`: `logits` `(W, M, P)` and `pred_segments` `(W, M, P, 2)`, on the CPU.
         """
         with self.device_placement(), self.get_inference_context()():
-            features = self.features_of(tensors)
+            features = self.to_features(tensors)
             tokens = self._tokens([sentences])
             for name, tensor in tokens.items():
                 tokens[name] = tensor.expand(features.num_videos, *tensor.shape[1:])
             return self._run(tokens, video_features=features)
 
-    def features_of(self, tensors: dict[str, torch.Tensor]) -> Any:
+    def to_features(self, tensors: dict[str, torch.Tensor]) -> Any:
         """The [`ScadaVideoFeatures`] of windows that were encoded before, on the model's device."""
         model: Any = self.model
         return model.video_features_class.from_tensors(
@@ -362,7 +362,7 @@ class TemporalGroundingPipeline(Pipeline):
         (found,) = self.processor.post_process_temporal_grounding(
             outputs, timelines=outputs["timelines"], merge_windows=True, **kwargs
         )
-        results = [self.segments_of(result) for result in found]
+        results = [self.format_segments(result) for result in found]
         if isinstance(outputs["sentence"], str):
             return results[0]
         return [
@@ -370,7 +370,7 @@ class TemporalGroundingPipeline(Pipeline):
             for sentence, segments in zip(outputs["sentence"], results, strict=True)
         ]
 
-    def segments_of(self, result: dict[str, Any]) -> list[dict[str, Any]]:
+    def format_segments(self, result: dict[str, Any]) -> list[dict[str, Any]]:
         """
         The segments of a sentence, as the pipeline gives them.
 
@@ -459,10 +459,10 @@ def _join_windows(found_in: list[dict[str, torch.Tensor]], timelines: list) -> d
 
 def _describe(video: Any, error: Exception) -> dict[str, str]:
     """What stands in the place of the results of a video that cannot be read."""
-    return {"video": _name_of(video), "error": type(error).__name__, "reason": str(error)}
+    return {"video": _video_name(video), "error": type(error).__name__, "reason": str(error)}
 
 
-def _name_of(video: Any) -> str:
+def _video_name(video: Any) -> str:
     if isinstance(video, bytes):
         return f"<{len(video)} bytes>"
     if isinstance(video, (str, PathLike)):

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .metrics import check_ranking, soft_nms
 from .pipeline_temporal_grounding import (
     TemporalGroundingPipeline,  # noqa: F401  so that it is saved along
     as_list,
     as_sentences,
 )
+from .post_processing import check_ranking, soft_nms
 from .timeline import Timeline
 from .video_processing_scada import ScadaVideoProcessor
 
@@ -24,9 +24,9 @@ logger = logging.get_logger(__name__)
 # What an annotation may exceed its file by and still be clipped to it: files are often a little shorter than their
 # annotation says (Charades-STA: up to 1.54 s).
 SEGMENT_TOLERANCE_SECONDS = 2.0
-LABEL_PADDING = -100.0
+PADDING_LABEL = -100.0
 # Both ends of the only segment of a sentence that is not in its video.
-LABEL_NOT_THERE = -1.0
+ABSENT_LABEL = -1.0
 
 
 class SegmentOutsideVideoError(ValueError):
@@ -181,12 +181,12 @@ class ScadaProcessor(ProcessorMixin):
 
     def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
         """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
-        flat = [sentence for of_video in sentences for sentence in of_video]
+        flat = [sentence for video_items in sentences for sentence in video_items]
         tokens = self.tokenizer(flat, padding=True, truncation=True, return_attention_mask=True, return_tensors="np")
-        self._warn_of_cut(flat, tokens["attention_mask"].sum(1))
+        self._warn_about_truncation(flat, tokens["attention_mask"].sum(1))
         sentence_mask = np.zeros((len(sentences), max(map(len, sentences))), dtype=np.int64)
-        for row, of_video in zip(sentence_mask, sentences, strict=True):
-            row[: len(of_video)] = 1
+        for row, video_items in zip(sentence_mask, sentences, strict=True):
+            row[: len(video_items)] = 1
         length = tokens["input_ids"].shape[1]
         pad_token_id = self.tokenizer.pad_token_id or 0
         input_ids = np.full((*sentence_mask.shape, length), pad_token_id, dtype=np.int64)
@@ -195,7 +195,7 @@ class ScadaProcessor(ProcessorMixin):
         attention_mask[sentence_mask == 1] = tokens["attention_mask"]
         return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_mask": sentence_mask}
 
-    def _warn_of_cut(self, sentences: list[str], lengths: np.ndarray) -> None:
+    def _warn_about_truncation(self, sentences: list[str], lengths: np.ndarray) -> None:
         """Says which sentences are longer than the sentence encoder takes, each once."""
         most = self.tokenizer.model_max_length
         for sentence in (sentences[index] for index in np.flatnonzero(lengths == most)):
@@ -276,7 +276,7 @@ def post_process_temporal_grounding(
     windows = [Timeline(timeline.start_seconds, timeline.end_seconds) for timeline in timelines]
     results = []
     for rows in videos:
-        of_video = []
+        video_items = []
         for sentence_index in np.flatnonzero(mask[rows[0]]):
             segments_seconds = [windows[row].grid_to_seconds(pred_segments[row, sentence_index]) for row in rows]
             kept_scores, kept_segments = soft_nms(
@@ -286,8 +286,8 @@ def post_process_temporal_grounding(
                 sigma=math.inf if nms is None else nms,
             )
             count = max(1, int((kept_scores >= threshold).sum()))
-            of_video.append({"scores": kept_scores[:count], "segments": kept_segments[:count]})
-        results.append(of_video)
+            video_items.append({"scores": kept_scores[:count], "segments": kept_segments[:count]})
+        results.append(video_items)
     return results
 
 
@@ -339,18 +339,18 @@ def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list
             f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry each."
         )
     nested = []
-    for video_index, (of_video, entry, own_sentences) in enumerate(zip(segments, text, sentences, strict=True)):
+    for video_index, (video_items, entry, own_sentences) in enumerate(zip(segments, text, sentences, strict=True)):
         # A video with one sentence may come with that sentence's segment itself, and where the sentence is in no list,
         # neither are its several segments.
-        if len(own_sentences) == 1 and len(of_video):
-            if np.ndim(of_video[0]) == 0 or (isinstance(entry, str) and np.ndim(of_video[0]) == 1):
-                of_video = [of_video]
-        if len(of_video) != len(own_sentences):
+        if len(own_sentences) == 1 and len(video_items):
+            if np.ndim(video_items[0]) == 0 or (isinstance(entry, str) and np.ndim(video_items[0]) == 1):
+                video_items = [video_items]
+        if len(video_items) != len(own_sentences):
             raise ValueError(
-                f"Received {len(own_sentences)} sentences but segments of {len(of_video)} for video {video_index}; "
+                f"Received {len(own_sentences)} sentences but segments of {len(video_items)} for video {video_index}; "
                 "pass [start, end], or a list of these, per sentence."
             )
-        arrays = [np.asarray(of_sentence, dtype=np.float64) for of_sentence in of_video]
+        arrays = [np.asarray(sentence_arrays, dtype=np.float64) for sentence_arrays in video_items]
         arrays = [array.reshape(-1, 2) if array.shape in ((2,), (0,)) else array for array in arrays]
         for array, sentence in zip(arrays, own_sentences, strict=True):
             if array.shape != (0, 2) and (array.ndim != 2 or array.shape[1] != 2):
@@ -368,16 +368,16 @@ def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.nd
     sentence that has none.
     """
     num_sentences = max(map(len, targets))
-    num_segments = max(1, *(len(array) for of_video in targets for array in of_video))
-    labels = np.full((len(targets), num_sentences, num_segments, 2), LABEL_PADDING, dtype=np.float32)
-    for video_index, (of_video, timeline) in enumerate(zip(targets, timelines, strict=True)):
+    num_segments = max(1, *(len(array) for video_items in targets for array in video_items))
+    labels = np.full((len(targets), num_sentences, num_segments, 2), PADDING_LABEL, dtype=np.float32)
+    for video_index, (video_items, timeline) in enumerate(zip(targets, timelines, strict=True)):
         window = Timeline(timeline.start_seconds, timeline.end_seconds)
-        for sentence_index, segments_seconds in enumerate(of_video):
+        for sentence_index, segments_seconds in enumerate(video_items):
             _check_segments(segments_seconds, window)
             unit = np.clip(window.seconds_to_grid(segments_seconds), 0.0, 1.0)
             labels[video_index, sentence_index, : len(unit)] = unit
             if not len(unit):
-                labels[video_index, sentence_index, 0] = LABEL_NOT_THERE
+                labels[video_index, sentence_index, 0] = ABSENT_LABEL
     return labels
 
 

@@ -1,17 +1,14 @@
 """
-Reading and cutting videos: the door to four rooms. `video_opening` opens a file and knows how long and large the
-video is, `video_reading` reads the frames on display at given instants, `video_cutting` copies a part into a file, and
-`video_encoding` encodes one anew, to the frame.
+Read videos: `video_opening` opens a file and tells how long and large the video is, `video_reading` reads the
+frames on display at given times. Cutting and encoding are in `processing.results`.
 """
 
-from .video_cutting import cut_video
-from .video_encoding import cut_video_exactly
 from .video_opening import (
     DEFAULT_LIMITS,
     DownloadedVideo,
     ReadLimits,
-    VideoFacts,
     VideoLimitError,
+    VideoProperties,
     VideoReadError,
     VideoSource,
     can_seek,
@@ -27,14 +24,12 @@ __all__ = [
     "SCALING_FLAGS",
     "DownloadedVideo",
     "ReadLimits",
-    "VideoFacts",
+    "VideoProperties",
     "VideoLimitError",
     "VideoReadError",
     "VideoSource",
     "can_seek",
     "check_video",
-    "cut_video",
-    "cut_video_exactly",
     "downloaded",
     "is_file_object",
     "iterate_frames",

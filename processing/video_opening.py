@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from .video_url import VideoFetchError, VideoFetchLimitError, fetch_video, is_url, redact_url
 
 
-# In `try`, or transformers asks for it before it loads code from the Hub. The other rooms take `av` from here.
+# In `try`, or transformers asks for it before it loads code from the Hub. The other modules import `av` from here.
 try:
     import av
     import av.error
@@ -86,7 +86,7 @@ class VideoLimitError(VideoReadError):
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class VideoProperties:
     """
     What is known of a video without decoding it as a whole.
 
@@ -137,7 +137,7 @@ def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iter
         yield DownloadedVideo(name, file)
 
 
-def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFacts:
+def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoProperties:
     """
     Find out how long and how large a video is.
 
@@ -149,7 +149,7 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFact
         limits ([`ReadLimits`], *optional*): What reading may cost.
 
     Returns:
-        [`VideoFacts`]: Times in seconds, sizes as displayed.
+        [`VideoProperties`]: Times in seconds, sizes as displayed.
 
     Raises:
         `TypeError`: If `source` is none of these.
@@ -186,7 +186,7 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoFact
         if duration_seconds > limits.max_duration_seconds:
             raise video.limit_error(f"it lasts {duration_seconds:.0f} s", "max_duration_seconds")
         height, width = displayed_size(video, first_frame)
-        return VideoFacts(
+        return VideoProperties(
             duration_seconds=duration_seconds,
             start_seconds=float(first_frame.pts * video.time_base),
             time_base=video.time_base,

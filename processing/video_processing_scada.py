@@ -311,7 +311,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         if isinstance(video, (np.ndarray, torch.Tensor)):
             frames = _as_uint8_frames(video)
             timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
-            return resize_frames(frames[_places(len(frames), metadata, num_frames)], size), timeline
+            return resize_frames(frames[_frame_positions(len(frames), metadata, num_frames)], size), timeline
         with self.downloaded(video) as file:
             timeline = Timeline(0.0, self._duration_seconds(file))
             sampling = Timeline(timeline.start_seconds, timeline.end_seconds, num_frames)
@@ -407,11 +407,11 @@ def _iterate_array(
 ) -> Iterator[np.ndarray]:
     """So many frames of a video that came as an array, evenly over its length, one at a time, scaled to `size`."""
     frames = _as_uint8_frames(video)
-    for place in _places(len(frames), metadata, num_frames):
+    for place in _frame_positions(len(frames), metadata, num_frames):
         yield resize_frames(frames[place : place + 1], size)[0]
 
 
-def _places(length: int, metadata: dict | None, num_frames: int) -> np.ndarray:
+def _frame_positions(length: int, metadata: dict | None, num_frames: int) -> np.ndarray:
     """
     Where in an array of `length` frames those lie that are nearest to `num_frames` instants, evenly over the video's
     length. Without `frames_indices` the array's own frames are spread evenly, too.

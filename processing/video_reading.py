@@ -362,18 +362,18 @@ class _PacketReader:
         num_found = 0
         while num_found < len(self._instants):
             shown_pts = self._find_shown(self._instants[num_found])
-            num_due = bisect_left(self._instants, self._end_of(shown_pts)) - num_found
+            num_due = bisect_left(self._instants, self._end_tick(shown_pts)) - num_found
             self._due.append((shown_pts, num_due))
             num_found += num_due
-            yield from self._come_out()
+            yield from self._pop_due_frames()
             # It may be in the decoder already, which gets packets in another order than that of display.
             if any(packet.pts == shown_pts for packet in self._queue):
                 fed_pts = None
                 while fed_pts != shown_pts:
                     fed_pts = self._feed(self._queue.popleft())
-                    yield from self._come_out()
+                    yield from self._pop_due_frames()
         self._empty_decoder()
-        yield from self._come_out()
+        yield from self._pop_due_frames()
         if self._due:
             raise _IrregularVideo
 
@@ -442,13 +442,13 @@ class _PacketReader:
     def _read_ahead(self, instant: int) -> None:
         """Read until no packet can follow that is shown up to an instant."""
         for place in reversed(range(len(self._queue))):
-            if self._pass_over(place, instant):
+            if self._skip(place, instant):
                 break
         while len(self._times) - bisect_right(self._times, instant) <= MAX_REORDERED_FRAMES and self._read_packet():
-            if not self._pass_over(len(self._queue) - 1, instant) and len(self._queue) > MAX_QUEUED_PACKETS:
+            if not self._skip(len(self._queue) - 1, instant) and len(self._queue) > MAX_QUEUED_PACKETS:
                 self._feed(self._queue.popleft())
 
-    def _pass_over(self, place: int, instant: int) -> bool:
+    def _skip(self, place: int, instant: int) -> bool:
         """Drop the packets before one in the queue, if what is on display then can be decoded from it."""
         packet = self._queue[place]
         if not packet.is_keyframe or packet.is_discard or packet.pts > instant:
@@ -481,13 +481,13 @@ class _PacketReader:
             self._times.insert(place, packet.pts)
         return True
 
-    def _end_of(self, pts: int) -> float:
+    def _end_tick(self, pts: int) -> float:
         """When the frame after another is shown, as far as that is read."""
         place = bisect_right(self._times, pts)
         return self._times[place] if place < len(self._times) else math.inf
 
     def _is_wanted(self, pts: int) -> bool:
-        return bisect_left(self._instants, pts) < bisect_left(self._instants, self._end_of(pts))
+        return bisect_left(self._instants, pts) < bisect_left(self._instants, self._end_tick(pts))
 
     def _feed(self, packet: Any) -> int:
         """Decode a packet, unless it is of a frame that neither an instant nor another frame needs."""
@@ -510,7 +510,7 @@ class _PacketReader:
             if not self._instants or self._is_wanted(frame.pts):
                 self._decoded.append(frame)
 
-    def _come_out(self) -> Iterator[tuple[Any, int]]:
+    def _pop_due_frames(self) -> Iterator[tuple[Any, int]]:
         """Yield those of the decoded frames that are due."""
         while self._decoded and self._due:
             frame = self._decoded.popleft()

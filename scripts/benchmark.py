@@ -57,28 +57,30 @@ import transformers
 from tqdm import tqdm
 
 from modeling_scada import ScadaForTemporalGrounding
-from processing.benchmarks import (
+from modeling_scada.experiments.input_benchmarks import (
+    SMALL_VIDEOS,
+    VIDEOS,
+    benchmark_input_pipeline,
+    make_videos,
+    pipeline_table,
+)
+from modeling_scada.experiments.measuring import cpu_name
+from modeling_scada.experiments.model_benchmarks import (
     DEVICE,
     DTYPE,
     MODES,
     PIPELINE_MODE,
     SIZES,
-    SMALL_VIDEOS,
-    VIDEOS,
     backbone_table,
     benchmark_backbone,
     benchmark_graph,
-    benchmark_input_pipeline,
     benchmark_mode,
     benchmark_proposal_features,
     make_batch,
-    make_videos,
     markdown_table,
     model_config,
-    pipeline_table,
 )
-from processing.measuring import cpu_name
-from processing.provenance import current_commit
+from processing.results.provenance import get_commit
 
 
 def main() -> None:
@@ -105,7 +107,7 @@ def main() -> None:
         "device_name": cpu_name() if DEVICE.type == "cpu" else torch.cuda.get_device_name(),
         "dtype": str(DTYPE).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "commit": current_commit(),
+        "commit": get_commit(),
         "seed": args.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "small": args.small,
@@ -115,14 +117,14 @@ def main() -> None:
         "results": results,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    num_of_part = {
+    part_number = {
         "proposal_features": 1,
         "tuning": len(sizes_to_run) * len(args.modes),
         "backbone": len(sizes_to_run),
         "graph": len(sizes_to_run),
         "input_pipeline": len(sizes_to_run),
     }
-    progress = tqdm(total=sum(num_of_part[part] for part in args.parts), desc="benchmark")
+    progress = tqdm(total=sum(part_number[part] for part in args.parts), desc="benchmark")
 
     def save() -> None:
         (args.output_dir / "benchmark.json").write_text(json.dumps(record, indent=2), encoding="utf-8")

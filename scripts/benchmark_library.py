@@ -32,19 +32,19 @@ import torch
 import transformers
 
 from modeling_scada import ScadaForTemporalGrounding
-from processing.benchmarks import DEVICE, SIZES
-from processing.grounding import load_pipeline
-from processing.library import index_videos
-from processing.library_benchmarks import (
-    benchmark_asking,
+from modeling_scada.experiments.library_benchmarks import (
     benchmark_index,
     benchmark_long,
+    benchmark_queries,
     benchmark_recall,
     benchmark_search,
     copy_rows,
 )
-from processing.measuring import cpu_name
-from processing.provenance import current_commit
+from modeling_scada.experiments.measuring import cpu_name
+from modeling_scada.experiments.model_benchmarks import DEVICE, SIZES
+from modeling_scada.inference.grounding import load_pipeline
+from modeling_scada.library.index import index_videos
+from processing.results.provenance import get_commit
 
 
 PARTS = ["asking", "long", "index", "search", "recall"]
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Of the videos, in `long`.")
     parser.add_argument("--window_seconds", type=float, default=20.0, help="In `long`.")
     parser.add_argument("--videos", type=Path, help="Folder of videos, for `index` and `search`.")
-    parser.add_argument("--model", default="hub_configs/moving_shapes_model", help="For all but `asking`.")
+    parser.add_argument("--model", default="hub_configs/models/moving_shapes_model", help="For all but `asking`.")
     parser.add_argument("--num_windows", type=int, nargs="+", default=[500, 50000], help="Of the index, in `search`.")
     parser.add_argument(
         "--num_candidates", type=int, nargs="+", default=[200], help="In `search` (the first) and `recall`."
@@ -82,7 +82,7 @@ def main() -> None:
         "device": DEVICE.type,
         "device_name": cpu_name() if DEVICE.type == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
-        "commit": current_commit(),
+        "commit": get_commit(),
         "seed": args.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": results,
@@ -100,7 +100,7 @@ def main() -> None:
             save(
                 "asking",
                 [
-                    benchmark_asking(args.size, mode, args.num_frames, folder, args.repeats, args.seed)
+                    benchmark_queries(args.size, mode, args.num_frames, folder, args.repeats, args.seed)
                     for mode in args.modes
                 ],
             )

@@ -53,9 +53,9 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
-from processing.measuring import cpu_name, median_seconds, table_of
-from processing.provenance import append_row, current_commit, read_rows
-from processing.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_video
+from modeling_scada.experiments.measuring import cpu_name, median_seconds, to_markdown
+from processing.data.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_video
+from processing.results.provenance import append_row, get_commit, read_rows
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 
@@ -136,9 +136,9 @@ SMALL_CELLS = (Cell("h264", 12, 3, 64, 96, 8), Cell("vp9", 250, 2, 64, 96, 8))
 def draw_number(image: np.ndarray, number: int) -> np.ndarray:
     """The picture `(H, W, 3)` with a number, of `NUM_BITS` bits, in blocks along its upper edge, low bits first."""
     height, width = image.shape[:2]
-    bit_of_column = np.arange(width) * NUM_BITS // width
+    column_bits = np.arange(width) * NUM_BITS // width
     numbered = image.copy()
-    numbered[: height // 8] = np.where(number >> bit_of_column & 1, 235, 16)[:, None]
+    numbered[: height // 8] = np.where(number >> column_bits & 1, 235, 16)[:, None]
     return numbered
 
 
@@ -369,7 +369,7 @@ def readers_for(cell: Cell, peers: dict[str, str]) -> dict[str, Reader]:
     return readers
 
 
-def ratio_of(row: dict[str, Any], column: str) -> tuple[float | None, str]:
+def speed_ratio(row: dict[str, Any], column: str) -> tuple[float | None, str]:
     """
     Frames per second of `ours` over those of the column's fastest reader.
 
@@ -403,18 +403,18 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         ours = row["readers"]["ours"]
         speed = ours["error"] if "error" in ours else f"{ours['frames_per_second']:.1f}"
-        of_column = {column: ratio_of(row, column) for column in COLUMNS}
-        known = {column: ratio for column, (ratio, _) in of_column.items() if ratio is not None}
+        column_values = {column: speed_ratio(row, column) for column in COLUMNS}
+        known = {column: ratio for column, (ratio, _) in column_values.items() if ratio is not None}
         if known:
             known["smallest"] = min(known.values())
         for column, ratio in known.items():
             ratios[column].append(ratio)
-        texts = {f"ours / {column}": text for column, (_, text) in of_column.items()}
+        texts = {f"ours / {column}": text for column, (_, text) in column_values.items()}
         smallest = f"{known['smallest']:.2f}" if known else "-"
         lines.append({"cell": row["cell"], "ours, frames/s": speed} | texts | {"smallest ratio": smallest})
     means = [f"{math.exp(statistics.mean(map(math.log, r))):.2f} ({len(r)})" if r else "-" for r in ratios.values()]
     lines.append(dict(zip(lines[0], ["geometric mean (cells)", "-", *means], strict=True)))
-    return table_of(lines)
+    return to_markdown(lines)
 
 
 def main() -> None:
@@ -437,7 +437,7 @@ def main() -> None:
         "missing": missing,
         "device": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "commit": current_commit(),
+        "commit": get_commit(),
         "seed": args.seed,
         "repeats": args.repeats,
     }

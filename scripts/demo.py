@@ -5,8 +5,8 @@ The first minute: grounds sentences in videos that the model has not seen, witho
     python scripts/demo.py --output_dir outputs/demo
 
 Makes a few held-out videos of MovingShapes, finds three sentences in each with the model in
-`hub_configs/moving_shapes_model`, and prints the segments beside the true ones. A picture and a page that plays the
-segments are left for each video.
+`hub_configs/models/moving_shapes_model`, and prints the segments beside the true ones. A picture and a page that plays
+the segments are left for each video.
 """
 
 import argparse
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from datasets import load_from_disk
 
-from processing.grounding import find_segments, load_pipeline
-from processing.moving_shapes import make_moving_shapes
-from processing.provenance import REPOSITORY
-from processing.result_page import write_page
-from processing.result_picture import draw
-from processing.result_selection import select_shown
+from modeling_scada.inference.grounding import find_segments, load_pipeline
+from processing.data.moving_shapes import make_moving_shapes
+from processing.results.page import write_page
+from processing.results.picture import draw
+from processing.results.provenance import REPOSITORY
+from processing.results.selection import select_shown
 from processing.video_io import probe
 
 
-MODEL = REPOSITORY / "hub_configs" / "moving_shapes_model"
+MODEL = REPOSITORY / "hub_configs" / "models" / "moving_shapes_model"
 NUM_VIDEOS = 4
 NUM_SENTENCES = 3
 
@@ -48,11 +48,16 @@ def main() -> None:
                 f"  {result['sentence']:<64} {best['start']:5.1f} to {best['end']:4.1f} s "
                 f"(score {best['score']:.2f}), true {start_seconds:5.1f} to {end_seconds:4.1f} s"
             )
-        facts = probe(str(video))
-        record = {"video": str(video), "duration": facts.duration_seconds, "model": MODEL.name, "results": results}
+        properties = probe(str(video))
+        record = {
+            "video": str(video),
+            "duration": properties.duration_seconds,
+            "model": MODEL.name,
+            "results": results,
+        }
         shown = select_shown(record)
-        draw(shown, facts, args.output_dir / f"{video.stem}.png", targets[:NUM_SENTENCES])
-        write_page(shown, facts, args.output_dir / f"{video.stem}.html")
+        draw(shown, properties, args.output_dir / f"{video.stem}.png", targets[:NUM_SENTENCES])
+        write_page(shown, properties, args.output_dir / f"{video.stem}.html")
     print(
         f"\nLook at {args.output_dir}/*.png, and open {args.output_dir}/*.html in a browser: they play the segments."
     )

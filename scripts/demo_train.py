@@ -4,8 +4,8 @@ The whole way once, on two cores and without the network: makes MovingShapes, tr
     make demo-train
     python scripts/demo_train.py --output_dir outputs/demo_train
 
-Four runs of the recipe hub_configs/moving_shapes.json for the same number of steps, one core each, two at a time;
-sentence encoder and head always train:
+Four runs of the recipe hub_configs/recipes/moving_shapes.json for the same number of steps, one core each, two at a
+time; sentence encoder and head always train:
 - `scada`: the backbone trains through the Sentence-Conditioned Adapter;
 - `full`: the whole backbone trains;
 - `frozen`: the backbone is frozen;
@@ -22,15 +22,15 @@ from pathlib import Path
 
 from datasets import load_from_disk
 
-from processing.grounding import find_segments, load_pipeline
-from processing.moving_shapes import make_moving_shapes
-from processing.provenance import REPOSITORY
-from processing.result_picture import draw
-from processing.study import METRICS, train
+from modeling_scada.experiments.study import METRICS, train
+from modeling_scada.inference.grounding import find_segments, load_pipeline
+from processing.data.moving_shapes import make_moving_shapes
+from processing.results.picture import draw
+from processing.results.provenance import REPOSITORY
 from processing.video_io import probe
 
 
-RECIPE = REPOSITORY / "hub_configs" / "moving_shapes.json"
+RECIPE = REPOSITORY / "hub_configs" / "recipes" / "moving_shapes.json"
 PICTURE_SENTENCES = 3
 
 
@@ -74,9 +74,9 @@ def main() -> None:
             f"{result['sentence']!r}: {best['start']:.1f} to {best['end']:.1f} s (score {best['score']:.2f}), "
             f"true {start_seconds:.1f} to {end_seconds:.1f} s"
         )
-    facts = probe(video)
-    record = {"video": video, "duration": facts.duration_seconds, "model": model, "results": results}
-    draw(record, facts, output_dir / "grounding.png", targets)
+    properties = probe(video)
+    record = {"video": video, "duration": properties.duration_seconds, "model": model, "results": results}
+    draw(record, properties, output_dir / "grounding.png", targets)
 
     seconds = round(time.perf_counter() - started, 1)
     (output_dir / "results.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2), encoding="utf-8")

@@ -19,7 +19,7 @@ A video is read and encoded once for all its sentences.
 
 import argparse
 
-from processing.command_line import add_evaluate_arguments, evaluate
+from processing.commands.models import add_evaluate_arguments, evaluate
 
 
 def main(argv: list[str] | None = None) -> None:

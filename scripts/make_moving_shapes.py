@@ -7,14 +7,14 @@ Make MovingShapes, a small synthetic data set for temporal sentence grounding: m
 
 Load it with `datasets.load_from_disk("moving_shapes")`; the column `video` is relative to that folder.
 
-What makes its sentences hard to guess stands in `processing/moving_shapes.py`.
+What makes its sentences hard to guess stands in `processing/data/moving_shapes.py`.
 """
 
 import argparse
 import os
 from pathlib import Path
 
-from processing.moving_shapes import make_moving_shapes
+from processing.data.moving_shapes import make_moving_shapes
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ training meets them.
 import argparse
 import sys
 
-from processing.command_line import add_prepare_arguments, answer, prepare
+from processing.commands.arguments import run_command
+from processing.commands.data import add_prepare_arguments, prepare
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="prepare_dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_prepare_arguments(parser)
-    return answer(parser.prog, prepare, parser.parse_args(argv))
+    return run_command(parser.prog, prepare, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 r"""
 Pretrains a tiny video backbone on what is visible in a clip: colours and shapes, no motion.
 
-    python scripts/pretrain_backbone.py --output_dir hub_configs/moving_shapes_backbone
+    python scripts/pretrain_backbone.py --output_dir hub_configs/models/moving_shapes_backbone
     python scripts/pretrain_backbone.py --output_dir outputs/backbones/c3d \
         --config '{"model_type": "c3d", "image_size": 32, "hidden_sizes": [16, 32, 64, 96, 96]}'
     python scripts/pretrain_backbone.py --output_dir outputs/backbones/i3d \
@@ -28,7 +28,7 @@ from transformers import CONFIG_MAPPING, VideoMAEConfig, VideoMAEForVideoClassif
 
 from modeling_scada import ScadaVideoProcessor
 from modeling_scada.backbone_scada import VideoBackbone, build_encoder
-from processing.moving_shapes import COLOURS, SHAPES, make_video
+from processing.data.moving_shapes import COLOURS, SHAPES, make_video
 
 
 CLASSES = [*COLOURS, *SHAPES]
@@ -78,8 +78,8 @@ def make_clips(num_videos: int, seed: int, config: Any) -> tuple[torch.Tensor, t
             times_seconds = np.arange(first_frame, first_frame + config.num_frames) / FPS
             visible = set()
             for other in video.events:
-                is_there = (times_seconds >= other.appears_seconds) & (times_seconds < other.vanishes_seconds)
-                if is_there.mean() >= MIN_VISIBLE:
+                is_present = (times_seconds >= other.appears_seconds) & (times_seconds < other.vanishes_seconds)
+                if is_present.mean() >= MIN_VISIBLE:
                     visible |= {other.colour, other.shape}
             frames = video.frames[first_frame : first_frame + config.num_frames]
             pixels.append(processor(frames, video_metadata={"fps": FPS})["pixel_values_videos"][0])

@@ -4,13 +4,13 @@ Fine-tunes a model for temporal sentence grounding with `Trainer`, on video file
 On two cores, in minutes (the first line makes the data):
 
     python scripts/make_moving_shapes.py --output_dir outputs/moving_shapes
-    python scripts/run_temporal_grounding.py hub_configs/moving_shapes.json
+    python scripts/run_temporal_grounding.py hub_configs/recipes/moving_shapes.json
 
 Charades-STA on GPUs, from pretrained encoders, with data from `prepare_dataset.py`; and a baseline of it:
 
-    accelerate launch scripts/run_temporal_grounding.py hub_configs/charades_sta_videomae_base.json \
+    accelerate launch scripts/run_temporal_grounding.py hub_configs/recipes/charades_sta_videomae_base.json \
         --dataset data/charades_sta --video_root path/to/Charades_v1_480
-    accelerate launch scripts/run_temporal_grounding.py hub_configs/charades_sta_videomae_base.json \
+    accelerate launch scripts/run_temporal_grounding.py hub_configs/recipes/charades_sta_videomae_base.json \
         --dataset data/charades_sta --video_root path/to/Charades_v1_480 \
         --tuning frozen --output_dir outputs/charades_sta_videomae_base_frozen
 
@@ -42,12 +42,13 @@ stopped. What is drawn for a video (sentences, augmentation) depends on the seed
 
 import sys
 
-from processing.command_line import answer, train
+from processing.commands.arguments import run_command
+from processing.commands.models import train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Reads the arguments and runs; returns the exit code."""
-    return answer("run_temporal_grounding.py", train, sys.argv[1:] if argv is None else argv)
+    return run_command("run_temporal_grounding.py", train, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 r"""
 Compares tuning modes on one data set over backbones and seeds, at equal steps and at equal training time.
 
-    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/study --num_train 1000 --num_test 200
-    python scripts/study.py hub_configs/moving_shapes_crowded.json --output_dir outputs/study_crowded --crowded
-    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/placement --seeds 0 \
+    python scripts/study.py hub_configs/recipes/moving_shapes.json --output_dir outputs/study --num_train 1000 \
+        --num_test 200
+    python scripts/study.py hub_configs/recipes/moving_shapes_crowded.json --output_dir outputs/study_crowded --crowded
+    python scripts/study.py hub_configs/recipes/moving_shapes.json --output_dir outputs/placement --seeds 0 \
         --modes both both/reduction=4 'both/inner_layers="last 1"' 'outer/outer_layers="all"'
-    python scripts/study.py hub_configs/moving_shapes.json --output_dir outputs/backbones_study \
-        --backbones outputs/backbones/videomae_small hub_configs/moving_shapes_backbone \
+    python scripts/study.py hub_configs/recipes/moving_shapes.json --output_dir outputs/backbones_study \
+        --backbones outputs/backbones/videomae_small hub_configs/models/moving_shapes_backbone \
         outputs/backbones/videomae_large outputs/backbones/c3d outputs/backbones/i3d \
         --modes frozen partial full lora tia both --seeds 0
 
@@ -26,9 +27,16 @@ import argparse
 import json
 from pathlib import Path
 
-from processing.moving_shapes import make_moving_shapes
-from processing.study import MODES, arguments_of, run_study
-from processing.study_results import as_table, backbones_of, draw_backbones, draw_curves, draw_modes, summarise
+from modeling_scada.experiments.study import MODES, mode_arguments, run_study
+from modeling_scada.experiments.study_results import (
+    as_table,
+    draw_backbones,
+    draw_curves,
+    draw_modes,
+    list_backbones,
+    summarise,
+)
+from processing.data.moving_shapes import make_moving_shapes
 
 
 def main() -> None:
@@ -56,7 +64,7 @@ def main() -> None:
     if args.equal_time and (missing := {"full", *args.equal_time} - set(args.modes)):
         parser.error(f"--equal_time goes by the time of equal steps; add to --modes: {' '.join(sorted(missing))}.")
     for mode in (*args.modes, *args.equal_time):
-        if "video_model" in arguments_of(mode):
+        if "video_model" in mode_arguments(mode):
             parser.error(f"The mode {mode} names a backbone; name it in --backbones.")
     recipe = args.recipe.resolve()
     defaults = json.loads(recipe.read_text(encoding="utf-8"))
@@ -79,7 +87,7 @@ def main() -> None:
     summary = summarise(rows)
     table = as_table(summary)
     (output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
-    if len(backbones_of(rows)) > 1:
+    if len(list_backbones(rows)) > 1:
         draw_backbones(summary, output_dir / "study.png")
     else:
         draw_modes(rows, output_dir / "study.png")

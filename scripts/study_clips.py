@@ -2,7 +2,7 @@ r"""
 Compares tuning modes on videos composed of short clips, by persons: groups of clips are dealt into folds, each tested
 once by models that have not seen its groups.
 
-    python scripts/study_clips.py hub_configs/clips_efficientnet_lite0.json --table clips.csv --videos clips \
+    python scripts/study_clips.py hub_configs/recipes/clips_efficientnet_lite0.json --table clips.csv --videos clips \
         --output_dir outputs/study_clips --modes frozen partial full lora tia inner outer both frozen/blind=true
 
 The table is that of compose.py. Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a
@@ -16,9 +16,9 @@ import argparse
 import json
 from pathlib import Path
 
-from processing.study import MODES, arguments_of
-from processing.study_clips import compare_to_frozen, study_clips
-from processing.study_results import as_table, draw_curves, summarise
+from modeling_scada.experiments.clip_study import compare_to_frozen, study_clips
+from modeling_scada.experiments.study import MODES, mode_arguments
+from modeling_scada.experiments.study_results import as_table, draw_curves, summarise
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Longest gap; pieces of other clips.")
     args = parser.parse_args(argv)
     for mode in args.modes:
-        arguments_of(mode)
+        mode_arguments(mode)
     output_dir = args.output_dir.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
 

@@ -19,7 +19,7 @@ MODULES = sorted(
         *(module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")),
     )
     # The application is imported where its extra is installed.
-    if name != "processing.app" or find_spec("gradio")
+    if name != "modeling_scada.app" or find_spec("gradio")
 )
 
 

@@ -849,7 +849,7 @@ def test_training_pushes_what_others_can_load(hub, tmp_path, recipes, tiny_batch
 
 LOAD_ROWS = """
 import json
-from processing.annotations import load_annotations
+from processing.data.annotations import load_annotations
 
 found = [
     [{key: row[key] for key in ("video", "sentences", "segments")} for row in rows]

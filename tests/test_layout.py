@@ -101,3 +101,63 @@ def test_the_oldest_releases_are_those_that_pyproject_allows():
     assert oldest.keys() == floors.keys()
     for name, floor in floors.items():
         assert re.fullmatch(rf"{re.escape(floor)}(\.0)*", oldest[name]), name
+
+
+PACKAGES = ("modeling_scada", "processing")
+# Each folder is copied flat, and a file follows from another by its relative imports.
+ENTRIES = ("modeling_scada/modeling_scada.py", "processing/processing_scada.py")
+RELATIVE = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+
+
+def copied_to_the_hub() -> set[str]:
+    found, todo = set(), [*ENTRIES]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            text = (REPOSITORY / path).read_text(encoding="utf-8")
+            todo += [str(Path(path).with_name(f"{name}.py")) for name in RELATIVE.findall(text)]
+    return found
+
+
+def test_what_the_hub_gets_is_flat_and_no_more_than_needed():
+    found = copied_to_the_hub()
+    own = {f"modeling_scada/{path.name}" for path in (REPOSITORY / "modeling_scada").glob("*.py")}
+    assert {path for path in found if path.startswith("modeling_scada")} == own - {
+        "modeling_scada/__init__.py",
+        "modeling_scada/app.py",
+    }
+    assert {Path(path).stem for path in found if path.startswith("processing")} == {
+        "encoded_video",
+        "pipeline_temporal_grounding",
+        "post_processing",
+        "processing_scada",
+        "reading_ahead",
+        "timeline",
+        "video_io",
+        "video_opening",
+        "video_processing_scada",
+        "video_reading",
+        "video_url",
+        "whole_files",
+    }
+    for path in found:
+        assert not re.search(r"^\s*from \.\.", (REPOSITORY / path).read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_arrows_between_the_packages_go_one_way():
+    """`processing` never imports `modeling_scada`, but for the commands: inside their handlers, after all checks."""
+    for path in (REPOSITORY / "processing").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "modeling_scada":
+                assert path.parent.name == "commands" and id(node) not in top, f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert not [alias for alias in node.names if alias.name.split(".")[0] == "modeling_scada"], path.name
+
+
+def test_each_folder_says_what_it_holds():
+    for package in PACKAGES:
+        for path in (REPOSITORY / package).rglob("__init__.py"):
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

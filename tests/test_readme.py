@@ -21,7 +21,8 @@ import modeling_scada  # noqa: F401  registers the task
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 PAGES = {page.name: page.read_text() for page in (README, *sorted((REPOSITORY / "docs").glob("*.md")))}
-# Of training_from_python.md the blocks go on from each other; tests/test_training_from_python.py runs them.
+# Of training_from_python.md the blocks go on from each other;
+# tests/modeling_scada/training/test_training_from_python.py runs them.
 BLOCKS = [
     pytest.param(block, id=f"{name}-{index}")
     for name, page in PAGES.items()
@@ -34,7 +35,7 @@ BLOCKS = [
 def folder(tiny_model, tiny_processor, make_clip, tmp_path) -> Path:
     """A folder with the models and the videos that the pages name; the models are tiny."""
     pipe = pipeline("temporal-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
-    for name in ("hub_configs/moving_shapes_model", "outputs/my_videos"):
+    for name in ("hub_configs/models/moving_shapes_model", "outputs/my_videos"):
         pipe.save_pretrained(tmp_path / name)
     tiny_model.save_pretrained(tmp_path / "outputs" / "my_model")
     video = make_clip("video.mp4", num_frames=20)
@@ -146,11 +147,22 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     assert expected[1] == found[1] and "'start'" in found[1]
 
 
+def scada_command(page: str, name: str) -> list[str]:
+    """The page's first command `scada name`, as a list of arguments."""
+    line = re.search(rf"^scada {name} (?:.*\\\n)*.*$", page, flags=re.MULTILINE)[0]
+    return [sys.executable, "-m", "processing.commands", *shlex.split(line.replace("\\\n", " "))[1:]]
+
+
 def test_ground(folder):
     """The README's command, on a tiny model."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        command("ground.py"), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        scada_command(PAGES["README.md"], "ground"),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "a person opens the fridge" in done.stdout

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from processing.app import launch, make_app
-from processing.grounding import load_pipeline
+from modeling_scada.app import launch, make_app
+from modeling_scada.inference.grounding import load_pipeline
 
 
 model = os.environ.get("MODEL") or str(Path(__file__).with_name("model"))

@@ -1,0 +1,1 @@
+"""Studies and benchmarks: what the figures in docs/ were made with."""

@@ -1,0 +1,277 @@
+"""What encoding once saves, costs and finds; for `scripts/benchmark_library.py`."""
+
+import math
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoTokenizer, pipeline
+
+from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
+from processing.data.annotations import load_annotations
+from processing.pipeline_temporal_grounding import TemporalGroundingPipeline
+from processing.post_processing import temporal_iou
+from processing.results.provenance import REPOSITORY
+
+from ..library.index import HEAD_BATCH_SIZE, find_videos, index_videos
+from ..library.metrics import group_by_sentence, library_metrics
+from ..library.search import Library, search
+from ..library.storage import read_shard, write_shard
+from .input_benchmarks import SMALL_VIDEOS, VIDEOS, make_videos, read_all
+from .measuring import median_seconds
+from .model_benchmarks import DEVICE, apply_tuning_mode, model_config
+
+
+SENTENCES = ["the red circle moves left", "the blue square appears"]
+TOKENIZER = REPOSITORY / "hub_configs" / "models" / "moving_shapes_text"
+# Small, or it would take long to make; what memory a video takes is a matter of its length.
+LONG_VIDEO = {"num_videos": 1, "fps": 10, "height": 120, "width": 160}
+
+
+def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
+    """A pipeline with random weights."""
+    config: Any = model_config(size)
+    image_size = config.video_config.image_size
+    video_processor = ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size})
+    model: Any = apply_tuning_mode(ScadaForTemporalGrounding(config), mode).eval()
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(TOKENIZER))
+    return pipeline("temporal-grounding", model=model, processor=processor, device=DEVICE)  # type: ignore[call-overload]
+
+
+def benchmark_queries(size: str, mode: str, num_frames: int, folder: Path, repeats: int, seed: int) -> dict[str, Any]:
+    """
+    Returns:
+        `dict[str, Any]`: Seconds of the direct call, of `encode`, and of a sentence about what it gave; the last over
+        the first; and the bytes that are kept of the video.
+    """
+    shape = SMALL_VIDEOS if size == "tiny" else VIDEOS
+    rows, _ = make_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
+    video = rows[0]["video"]
+    pipe = random_pipeline(size, mode, num_frames)
+    encoded = pipe.encode(video)
+    for found, expected in zip(pipe(encoded, SENTENCES[1]), pipe(video, SENTENCES[1]), strict=True):
+        if abs(found["score"] - expected["score"]) > 1e-5:
+            raise RuntimeError(f"Asked of the encoded video, the score is {found}; the direct call has {expected}.")
+    ways: dict[str, Callable[[], object]] = {
+        "direct_seconds": partial(pipe, video, SENTENCES[0]),
+        "encode_seconds": partial(pipe.encode, video),
+        "ask_seconds": partial(pipe, encoded, SENTENCES[1]),
+    }
+    seconds = median_seconds(ways, repeats)
+    ratio = seconds["ask_seconds"] / seconds["direct_seconds"]
+    return {"size": size, "mode": mode, **seconds, "ask_over_direct": ratio, "bytes": encoded.num_bytes}
+
+
+def benchmark_long(
+    size: str, num_frames: int, window_seconds: float, duration_seconds: int, folder: Path, repeats: int, seed: int
+) -> dict[str, Any]:
+    """
+    Encodes a long video with a frozen backbone, in a process of its own, whose peak memory is this video's.
+
+    Returns:
+        `dict[str, Any]`: Its windows, and the bytes that are kept of them; the most bytes that the process had;
+        seconds of reading alone, of the model alone on as many windows, and of `encode`; the last over the larger of
+        the two.
+    """
+    (folder / str(duration_seconds)).mkdir()
+    shape = LONG_VIDEO | {"duration_seconds": duration_seconds}
+    rows, _ = make_videos(folder / str(duration_seconds), **shape, seed=seed)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        figures = pool.apply(_encode_long, (rows[0]["video"], size, num_frames, window_seconds, repeats))
+    return {"size": size, "duration_seconds": duration_seconds, **figures}
+
+
+def _encode_long(video: str, size: str, num_frames: int, window_seconds: float, repeats: int) -> dict[str, Any]:
+    pipe = random_pipeline(size, "frozen", num_frames)
+    processor = pipe.processor.video_processor
+    processor.window_seconds = window_seconds
+    encoded = pipe.encode(video)
+    # Before anything else is measured, which may need more. Linux counts in kB.
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    windows = partial(processor.iterate_windows, video, do_normalize=False)
+    pixels = next(windows())["pixel_values_videos"].to(DEVICE)
+    model: Any = pipe.model
+
+    @torch.inference_mode()
+    def run_model() -> None:
+        for _ in encoded.timelines:
+            model.encode_video(pixels)
+
+    ways: dict[str, Callable[[], object]] = {
+        "read_seconds": lambda: read_all(windows()),
+        "model_seconds": run_model,
+        "encode_seconds": partial(pipe.encode, video),
+    }
+    seconds = median_seconds(ways, repeats)
+    return {
+        "windows": len(encoded.timelines),
+        "bytes": encoded.num_bytes,
+        "peak_bytes": peak_bytes,
+        **seconds,
+        "encode_over_larger": seconds["encode_seconds"] / max(seconds["read_seconds"], seconds["model_seconds"]),
+    }
+
+
+def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path, rounds: int) -> dict[str, Any]:
+    """
+    Indexes the videos of a folder, and reads and encodes the same ones alone, in turns: a part of them each round.
+
+    Returns:
+        `dict[str, Any]`: Videos per second of both by the clock and by the processor's time, which what else the
+        machine does hardly changes, and how much more time the index takes.
+    """
+    names = list(find_videos(videos).videos)
+    (folder / "first").mkdir(parents=True)
+    (folder / "first" / f"0{Path(names[0]).suffix}").symlink_to((videos / names[0]).resolve())
+    index_videos(folder / "first", pipe, folder / "warm")  # to warm up
+    times = {"encode": [0.0, 0.0], "index": [0.0, 0.0]}
+    for part in range(rounds):
+        links = folder / f"videos_{part}"
+        links.mkdir(parents=True)
+        for number, name in enumerate(names[part::rounds]):
+            (links / f"{number:06}{Path(name).suffix}").symlink_to((videos / name).resolve())
+        paths = sorted(links.iterdir())
+
+        def encode(paths: list[Path] = paths) -> None:
+            for path in paths:
+                pipe.encode(path)
+
+        ways: dict[str, Callable[[], object]] = {
+            "encode": encode,
+            "index": partial(index_videos, links, pipe, folder / f"index_{part}"),
+        }
+        for name in list(ways)[:: 1 if part % 2 else -1]:
+            clock, processor = time.perf_counter(), time.process_time()
+            ways[name]()
+            times[name][0] += time.perf_counter() - clock
+            times[name][1] += time.process_time() - processor
+    num_bytes = sum(path.stat().st_size for path in folder.glob("index_*/part-*"))
+    return {
+        "videos": len(names),
+        "videos_per_second": {name: len(names) / seconds for name, (seconds, _) in times.items()},
+        "videos_per_processor_second": {name: len(names) / seconds for name, (_, seconds) in times.items()},
+        "overhead": times["index"][0] / times["encode"][0] - 1,
+        "overhead_processor": times["index"][1] / times["encode"][1] - 1,
+        "index_bytes_per_video": num_bytes / len(names),
+    }
+
+
+def copy_rows(index: Path, num_windows: int) -> None:
+    """Makes an index larger: shards of its own rows under other names, with noise in the embeddings."""
+    paths = list(index.glob("part-*.arrow"))
+    path, table = paths[0], pa.concat_tables([read_shard(path) for path in paths]).combine_chunks()
+    videos = table.column("video").to_pylist()
+    generator = np.random.default_rng(0)
+    for number in range(1, -(-num_windows // len(videos))):
+        copy = table.set_column(0, table.schema.field(0), pa.array([f"{number:06}/{video}" for video in videos]))
+        place = table.column_names.index("proposal_embeds")
+        noise = generator.standard_normal(len(videos) * table.schema.field(place).type.list_size, dtype=np.float32)
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array((noise / 8).astype(np.float16)), table.schema.field(place).type.list_size
+        )
+        copy = copy.set_column(place, table.schema.field(place), column)
+        write_shard(path.with_name(f"{path.stem}-{number:06}.arrow"), copy)
+
+
+@torch.no_grad()
+def benchmark_search(index: Path, pipe: TemporalGroundingPipeline, num_candidates: int) -> dict[str, Any]:
+    """
+    Returns:
+        `dict[str, Any]`: Seconds to open the index, of the first stage, and of a whole search for one sentence, each
+        the first time and again; bytes a window; the process's peak memory so far, which counts what is mapped.
+    """
+    started = time.perf_counter()
+    library = Library(index)
+    seconds = {"open_seconds": time.perf_counter() - started}
+    encoded = pipe.processor.encode_text([SENTENCES[:1]])
+    tokens = [torch.from_numpy(encoded[name][0]).to(pipe.device) for name in ("input_ids", "attention_mask")]
+    embeds = pipe.model.embed_sentences(*tokens).float().cpu()  # type: ignore[union-attr, operator]
+    ways: dict[str, Callable[[], object]] = {
+        "products": partial(library.window_similarities, embeds),
+        "search": partial(search, library, SENTENCES[:1], pipe, 10, num_candidates),
+    }
+    for name, way in ways.items():
+        for when in ("first", "again"):
+            started = time.perf_counter()
+            way()
+            seconds[f"{name}_{when}_seconds"] = time.perf_counter() - started
+    num_bytes = sum(path.stat().st_size for path in index.glob("part-*"))
+    return {
+        "windows": len(library.videos),
+        "num_candidates": num_candidates,
+        "asked_together": HEAD_BATCH_SIZE,
+        **seconds,
+        "bytes_per_window": num_bytes / len(library.videos),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in kB
+    }
+
+
+def benchmark_recall(
+    folder: Path, index: Path, pipe: TemporalGroundingPipeline, num_sentences: int, candidates: list[int], seed: int
+) -> dict[str, Any]:
+    """
+    What a search finds of a data set's test split, whose videos are indexed together with all others in its folder.
+
+    Returns:
+        `dict[str, Any]`: [`library_metrics`] of a search in which the head looks at all windows, and of those that
+        look at so many candidates; seconds a sentence; the same if each sentence's video is known; and by chance:
+        random videos, and in them the segment that is best of all constant ones.
+    """
+    rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
+    targets_by_sentence = {sentence: videos for sentence, videos in group_by_sentence(rows).items() if videos}
+    num_sentences = min(num_sentences, len(targets_by_sentence))
+    sentences = [
+        str(one) for one in np.random.default_rng(seed).choice(sorted(targets_by_sentence), num_sentences, False)
+    ]
+    index_videos(folder, pipe, index)
+    library = Library(index)
+    searches = []
+    for num_candidates in [*candidates, len(library.videos)]:
+        started = time.perf_counter()
+        results = search(library, sentences, pipe, 10, num_candidates)
+        seconds = (time.perf_counter() - started) / len(sentences)
+        metrics = library_metrics(results, rows)
+        searches.append({"num_candidates": num_candidates, "seconds_a_sentence": seconds, **metrics})
+    known = []
+    for sentence in sentences:
+        video = next(iter(targets_by_sentence[sentence]))
+        segments = [{"video": video, **found} for found in pipe(video, sentence, top_k=10)]  # type: ignore[union-attr]
+        known.append({"sentence": sentence, "segments": segments})
+    return {
+        "windows": len(library.videos),
+        "videos": len(set(library.videos)),
+        "sentences": len(sentences),
+        "videos_of_a_sentence": float(np.mean([len(targets_by_sentence[sentence]) for sentence in sentences])),
+        "searches": searches,
+        "video_known": library_metrics(known, rows),
+        "chance": _chance(rows, [targets_by_sentence[sentence] for sentence in sentences], len(set(library.videos))),
+    }
+
+
+def _chance(
+    rows: list[dict[str, Any]], targets_by_sentence: list[dict[str, Any]], num_videos: int
+) -> dict[str, float]:
+    durations = {row["video"]: row["duration"] for row in rows}
+    shares = [(start / 20, stop / 20) for start in range(20) for stop in range(start + 1, 21)]
+    best = {1: 0.0, 10: 0.0}
+    for share in shares:
+        right = []  # of each sentence, the number of videos in which this segment is
+        for videos in targets_by_sentence:
+            ious = [
+                temporal_iou(np.array([share]) * durations[video], np.array(targets)).max()
+                for video, targets in videos.items()
+            ]
+            right.append(sum(iou >= 0.5 for iou in ious))
+        for k in best:
+            seen = min(k, num_videos)
+            none = [math.comb(num_videos - count, seen) / math.comb(num_videos, seen) for count in right]
+            best[k] = max(best[k], 100 * (1 - float(np.mean(none))))
+    return {f"R{k}@0.5": value for k, value in best.items()}

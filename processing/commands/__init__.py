@@ -1,0 +1,1 @@
+"""The console command `scada`: parsers and handlers; handlers import what is heavy."""
