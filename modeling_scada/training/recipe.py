@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from processing.arguments import OLD_NAMES, DataArguments, ModelArguments, parse_recipe
+from processing.arguments import DataArguments, ModelArguments, parse_recipe, with_new_names
 from processing.data.annotations import find_shared_videos, load_annotations
 from processing.data.collator import TemporalGroundingCollator
 from processing.data.files import resolve_video_root, video_key, video_name
@@ -93,11 +93,6 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
             image_deviation=list(video_processor.image_std),
         ).float()
     return model, processor
-
-
-def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Renames arguments that were saved under older names."""
-    return {OLD_NAMES.get(name, name): value for name, value in arguments.items()}
 
 
 def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:

@@ -29,11 +29,8 @@ class VersionAction(argparse.Action):
         parser.exit()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The console command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"] and not {"-h", "--help"} & set(argv):
-        return run_command("scada train", train, argv[1:])
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="scada", description="Temporal sentence grounding in videos.")
     parser.add_argument(
         "--version", action=VersionAction, default=argparse.SUPPRESS, help="Print the version, and stop."
@@ -54,7 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         add_arguments(subparser)
         subparser.set_defaults(command=command)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"] and not {"-h", "--help"} & set(argv):
+        return run_command("scada train", train, argv[1:])
+    args = make_parser().parse_args(argv)
     name, command = vars(args).pop("name"), vars(args).pop("command")
     return run_command(f"scada {name}", command, args)
 
