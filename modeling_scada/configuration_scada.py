@@ -93,10 +93,9 @@ class ScadaConfig(PreTrainedConfig):
 
     model_type = "scada"
     sub_configs = {"video_config": AutoConfig, "text_config": AutoConfig}
-    attribute_map = {"image_std": "image_deviation"}
+    # Earlier names, still read from saved configurations and accepted as arguments.
+    attribute_map = {"image_std": "image_deviation", "num_places": "spatial_pool_size"}
     keys_to_ignore_at_inference = ["loss_dict", "hidden_states"]
-    # The older name, which saved configurations have.
-    attribute_map = {"num_places": "spatial_pool_size"}
 
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -186,9 +185,7 @@ class ScadaConfig(PreTrainedConfig):
     @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the arguments that this class adds to `PreTrainedConfig`."""
-        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)} | set(
-            cls.attribute_map
-        )
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
 
 __all__ = ["ScadaConfig"]

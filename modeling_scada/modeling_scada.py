@@ -28,6 +28,7 @@ from .adapter_mixin_scada import ScadaAdapterMixin
 from .backbone_scada import VideoBackbone, build_encoder, find_encoder, normalize_pixels
 from .configuration_scada import ScadaConfig
 from .head_scada import (
+    HeadOutput,
     LocalizationHead,
     add_outer_features,
     all_proposals,
@@ -658,82 +659,30 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
-        sentence_free_features = None
-        if self.config.retrieval_dim and labels is not None:
-            # The backbone runs once for both, up to where the sentences come in.
-            if video_features is None:
-                video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
-                pixel_values_videos = None
-            sentence_free_features = self.model.sentence_free_features(video_features)
-        outputs: ScadaModelOutput = self.model(
+        is_padding = padding_mask(sentence_mask, input_ids)  # (B, M)
+        outputs, sentence_free_features = self._encode(
             pixel_values_videos,
-            input_ids,
+            video_features,
+            needs_sentence_free_features=bool(self.config.retrieval_dim) and labels is not None,
+            input_ids=input_ids,
             attention_mask=attention_mask,
             sentence_mask=sentence_mask,
             output_hidden_states=output_hidden_states,
-            video_features=video_features,
-            return_dict=True,
         )
-        batch_shape = input_ids.shape[:2]
-        is_padding = padding_mask(sentence_mask, input_ids)
-        sentence_index: Any = outputs.sentence_index
-        targets, targets_grid = None, None
-        if labels is not None:
-            labels = labels[:, :, None] if labels.dim() == 3 else labels
-            if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
-                raise ValueError(
-                    f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) "
-                    f"with {batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
-                    "`segments`."
-                )
-            targets = labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]  # (Q, K, 2)
-            targets_grid = targets.flatten(0, 1) * self.config.grid_size
-        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, sentence_free_features)
-        scores = score_logits(head.iou_logits.float())  # (Q, P)
-        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
-        if not self.training:
-            kept = best_proposals(scores, self.config.num_kept_proposals)
-            scores, segments = scores.gather(1, kept), gather_proposals(segments, kept)
-
-        lowest = torch.finfo(scores.dtype).min
-        logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
-        logits = logits.unflatten(0, batch_shape).masked_fill(is_padding[..., None], lowest)
-        pred_segments = segments.new_zeros(is_padding.numel(), *segments.shape[1:])
-        pred_segments = pred_segments.index_copy(0, sentence_index, segments).unflatten(0, batch_shape)
-        pred_segments = pred_segments.masked_fill(is_padding[..., None, None], 0)
-
+        targets = None if labels is None else self._select_targets(labels, is_padding, outputs.sentence_index)
+        head = self.head(
+            outputs.last_hidden_state,
+            outputs.sentence_embeds,
+            None if targets is None else targets.flatten(0, 1) * self.config.grid_size,
+            sentence_free_features,
+        )
+        logits, pred_segments = self._predict(head, is_padding, outputs.sentence_index)
         loss, loss_dict = None, None
         if targets is not None:
-            loss_dict = temporal_grounding_loss(
-                head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, targets
-            )
-            weights = {
-                "loss_listwise": self.config.listwise_loss_weight,
-                "loss_matching": self.config.matching_loss_weight,
-            }
-            if any(weights.values()):
-                terms = ranking_loss(
-                    head.iou_logits[..., 0],
-                    head.proposals_grid,
-                    targets,
-                    outputs.video_index,  # type: ignore[arg-type]
-                    self.config.grid_size,
-                )
-                loss_dict |= {name: weights[name] * term for name, term in terms.items()}
-            if sentence_free_features is not None:
-                tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[sentence_index]
-                loss_dict["loss_retrieval"] = retrieval_loss(
-                    head.proposal_embeds,
-                    head.sentence_embeds,
-                    head.proposals_grid,
-                    targets,
-                    outputs.video_index,  # type: ignore[arg-type]
-                    (tokens[:, None] == tokens).all(-1),
-                    self.config.grid_size,
-                )
+            loss_dict = self._compute_losses(head, targets, outputs, input_ids, attention_mask)
             loss = torch.stack(list(loss_dict.values())).sum()
             if num_items_in_batch is not None:
-                # None at all if no video of the batch could be read.
+                # The number is 0 if no video of the batch could be read.
                 loss = loss * targets.ne(-100).sum() / torch.as_tensor(num_items_in_batch).clamp_min(1)
         return ScadaTemporalGroundingOutput(
             loss=loss,
@@ -742,6 +691,87 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             loss_dict=loss_dict,
             hidden_states=outputs.hidden_states,
         )
+
+    def _encode(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        video_features: ScadaVideoFeatures | None,
+        needs_sentence_free_features: bool,
+        **sentence_inputs,
+    ) -> tuple[Any, torch.Tensor | None]:
+        """Return the output of [`ScadaModel`] and, if needed, sentence-free features of shape `(B, N, C)`."""
+        sentence_free_features = None
+        if needs_sentence_free_features:
+            # Both need the layers before the first sentence-dependent one; `encode_video` runs these layers once.
+            if video_features is None:
+                video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
+                pixel_values_videos = None
+            sentence_free_features = self.model.sentence_free_features(video_features)
+        outputs = self.model(pixel_values_videos, video_features=video_features, return_dict=True, **sentence_inputs)
+        return outputs, sentence_free_features
+
+    @staticmethod
+    def _select_targets(labels: torch.Tensor, is_padding: torch.Tensor, sentence_index: torch.Tensor) -> torch.Tensor:
+        """Check `labels` and return the target segments of the `Q` sentences, of shape `(Q, K, 2)`."""
+        labels = labels[:, :, None] if labels.dim() == 3 else labels
+        if labels.dim() != 4 or labels.shape[:2] != is_padding.shape or labels.shape[-1] != 2:
+            raise ValueError(
+                f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) "
+                f"with {is_padding.shape[0]} videos and {is_padding.shape[1]} sentences. ScadaProcessor makes them "
+                "from `segments`."
+            )
+        return labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]
+
+    def _predict(
+        self, head: HeadOutput, is_padding: torch.Tensor, sentence_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the `logits` and `pred_segments` of [`ScadaTemporalGroundingOutput`]."""
+        scores = score_logits(head.iou_logits.float())  # (Q, P)
+        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+        if not self.training:
+            kept = best_proposals(scores, self.config.num_kept_proposals)
+            scores, segments = scores.gather(1, kept), gather_proposals(segments, kept)
+        # Back to (B, M, ...), with padding.
+        lowest = torch.finfo(scores.dtype).min
+        logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
+        logits = logits.unflatten(0, is_padding.shape).masked_fill(is_padding[..., None], lowest)
+        pred_segments = segments.new_zeros(is_padding.numel(), *segments.shape[1:])
+        pred_segments = pred_segments.index_copy(0, sentence_index, segments).unflatten(0, is_padding.shape)
+        return logits, pred_segments.masked_fill(is_padding[..., None, None], 0)
+
+    def _compute_losses(
+        self,
+        head: HeadOutput,
+        targets: torch.Tensor,
+        outputs: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return the weighted terms of the loss for `targets` of shape `(Q, K, 2)`."""
+        loss_dict = temporal_grounding_loss(
+            head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, targets
+        )
+        weights = {
+            "loss_listwise": self.config.listwise_loss_weight,
+            "loss_matching": self.config.matching_loss_weight,
+        }
+        if any(weights.values()):
+            terms = ranking_loss(
+                head.iou_logits[..., 0], head.proposals_grid, targets, outputs.video_index, self.config.grid_size
+            )
+            loss_dict |= {name: weights[name] * term for name, term in terms.items()}
+        if head.proposal_embeds is not None:
+            tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[outputs.sentence_index]  # (Q, L)
+            loss_dict["loss_retrieval"] = retrieval_loss(
+                head.proposal_embeds,
+                head.sentence_embeds,  # type: ignore[arg-type]
+                head.proposals_grid,
+                targets,
+                outputs.video_index,
+                (tokens[:, None] == tokens).all(-1),
+                self.config.grid_size,
+            )
+        return loss_dict
 
 
 class AutoModelForTemporalGrounding(_BaseAutoModelClass):

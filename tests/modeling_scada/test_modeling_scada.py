@@ -676,7 +676,7 @@ def test_a_model_type_that_transformers_does_not_know_is_refused(name, sub_confi
         ({"num_sample_points": 1}, "num_sample_points=1; it has to be at least 2"),
         ({"num_train_proposals": 0}, "num_train_proposals=0; it has to be at least 1"),
         ({"num_kept_proposals": 0}, "num_kept_proposals=0; it has to be at least 1"),
-        ({"spatial_pool_size": 0}, "num_places=0; it has to be at least 1"),
+        ({"spatial_pool_size": 0}, "spatial_pool_size=0; it has to be at least 1"),
         ({"feature_dropout": 1.0}, "feature_dropout=1.0; it has to be from 0 to below 1"),
     ],
 )
