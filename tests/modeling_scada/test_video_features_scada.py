@@ -212,9 +212,9 @@ def test_with_the_adapter_disabled_the_model_has_no_branches(make_tuned, tiny_ba
         plain = encode(model, batch)
         assert set(plain.tensors()) == KEPT["frozen"]
         assert_equal(ask(model, plain, batch), run(model, batch))
-        with pytest.raises(ValueError, match="not those of this model with the adapter that is active"):
+        with pytest.raises(ValueError, match="do not fit this model with its active adapter"):
             ask(model, features, batch)
-    with pytest.raises(ValueError, match="not those of this model with the adapter that is active"):
+    with pytest.raises(ValueError, match="do not fit this model with its active adapter"):
         ask(model, plain, batch)
 
 
