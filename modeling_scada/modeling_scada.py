@@ -298,9 +298,9 @@ class ScadaModel(ScadaPreTrainedModel):
         first = self._first_sentence_dependent_layer()
         if first == 0:
             raise ValueError(
-                "Received a video to encode with a model whose first layer depends on the sentence, so there is nothing "
-                "to keep but the pixels. Call the model with the pixels, or train it with inner branches on later "
-                'layers, such as `inner_layers="last 3"`.'
+                "Received a video to encode with a model whose first layer depends on the sentence, so there is "
+                "nothing to keep but the pixels. Call the model with the pixels, or train it with inner branches on "
+                'later layers, such as `inner_layers="last 3"`.'
             )
         grid = self.video_backbone.grid(pixel_values_videos)
         pixel_values_videos = normalize_pixels(
@@ -349,6 +349,8 @@ class ScadaModel(ScadaPreTrainedModel):
         **kwargs,
     ) -> ScadaModelOutput:
         """
+        Encode videos and sentences.
+
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
                 Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
@@ -487,9 +489,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         config ([`ScadaConfig`]): Configuration of the backbone, the sentence encoder and the head.
     """
 
-    video_features_class = (
-        ScadaVideoFeatures  # for code that cannot import the class, because it may come from the Hub
-    )
+    video_features_class = ScadaVideoFeatures  # for callers that cannot import a class from the Hub
 
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
@@ -649,6 +649,8 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         **kwargs,
     ) -> ScadaTemporalGroundingOutput:
         """
+        Score and refine proposals for each sentence, and compute the loss if `labels` are given.
+
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
                 Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.

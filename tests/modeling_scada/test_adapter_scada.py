@@ -1124,7 +1124,7 @@ def test_unloading_gives_plain_layers_and_keeps_the_trained_head(make_model, ada
 def test_merging_is_refused_with_a_reason(make_model, adapt, tiny_batch, call):
     model = adapt(make_model(), **BOTH)
     before = run(model, tiny_batch)
-    with pytest.raises(ValueError, match="cannot be merged: what it adds depends on the sentence .*unload()"):
+    with pytest.raises(ValueError, match="cannot be merged: its update depends on the sentence .*unload()"):
         getattr(model, call)()
     assert_equal_outputs(run(model, tiny_batch), before)
 
@@ -1448,7 +1448,7 @@ def test_the_backbone_alone_is_refused_while_an_adapter_is_active(make_model, ad
         backbone(pixels[:1])
     # Inside a call of the model there are sentences, but of other videos.
     handle = layers_of(model)[-1].register_forward_hook(lambda *_: handle.remove() or backbone(pixels[:1]))
-    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected those of 2 videos"):
+    with pytest.raises(RuntimeError, match=r"Received features of shape \(2, 32, 32\); expected 2 videos"):
         run(model, tiny_batch)
     assert_equal_outputs(run(model, tiny_batch), expected)  # and the model goes on
     with model.disable_adapter():
@@ -1536,7 +1536,7 @@ def test_an_adapter_belongs_to_the_depth_it_was_trained_on(num_layers, tiny_conf
         if num_layers == 4:
             load()
         else:
-            with pytest.raises(ValueError, match=f"backbone of 4 layers, and this one has {num_layers}:.*base"):
+            with pytest.raises(ValueError, match=f"backbone of 4 layers, but this backbone has {num_layers} layers.*base"):
                 load()
 
 
