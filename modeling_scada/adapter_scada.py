@@ -139,9 +139,7 @@ class ScadaAdapterConfig(PeftConfig):
     """
 
     reduction: int = field(default=8, metadata={"help": "Bottleneck factor: branches have C // reduction channels."})
-    kernel_size: int = field(
-        default=3, metadata={"help": "Kernel size of the temporal convolutions, in snippets; odd."}
-    )
+    kernel_size: int = field(default=3, metadata={"help": "Temporal kernel size, in snippets; odd."})
     inner_layers: list[int] | str = field(
         default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
@@ -149,7 +147,7 @@ class ScadaAdapterConfig(PeftConfig):
         default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
     conditioning: bool = field(
-        default=True, metadata={"help": "Whether the sentence multiplies the channels of the branches."}
+        default=True, metadata={"help": "Whether the sentence scales the channels of the branches."}
     )
     modules_to_save: list[str] | None = field(
         default_factory=lambda: ["head"],
@@ -181,7 +179,7 @@ class ScadaAdapterConfig(PeftConfig):
                 setattr(self, name, list(value))
             else:
                 raise ValueError(
-                    f"Received {name}={value!r}; expected a list of indices (may be empty), or a rule such as 'last 3'."
+                    f"Received {name}={value!r}; expected a (possibly empty) list of indices, or a rule such as 'last 3'."
                 )
         if not isinstance(self.conditioning, bool):
             raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")
@@ -290,8 +288,8 @@ class OuterBranch(nn.Module):
     Branch from a layer to the fused features: spatial down-convolution, spatial mean, sentence gate and temporal
     up-convolution.
 
-    The convolutions have kernels `(1, 3, 3)` and `(kernel_size, 1, 1)`. The second kernel has no spatial extent, so the
-    branch averages over space before this convolution and before the multiplication.
+    The convolutions have kernels `(1, 3, 3)` and `(kernel_size, 1, 1)`. The second kernel has no spatial extent, so
+    the branch averages over space before this convolution and before the multiplication.
 
     Args:
         dim (`int`): Width `C` of the layer.
@@ -584,7 +582,7 @@ class ScadaTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(
             "A SCADA adapter cannot be merged: its update depends on the sentence and is not linear in the features, "
-            "so no change of the backbone's weights is equivalent. Keep the adapter (save_pretrained saves it "
+            "so it is not equivalent to any backbone weights. Keep the adapter (save_pretrained saves it "
             "separately), or remove it with unload()."
         )
 

@@ -264,7 +264,9 @@ def test_tensors_and_devices(make_tuned, tiny_batch):
 
 def test_another_file_is_refused(tmp_path):
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="Received tensors named .'weight'.; expected those of an encoded video"):
+    with pytest.raises(
+        ValueError, match="Received tensors named .'weight'.; expected the tensors of an encoded video"
+    ):
         ScadaVideoFeatures.load(tmp_path / "other.safetensors")
 
 
