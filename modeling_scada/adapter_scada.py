@@ -179,7 +179,7 @@ class ScadaAdapterConfig(PeftConfig):
                 setattr(self, name, list(value))
             else:
                 raise ValueError(
-                    f"Received {name}={value!r}; expected a (possibly empty) list of indices, or a rule such as 'last 3'."
+                    f"Received {name}={value!r}; expected a list of indices (may be empty) or a rule such as 'last 3'."
                 )
         if not isinstance(self.conditioning, bool):
             raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")

@@ -59,13 +59,13 @@ class ScadaVideoFeatures(ModelOutput):
         sequences = [f"outer_sequences.{index}" for index in range(len(set(tensors) - names))]
         if not tensors or not set(tensors) <= {*names, *sequences}:
             raise ValueError(
-                f"Received tensors named {sorted(tensors)}; expected the tensors of an encoded video, as written by `save`."
+                f"Received tensors named {sorted(tensors)}; expected the tensors of an encoded video, written by `save`."
             )
         branch_sequences = tuple(tensors[name] for name in sequences) or None
         return cls(outer_sequences=branch_sequences, **{name: tensors[name] for name in names & set(tensors)})
 
     def to(self, *args, **kwargs) -> "ScadaVideoFeatures":
-        """Move or cast all tensors, with the arguments of `torch.Tensor.to`."""
+        """Move all tensors, with the device arguments of `torch.Tensor.to`."""
         return self.from_tensors({name: tensor.to(*args, **kwargs) for name, tensor in self.tensors().items()})
 
     def rows(self, which: slice) -> "ScadaVideoFeatures":
