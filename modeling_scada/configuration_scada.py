@@ -50,7 +50,7 @@ class ScadaConfig(PreTrainedConfig):
         spatial_pool_size (`int`, *optional*, defaults to 1):
             Number of pooling areas per side of the frame. The head reads the concatenated means of all areas. With 1,
             the head reads the mean over the whole frame, as in the paper. Larger values preserve location [D].
-            (Earlier name: `num_places`.)
+            The earlier name `num_places` also works.
         subtract_video_mean (`bool`, *optional*, defaults to `False`):
             Whether to subtract each video's mean over time from the features, to remove constant content such as the
             scene and clothes [D].
@@ -59,11 +59,11 @@ class ScadaConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
         listwise_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the listwise loss, a softmax over the proposals of a sentence. 0 in older saved configurations
-            without this field.
+            Weight of the listwise loss: softmax cross-entropy over the proposals of a sentence. Defaults to 0 when
+            loading an older configuration without this field.
         matching_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the matching loss, a softmax over the sentences and segments of a video. 0 in older saved
-            configurations without this field.
+            Weight of the matching loss: softmax cross-entropy between the sentences and segments of a video. Defaults
+            to 0 when loading an older configuration without this field.
         retrieval_dim (`int`, *optional*, defaults to 0):
             Size `E` of the proposal and sentence embeddings for search in many videos. 0 disables the retrieval
             branch.
@@ -71,8 +71,9 @@ class ScadaConfig(PreTrainedConfig):
             Channel means, for pixels in `[0, 1]`, with which the model normalises `uint8` pixels. Without this value,
             as in older configurations, the model accepts only normalised pixels.
         image_deviation (`list[float]`, *optional*):
-            Channel standard deviations, required with `image_mean`. (Earlier name: `image_std`. Some tools, such as
-            transformers' tests, treat every `..._std` field as an initialisation scale.)
+            Channel standard deviations, required with `image_mean`. The earlier name `image_std` also works. It is not
+            the main name because some tools, such as transformers' tests, treat every `..._std` field as an
+            initialisation scale.
 
     Raises:
         StrictDataclassClassValidationError: If a size is too small or odd, or if mean and deviation are not three

@@ -546,7 +546,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     def save_base_model(self, save_directory: str | PathLike) -> None:
         """
-        Save the model without its adapters. (`save_pretrained` saves only the adapter of a model with an adapter.)
+        Save the model without its adapters. In contrast, `save_pretrained` saves only the adapter, if present.
 
         Args:
             save_directory (`str` or `os.PathLike`): Output folder for the configuration and the weights.

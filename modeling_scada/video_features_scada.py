@@ -59,7 +59,7 @@ class ScadaVideoFeatures(ModelOutput):
         sequences = [f"outer_sequences.{index}" for index in range(len(set(tensors) - names))]
         if not tensors or not set(tensors) <= {*names, *sequences}:
             raise ValueError(
-                f"Received tensors named {sorted(tensors)}; expected the tensors of an encoded video, written by `save`."
+                f"Received tensors named {sorted(tensors)}; expected the tensors of an encoded video from `save`."
             )
         branch_sequences = tuple(tensors[name] for name in sequences) or None
         return cls(outer_sequences=branch_sequences, **{name: tensors[name] for name in names & set(tensors)})
