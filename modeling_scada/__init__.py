@@ -1,9 +1,8 @@
 """
-Temporal sentence grounding in videos with SCADA, in the manner of transformers.
+Temporal sentence grounding in videos with SCADA, following the conventions of transformers.
 
-All public names are imported from here. Importing the package registers its classes with transformers' Auto classes,
-the task "temporal-grounding" with its pipelines, and SCADA with peft; what that does not need is loaded when it is
-first asked for.
+Import all public names from this package. The import registers the classes with transformers' Auto classes, the task
+"temporal-grounding" with its pipelines, and SCADA with peft. Other modules load on first access.
 """
 
 from importlib import import_module
@@ -36,7 +35,7 @@ from .modeling_scada import (
 from .video_features_scada import ScadaVideoFeatures
 
 
-# Training, data and libraries, with `Trainer`, `datasets` and Arrow.
+# Training, data and library modules, loaded lazily because they import `Trainer`, `datasets` and Arrow.
 _LAZY = {
     "Library": "modeling_scada.library.search",
     "RowSampler": "processing.data.row_sampler",
@@ -67,15 +66,15 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Makes transformers know the classes; may run any number of times."""
+    """Register the classes with transformers and peft. Repeated calls change nothing."""
     from transformers.pipelines import PIPELINE_REGISTRY
     from transformers.utils import is_torchvision_available
 
     AutoConfig.register("scada", ScadaConfig, exist_ok=True)
-    # As in a repository's own code, where `AutoModel` is the only class that `pipeline` can load the model with.
+    # As in the code of a Hub repository, whose models `pipeline` can load only with `AutoModel`.
     AutoModel.register(ScadaConfig, ScadaForTemporalGrounding, exist_ok=True)
     AutoModelForTemporalGrounding.register(ScadaConfig, ScadaForTemporalGrounding, exist_ok=True)
-    if is_torchvision_available():  # without it transformers has only a placeholder that raises
+    if is_torchvision_available():  # without torchvision, this class of transformers raises an error on use
         from transformers import AutoVideoProcessor
 
         AutoVideoProcessor.register(ScadaConfig, ScadaVideoProcessor, exist_ok=True)
@@ -88,7 +87,7 @@ def _register() -> None:
             type="multimodal",
         )
     register_peft_method()
-    # Saved models and processors come with their code, so that they load where this package is not installed.
+    # Save the code with models and processors, so that users can load them without this package.
     ScadaConfig.register_for_auto_class()
     ScadaForTemporalGrounding.register_for_auto_class("AutoModel")
     ScadaProcessor.register_for_auto_class()

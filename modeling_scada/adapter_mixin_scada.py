@@ -1,9 +1,10 @@
 """
-Adding, loading, switching and deleting the adapters of a model, through peft alone.
+Methods to add, load, switch and delete the adapters of a model, based on peft alone.
 
-transformers has these methods too, and its `save_pretrained`, `from_pretrained`, pipelines and Auto classes call them
-by name. Its own ones check peft's version first, and a release of transformers may ask for one of peft that does not
-exist yet. Here they rest on peft's functions for models of others (`peft.functional`).
+The methods have the names of transformers' own adapter methods, because `save_pretrained`, `from_pretrained`,
+pipelines and Auto classes of transformers call these names. The methods of transformers check the version of peft
+first, and a release of transformers may require an unreleased version. The methods below use peft's functions for
+other libraries (`peft.functional`).
 """
 
 import warnings
@@ -18,7 +19,7 @@ from transformers.utils import cached_file, is_peft_available
 from transformers.utils.hub import extract_commit_hash
 
 
-try:  # models without an adapter load from the Hub where peft is not installed
+try:  # the Hub code of models without an adapter also works without peft
     from peft import PeftConfig
     from peft.functional import (
         delete_adapter,
@@ -30,7 +31,7 @@ try:  # models without an adapter load from the Hub where peft is not installed
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
-except ImportError:  # `add_adapter` and `load_adapter` refuse
+except ImportError:  # `add_adapter` and `load_adapter` raise an error
     pass
 
 
@@ -40,31 +41,31 @@ PEFT_PREFIX = "base_model.model."
 
 
 class AdapterLoadingInfo:
-    """What `from_pretrained` reads of `load_adapter`: nothing is missing, since that is an error."""
+    """Loading report for `from_pretrained`, always empty because `load_adapter` raises an error on a mismatch."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 
 
 class ScadaAdapterMixin:
-    """The methods for adapters of [`ScadaPreTrainedModel`]."""
+    """Adapter methods of [`ScadaPreTrainedModel`]."""
 
     peft_config: dict[str, Any]
-    # transformers' `save_pretrained` saves the adapter alone where this is set.
+    # If set, transformers' `save_pretrained` saves only the adapter.
     _hf_peft_config_loaded: bool = False
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """
-        Add a fresh adapter, and make it the active one.
+        Add a new adapter and activate it.
 
         Args:
-            adapter_config (`peft.PeftConfig`): Its configuration.
-            adapter_name (`str`, *optional*, defaults to `"default"`): Its name.
+            adapter_config (`peft.PeftConfig`): Configuration of the adapter.
+            adapter_name (`str`, *optional*, defaults to `"default"`): Name of the adapter.
 
         Raises:
             ImportError: If peft is not installed.
-            TypeError: If `adapter_config` is no configuration of peft's.
-            ValueError: If the model has an adapter of this name.
+            TypeError: If `adapter_config` is not a `peft.PeftConfig`.
+            ValueError: If the model already has an adapter with this name.
         """
         name = self._new_adapter_name(adapter_name)
         if not isinstance(adapter_config, PeftConfig):
@@ -91,36 +92,37 @@ class ScadaAdapterMixin:
         **kwargs,
     ) -> AdapterLoadingInfo:
         """
-        Load an adapter, and make it and its head the active ones.
+        Load an adapter, and activate it together with its head.
 
         Args:
             peft_model_id (`str` or `os.PathLike`, *optional*):
                 Hub id or folder of the adapter.
             adapter_name (`str`, *optional*, defaults to `"default"`):
-                The name that it gets.
+                Name of the adapter in this model.
             peft_config (`peft.PeftConfig`, *optional*):
-                Its configuration, instead of the one in the folder.
+                Configuration to use instead of the file in the folder.
             adapter_state_dict (`dict[str, torch.Tensor]`, *optional*):
-                Its weights, instead of those in the folder.
+                Weights to use instead of the file in the folder.
             is_trainable (`bool`, *optional*, defaults to `False`):
-                Whether it is to be trained. If not, its weights are frozen, and the model is set to evaluation mode.
+                Whether to keep the adapter trainable. If `False`, freeze the adapter and set the model to evaluation
+                mode.
             use_safetensors (`bool`, *optional*, defaults to `True`):
-                Anything but `False`, which is refused.
+                Whether to load safetensors weights. `False` raises an error.
             local_files_only (`bool`, *optional*, defaults to `False`):
-                Whether to look in the cache alone.
+                Whether to search only the cache.
             adapter_kwargs (`dict`, *optional*):
-                Where to look on the Hub: `revision`, `subfolder`, `token`, `cache_dir`.
+                Options for the Hub: `revision`, `subfolder`, `token`, `cache_dir`.
             load_config (*optional*):
-                What `from_pretrained` of transformers passes.
+                Loading options from transformers' `from_pretrained`.
 
         Returns:
-            `AdapterLoadingInfo`: What `from_pretrained` reads.
+            `AdapterLoadingInfo`: Loading report for `from_pretrained`.
 
         Raises:
             ImportError: If peft is not installed.
-            OSError: If there are no weights in safetensors, or if the adapter is not found.
-            ValueError: If the model has an adapter of this name, if the adapter does not fit the model, or if pickled
-                weights are asked for.
+            OSError: If the adapter is not found, or has no safetensors weights.
+            ValueError: If the model already has an adapter with this name, if the adapter does not fit the model, or
+                if `use_safetensors=False`.
             RuntimeError: If weights have another shape.
         """
         if use_safetensors is False:
@@ -133,7 +135,7 @@ class ScadaAdapterMixin:
         if peft_model_id is not None:
             where = dict(getattr(load_config, "download_kwargs", None) or {})
             if where.get("revision") is not None:
-                # transformers has looked up the commit in the repository of the base model.
+                # A commit object resolved by transformers belongs to the repository of the base model.
                 where["revision"] = str(where["revision"])
             where |= adapter_kwargs or {}
             if local_files_only:
@@ -141,7 +143,7 @@ class ScadaAdapterMixin:
             if peft_config is None:
                 config_file: Any = cached_file(peft_model_id, ADAPTER_CONFIG, **where)
                 peft_config = PeftConfig.from_pretrained(str(Path(config_file).parent))
-                # The weights of the same state of the repository.
+                # Load the weights from the same commit.
                 where["revision"] = extract_commit_hash(config_file, None) or where.get("revision")
             if adapter_state_dict is None:
                 missing: Any = {"_raise_exceptions_for_missing_entries": False}
@@ -162,10 +164,10 @@ class ScadaAdapterMixin:
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
         """
-        Make an adapter the active one.
+        Activate one or more adapters.
 
         Args:
-            adapter_name (`str` or `list[str]`): Its name; the names of several, which then run together.
+            adapter_name (`str` or `list[str]`): Name or names of the adapters.
 
         Raises:
             ValueError: If the model has no such adapter.
@@ -176,7 +178,7 @@ class ScadaAdapterMixin:
 
     def active_adapters(self) -> list[str]:
         """
-        Return the names of the adapters that run.
+        Return the names of the active adapters.
 
         Raises:
             ValueError: If the model has no adapter.
@@ -186,7 +188,7 @@ class ScadaAdapterMixin:
 
     def disable_adapters(self) -> None:
         """
-        Run the model without its adapters, with the head that it had before them.
+        Disable all adapters, and use the original head.
 
         Raises:
             ValueError: If the model has no adapter.
@@ -195,7 +197,7 @@ class ScadaAdapterMixin:
 
     def enable_adapters(self) -> None:
         """
-        Undo `disable_adapters`. The trained head comes back too, which transformers' method of this name leaves out.
+        Undo `disable_adapters`, including the trained head (unlike transformers' method with this name).
 
         Raises:
             ValueError: If the model has no adapter.
@@ -204,10 +206,10 @@ class ScadaAdapterMixin:
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
         """
-        Delete adapters with their weights.
+        Delete adapters and their weights.
 
         Args:
-            adapter_names (`str` or `list[str]`): Their names.
+            adapter_names (`str` or `list[str]`): Name or names of the adapters.
 
         Raises:
             ValueError: If the model has no such adapter.
@@ -226,26 +228,26 @@ class ScadaAdapterMixin:
         self, adapter_name: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """
-        Return the weights of an adapter, under the names that they are saved with.
+        Return the weights of an adapter under their saved names.
 
         Args:
-            adapter_name (`str`, *optional*): Its name; the first active adapter's if not given.
-            state_dict (`dict`, *optional*): Where to take the weights from, instead of the model.
+            adapter_name (`str`, *optional*): Name of the adapter; defaults to the first active adapter.
+            state_dict (`dict`, *optional*): Source of the weights; defaults to the state dict of the model.
 
         Returns:
-            `dict[str, torch.Tensor]`: Weights of the adapter, and of the modules that are saved with it.
+            `dict[str, torch.Tensor]`: Weights of the adapter and of its `modules_to_save`.
 
         Raises:
             ValueError: If the model has no such adapter.
         """
         name = self.active_adapters()[0] if adapter_name is None else adapter_name
         self._check_adapter_names([name])
-        # Otherwise peft asks the Hub for the base model's vocabulary, which is never another here.
+        # With embedding layers, peft would query the Hub for the base model's vocabulary, which never changes here.
         return get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
 
     def _inject_adapter(self, config: Any, adapter_name: str) -> None:
         with warnings.catch_warnings():
-            # That there are several adapters then, which the caller asked for.
+            # peft warns about a second adapter, but the caller requested one.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, self, adapter_name)  # type: ignore[arg-type]
         self._hf_peft_config_loaded = True
@@ -254,7 +256,8 @@ class ScadaAdapterMixin:
         weights = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in weights.items()}
         model: Any = self
         own = self.get_adapter_state_dict(adapter_name, model.state_dict(keep_vars=True))
-        # peft reads the weights of these modules by name. It may rename the others, of older releases of transformers.
+        # peft loads the weights of saved modules by exact name. It may rename other weights, saved with older releases
+        # of transformers.
         saved_modules = tuple(f"{name}." for name, _ in self._adapter_modules(AuxiliaryTrainingWrapper))
         missing = {name for name in own if name.startswith(saved_modules)} - weights.keys()
         wrong = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
@@ -264,15 +267,15 @@ class ScadaAdapterMixin:
             own_weights = {id(weight) for weight in own.values()}
             names = {name for name, weight in model.state_dict(keep_vars=True).items() if id(weight) in own_weights}
             missing, unexpected = names & set(result.missing_keys), set(result.unexpected_keys)
-        problems = {"does not have": missing, "has in another shape": wrong, "has beside them": unexpected}
+        problems = {"missing": missing, "of another shape": wrong, "unexpected": unexpected}
         if any(problems.values()):
             self.delete_adapter(adapter_name)
-            found = "; it ".join(
-                f"{problem} {len(names)}, such as {min(names)}" for problem, names in problems.items() if names
+            found = "; ".join(
+                f"{problem}: {len(names)}, such as {min(names)}" for problem, names in problems.items() if names
             )
             raise ValueError(
-                f"The adapter {source} does not belong to this model. Of the weights expected, it {found}. Load it "
-                "onto the model it was trained with."
+                f"The adapter {source} does not belong to this model. Weights {found}. Load the adapter onto its base "
+                "model."
             )
 
     def _enable_adapters(self, enabled: bool) -> None:
@@ -281,7 +284,7 @@ class ScadaAdapterMixin:
             module.enable_adapters(enabled)
 
     def _adapter_modules(self, classes: Any) -> Iterator[tuple[str, Any]]:
-        """Modules of peft's `classes`, with their names."""
+        """Iterate over the names and modules of the given peft classes."""
         modules: Any = self.named_modules()  # type: ignore[attr-defined]
         return ((name, module) for name, module in modules if isinstance(module, classes))
 
@@ -291,7 +294,8 @@ class ScadaAdapterMixin:
         name = "default" if adapter_name is None else adapter_name
         if self._hf_peft_config_loaded and name in self.peft_config:
             raise ValueError(
-                f"Received the adapter name {name!r}, which the model has already; give another, or delete it first."
+                f"Received the adapter name {name!r}, which the model already has; pass another name, or delete that "
+                "adapter first."
             )
         return name
 

@@ -1,21 +1,21 @@
 """
-SCADA, the Sentence-Conditioned Adapter, as a method of peft: `get_peft_model(model, ScadaAdapterConfig())`.
+SCADA, the Sentence-Conditioned Adapter, as a peft method: `get_peft_model(model, ScadaAdapterConfig())`.
 
-Whole layers of the video backbone are wrapped ([`ScadaLayer`]). An inner branch stands on the path, after the layer;
-an outer branch stands beside it and leads straight to the fused features. Both are multiplied by the sentence (arXiv
-2604.02860; shapes and initialisation are docs/design.md section 6 [D], after AdaTAD's adapter).
+[`ScadaLayer`] wraps whole layers of the video backbone. An inner branch modifies the output of its layer. An outer
+branch adds the output of its layer directly to the fused features. The sentence multiplies the channels of both
+branches (arXiv 2604.02860; shapes and initialisation are docs/design.md section 6 [D], after AdaTAD's adapter).
 
-What is shared between the sentences of a video:
-- Up to the first inner branch everything is computed once a video. There, after its projection to fewer channels, the
-  batch grows from videos to sentences, and stays grown.
-- Outer branches need no growth: their spatial mean comes before the multiplication, so that a sentence costs no more
-  than a sequence of `N` vectors.
-- Nothing that is frozen and comes before the first branch keeps activations for the backward pass.
+The sentences of a video share most of the computation:
+- Layers before the first inner branch run once per video. This branch first projects to fewer channels, then expands
+  the batch from videos to sentences. All later layers run once per sentence.
+- Outer branches do not expand the batch. They average over space before the multiplication, so each sentence costs
+  only one sequence of `N` vectors.
+- Frozen layers before the first branch store no activations for the backward pass.
 
-The sentences reach a wrapper as the [`Condition`] of a call, set before the backbone runs and gone after it: encoders
-hand no arguments to their layers. Each thread has calls of its own, so that one model serves many threads. A wrapper
-reads its condition in the forward pass alone: what is checkpointed, and runs again in the backward pass (which may be
-another thread's), is the layer inside it.
+Encoders pass no arguments to their layers. The model therefore sets the sentences as the [`Condition`] of each wrapper
+before the backbone runs, and removes them afterwards. Each thread has its own conditions, so threads can share a
+model. A wrapper reads its condition only in the forward pass. Checkpointing reruns only the wrapped layer, possibly in
+another thread.
 """
 
 import enum
@@ -32,7 +32,7 @@ from .backbone_scada import get_hidden_states, match_memory_format
 from .sentences_scada import expand_to_sentences
 
 
-try:  # models without an adapter load from the Hub where peft is not installed
+try:  # the Hub code of models without an adapter also works without peft
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -41,26 +41,26 @@ except ImportError as error:
 
 
 class ScadaPeftType(enum.StrEnum):
-    """The name under which peft finds the method; peft's own list of names cannot be extended."""
+    """Name of the method in peft, as an enum of its own because peft's enum cannot be extended."""
 
     SCADA = "SCADA"
 
 
 def resolve_layers(layers: list[int] | str, num_layers: int) -> list[int]:
     """
-    The layers that a placement names, for a backbone of `num_layers` layers.
+    Return the layer indices that a list or rule selects in a backbone of `num_layers` layers.
 
     Args:
-        layers (`list[int]` or `str`): Indices, negative ones counted from the end, or a rule that works for any depth:
-            `"all"`, `"last 3"`, `"last 1/3"`, `"even 4"` (4 layers evenly spaced, up to the last), `"even 1/2"`. A
-            rule that asks for more layers than there are gets all.
-        num_layers (`int`): Layers of the backbone.
+        layers (`list[int]` or `str`): Indices (negative indices count from the end), or a rule for any depth: `"all"`,
+            `"last 3"`, `"last 1/3"`, `"even 4"` (4 evenly spaced layers, up to the last layer), `"even 1/2"`. A rule
+            for more layers than the backbone has selects all layers.
+        num_layers (`int`): Number of layers of the backbone.
 
     Returns:
-        `list[int]`: Indices from 0 on, in order.
+        `list[int]`: Non-negative indices in ascending order.
 
     Raises:
-        ValueError: If it is neither, or if an index is out of range or given twice.
+        ValueError: If `layers` is neither a list of integers nor a rule, or if an index is duplicate or out of range.
 
     Example:
 
@@ -79,7 +79,7 @@ def resolve_layers(layers: list[int] | str, num_layers: int) -> list[int]:
         if rule is None:
             raise ValueError(
                 f"Received the rule {layers!r} for layers; expected a list of indices, 'all', or 'last' or 'even' "
-                "with a number or a share, such as 'last 3', 'last 1/3', 'even 4'."
+                "with a number or a fraction, such as 'last 3', 'last 1/3', 'even 4'."
             )
         count = int(rule[2]) if rule[3] is None else round(num_layers * int(rule[2]) / int(rule[3]))
         count = min(max(count, 1), num_layers)
@@ -104,25 +104,25 @@ class ScadaAdapterConfig(PeftConfig):
 
     Args:
         reduction (`int`, *optional*, defaults to 8):
-            A branch has `C // reduction` channels, `C` being the backbone's width.
+            Bottleneck factor: branches have `C // reduction` channels for a backbone of width `C`.
         kernel_size (`int`, *optional*, defaults to 3):
-            Snippets that the temporal convolutions of both branches span; odd.
+            Kernel size of the temporal convolutions in both branches, in snippets; must be odd.
         inner_layers (`list[int]` or `str`, *optional*, defaults to `"last 3"`):
-            Layers with an inner branch: indices, `"all"`, or a rule (see [`resolve_layers`]). `[]` for none. Memory
-            for training grows with the number of sentences a video from the first of them on.
+            Layers with an inner branch: indices, `"all"`, or a rule (see [`resolve_layers`]); `[]` for no layer. From
+            the first inner branch on, training memory grows with the number of sentences per video.
         outer_layers (`list[int]` or `str`, *optional*, defaults to `"even 4"`):
-            Layers with an outer branch, given likewise. Memory hardly depends on the number of sentences.
+            Layers with an outer branch, in the same format. Memory hardly depends on the number of sentences.
         conditioning (`bool`, *optional*, defaults to `True`):
-            Whether the sentence multiplies the branches' channels. Without it, an inner branch is the
-            temporal-informative adapter of AdaTAD, and does not depend on the sentence.
+            Whether the sentence multiplies the channels of the branches. Without conditioning, an inner branch is the
+            temporal-informative adapter of AdaTAD and does not depend on the sentence.
         modules_to_save (`list[str]`, *optional*, defaults to `["head"]`):
-            Modules that train in full and are saved with the adapter.
+            Modules to train in full and to save with the adapter.
         num_layers (`int`, *optional*):
-            Layers of the backbone that the adapter was trained on; saving writes it, and loading onto a backbone of
-            another depth is refused.
+            Number of layers of the trained backbone, written by `save_pretrained`. Loading the adapter onto a backbone
+            of another depth raises an error.
 
     Raises:
-        ValueError: If a number is out of range, a rule is not understood, or no layer is named.
+        ValueError: If a number is out of range, a rule is invalid, or both layer lists are empty.
 
     Example:
 
@@ -138,26 +138,28 @@ class ScadaAdapterConfig(PeftConfig):
     ```
     """
 
-    reduction: int = field(default=8, metadata={"help": "Branches have C // reduction channels."})
-    kernel_size: int = field(default=3, metadata={"help": "Snippets the temporal convolutions span; odd."})
+    reduction: int = field(default=8, metadata={"help": "Bottleneck factor: branches have C // reduction channels."})
+    kernel_size: int = field(default=3, metadata={"help": "Temporal kernel size, in snippets; odd."})
     inner_layers: list[int] | str = field(
         default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
     outer_layers: list[int] | str = field(
         default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
-    conditioning: bool = field(default=True, metadata={"help": "Whether the sentence multiplies the branches."})
+    conditioning: bool = field(
+        default=True, metadata={"help": "Whether the sentence scales the channels of the branches."}
+    )
     modules_to_save: list[str] | None = field(
         default_factory=lambda: ["head"],
-        metadata={"help": "Modules that train in full and are saved with the adapter."},
+        metadata={"help": "Modules to train in full and to save with the adapter."},
     )
     num_layers: int | None = field(
-        default=None, metadata={"help": "Layers of the backbone that the adapter was trained on; saving writes it."}
+        default=None, metadata={"help": "Number of layers of the trained backbone; saving writes it."}
     )
 
-    # Of the model that it was used for last; a configuration may be used for others, until it is saved with one.
+    # Depth of the last adapted model. `num_layers` stays unset, so that the configuration also fits other models.
     _num_layers = None
-    # peft's tuners read it; which modules are wrapped follows from the layers.
+    # peft's tuners read this attribute, but `ScadaTuner` chooses modules from the layer lists.
     target_modules = None
 
     def __post_init__(self):
@@ -177,7 +179,7 @@ class ScadaAdapterConfig(PeftConfig):
                 setattr(self, name, list(value))
             else:
                 raise ValueError(
-                    f"Received {name}={value!r}; expected a list of indices, [] for none, or a rule such as 'last 3'."
+                    f"Received {name}={value!r}; expected a list of indices (may be empty) or a rule such as 'last 3'."
                 )
         if not isinstance(self.conditioning, bool):
             raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")
@@ -185,22 +187,22 @@ class ScadaAdapterConfig(PeftConfig):
             raise ValueError("Received no layers; name some in `inner_layers` or `outer_layers`.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in peft, with the depth of the backbone that the adapter is on."""
+        """Return peft's dictionary with the depth of the adapted backbone."""
         return super().to_dict() | {"num_layers": self._num_layers or self.num_layers}
 
 
 @dataclass(frozen=True)
 class Condition:
     """
-    What a wrapped layer has to know about a batch of `B` videos and `Q` sentences.
+    Information about a batch of `B` videos and `Q` sentences for a wrapped layer.
 
     Args:
-        sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`, *optional*): Sentence vectors; `None` while videos are
-            encoded for sentences to come.
-        video_index (`torch.LongTensor` of shape `(Q,)`, *optional*): The video of each sentence.
-        grid ([`TokenGrid`]): How the tokens of the videos lie.
-        per_sentence (`bool`): Whether the features that reach the layer are those of `Q` sentences or of `B` videos.
-            Shapes cannot tell where `B = Q`.
+        sentence_embeds (`torch.Tensor` of shape `(Q, C_text)`, *optional*): Sentence vectors; `None` to encode videos
+            for later sentences.
+        video_index (`torch.LongTensor` of shape `(Q,)`, *optional*): Video of each sentence.
+        grid ([`TokenGrid`]): Arrangement of the video tokens.
+        per_sentence (`bool`): Whether the layer's input has `Q` rows (per sentence) or `B` rows (per video). Shapes
+            are ambiguous if `B = Q`.
     """
 
     sentence_embeds: Any
@@ -216,7 +218,7 @@ def _zero_biases(module: nn.Module) -> None:
 
 
 class SentenceGate(nn.Module):
-    """`z * (1 + W_cond q)`, without effect at first."""
+    """Sentence-conditioned scale `z * (1 + W_cond q)`, initialised as the identity."""
 
     def __init__(self, text_dim: int, dim: int):
         super().__init__()
@@ -231,20 +233,21 @@ class SentenceGate(nn.Module):
 
 class InnerBranch(nn.Module):
     """
-    The branch on the path: fewer channels, the sentence, a depthwise and a pointwise convolution over time, and back.
+    Residual branch after a layer: down-projection, sentence gate, temporal convolutions and up-projection.
 
     Args:
         dim (`int`): Width `C` of the backbone.
         bottleneck_dim (`int`): Width `r` of the branch.
         text_dim (`int` or `None`): Width of the sentence vectors; `None` for a branch without conditioning.
-        kernel_size (`int`): Snippets the temporal convolution spans, across clip borders, with zeros beyond the video.
+        kernel_size (`int`): Kernel size of the temporal convolution, in snippets. The convolution crosses clip
+            borders and pads the ends of the video with zeros.
     """
 
     def __init__(self, dim: int, bottleneck_dim: int, text_dim: int | None, kernel_size: int):
         super().__init__()
         self.down = nn.Linear(dim, bottleneck_dim)
         self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
-        # Over (N, h * w) rather than (N,), so that features stay in their order in memory.
+        # A 2D convolution over (N, h * w) keeps the memory order of the features; a 1D one over (N,) would not.
         self.depthwise = nn.Conv2d(
             bottleneck_dim, bottleneck_dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=bottleneck_dim
         )
@@ -261,10 +264,11 @@ class InnerBranch(nn.Module):
         """
         Args:
             features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer.
-            condition ([`Condition`]): What the layer knows about the batch.
+            condition ([`Condition`]): Information about the batch.
 
         Returns:
-            `torch.Tensor` of shape `(B or Q, N, h, w, C)`: `Q` if there were `Q`, or if the branch is conditioned.
+            `torch.Tensor` of shape `(B or Q, N, h, w, C)`: `Q` rows if the input has `Q` rows or the branch is
+            conditioned.
         """
         z = F.gelu(self.down(features.to(self.down.weight.dtype)))
         if self.gate is not None:
@@ -274,24 +278,26 @@ class InnerBranch(nn.Module):
             z = self.gate(z, condition.sentence_embeds)
         over_time = self.depthwise(z.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (Q, N, h * w, r)
         z = z + self.pointwise(over_time).view(z.shape)
-        # gamma * (W z + b), written so that the backward pass needs no tensor of width C.
+        # gamma * (W z + b), in a form whose backward pass needs no tensor of width C.
         update = F.linear(z, self.gamma * self.up.weight, self.gamma * self.up.bias)
         return features + update.to(features.dtype)
 
 
 class OuterBranch(nn.Module):
     """
-    The branch beside the path: less width and less space, the sentence, a convolution over time, the mean over space.
+    Branch from a layer to the fused features: spatial down-convolution, spatial mean, sentence gate and temporal
+    up-convolution.
 
-    The two convolutions have kernels of `(1, 3, 3)` and `(kernel_size, 1, 1)`; the second has no extent in space, so
-    the mean is taken before it, and before the multiplication.
+    The convolutions have kernels `(1, 3, 3)` and `(kernel_size, 1, 1)`. The second kernel has no spatial extent, so
+    the branch averages over space before this convolution and before the multiplication.
 
     Args:
         dim (`int`): Width `C` of the layer.
         bottleneck_dim (`int`): Width `r` of the branch.
         text_dim (`int` or `None`): Width of the sentence vectors; `None` for a branch without conditioning.
-        kernel_size (`int`): Snippets the temporal convolution spans, across clip borders, with zeros beyond the video.
-        out_dim (`int`, *optional*): Width of the last layer; `C` if not given.
+        kernel_size (`int`): Kernel size of the temporal convolution, in snippets. The convolution crosses clip
+            borders and pads the ends of the video with zeros.
+        out_dim (`int`, *optional*): Width of the last layer; defaults to `C`.
     """
 
     def __init__(
@@ -309,20 +315,20 @@ class OuterBranch(nn.Module):
         """
         Args:
             features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
-            condition ([`Condition`]): What the layer knows about the batch.
+            condition ([`Condition`]): Information about the batch.
 
         Returns:
-            `torch.Tensor` of shape `(Q, N, out_dim)`: What is added to the backbone's features, averaged over space.
+            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features.
         """
         return self.apply_sentence(self.encode(features), condition).to(features.dtype)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """What `forward` does before the sentence: features `(B or Q, N, h, w, C)` to a sequence `(B or Q, N, r)`."""
+        """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, r)`, the sentence-free part."""
         frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
         return F.gelu(self.down(frames)).mean(dim=(2, 3)).view(*features.shape[:2], -1)
 
     def apply_sentence(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """What `forward` does from the sentence on: a sequence `(B or Q, N, r)` to features `(Q, N, out_dim)`."""
+        """Turn a sequence `(B or Q, N, r)` into features `(Q, N, out_dim)`, the sentence-dependent part."""
         if not condition.per_sentence:
             sequence = expand_to_sentences(sequence, condition.video_index)
         if self.gate is not None:
@@ -333,8 +339,9 @@ class OuterBranch(nn.Module):
 @dataclass
 class ForwardContext:
     """
-    What a wrapped layer holds while the model is called: the sentences, and what its outer branches gave, which is
-    their sequences where there are no sentences yet.
+    State of a wrapped layer during one call of the model: the condition and the output of the outer branches.
+
+    Without sentences, `outer_features` holds the sequences of the outer branches.
     """
 
     condition: Condition
@@ -343,9 +350,9 @@ class ForwardContext:
 
 class ForwardContextStack(threading.local):
     """
-    The calls that a thread is in, the innermost last: a hook inside a call may call the model again.
+    Stack of a thread's active model calls, because a hook inside a call may call the model again.
 
-    Copied or pickled, also while others call, it starts without any: they are none of the copy's.
+    Copies and unpickled stacks start empty, because calls belong to the original model.
     """
 
     def __init__(self):
@@ -357,13 +364,13 @@ class ForwardContextStack(threading.local):
 
 class ScadaLayer(nn.Module, BaseTunerLayer):
     """
-    A layer of the video backbone with an inner branch, an outer branch, or both, for each adapter.
+    Wrapped layer of the video backbone, with an inner branch, an outer branch, or both per adapter.
 
     Args:
-        base_layer (`nn.Module`): The layer.
+        base_layer (`nn.Module`): Layer to wrap.
         dim (`int`): Width `C` of the layer.
         text_dim (`int`): Width of the sentence vectors.
-        out_dim (`int`): Width of the last layer, which outer branches lead to.
+        out_dim (`int`): Width of the last layer and of the outer features.
     """
 
     adapter_layer_names = ("scada_inner", "scada_outer")
@@ -383,7 +390,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         return weight.device, weight.dtype
 
     def add_branches(self, adapter_name: str, config: ScadaAdapterConfig, has_inner: bool, has_outer: bool) -> None:
-        """Adds an adapter's branches, initialised so that they change nothing."""
+        """Add the branches of an adapter, initialised to leave the features unchanged."""
         text_dim = self.text_dim if config.conditioning else None
         sizes = (self.dim, self.dim // config.reduction, text_dim, config.kernel_size)
         if has_inner:
@@ -400,12 +407,12 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
 
     @property
     def depends_on_sentence(self) -> bool:
-        """Whether the sentence changes the states that leave this layer."""
+        """Whether the sentence changes the output states of this layer."""
         return any(branch.gate is not None for branch in self._active(self.scada_inner))
 
     @property
     def has_outer_branch(self) -> bool:
-        """Whether anything leads from this layer to the fused features."""
+        """Whether this layer has an active outer branch."""
         return bool(self._active(self.scada_outer))
 
     def set_condition(
@@ -416,24 +423,24 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         per_sentence: bool,
     ) -> bool:
         """
-        Begins a call of the model in this thread, which `take_outer_features` ends.
+        Begin a call of the model in this thread; `take_outer_features` ends the call.
 
         Args:
             sentence_embeds, video_index, grid, per_sentence: See [`Condition`].
 
         Returns:
-            `bool`: Whether the features that leave this layer are those of sentences rather than of videos.
+            `bool`: Whether the output of this layer has one row per sentence instead of one per video.
         """
         self._contexts.stack.append(ForwardContext(Condition(sentence_embeds, video_index, grid, per_sentence)))
         return per_sentence or self.depends_on_sentence
 
     def take_outer_features(self) -> torch.Tensor | None:
         """
-        Ends the call that `set_condition` began.
+        End the call begun by `set_condition`.
 
         Returns:
-            `torch.Tensor`, *optional*: The outer branches' features `(Q, N, C)`; in a call without sentences their
-            sequences `(B, N, r)`, side by side, which `outer_features` takes. `None` if no outer branch was reached.
+            `torch.Tensor`, *optional*: Outer features of shape `(Q, N, C)`. In a call without sentences, the
+            concatenated sequences of shape `(B, N, r)`, an input of `outer_features`. `None` if no outer branch ran.
         """
         return self._contexts.stack.pop().outer_features
 
@@ -441,12 +448,15 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self, sequences: torch.Tensor, sentence_embeds: torch.Tensor, video_index: torch.Tensor
     ) -> torch.Tensor:
         """
+        Compute outer features from stored sequences.
+
         Args:
-            sequences (`torch.Tensor` of shape `(B, N, r)`): What an earlier call without sentences gave.
+            sequences (`torch.Tensor` of shape `(B, N, r)`): Output of `take_outer_features` in a call without
+                sentences.
             sentence_embeds, video_index: See [`Condition`].
 
         Returns:
-            `torch.Tensor` of shape `(Q, N, C)`: The outer branches' features.
+            `torch.Tensor` of shape `(Q, N, C)`: Outer features.
         """
         condition = Condition(sentence_embeds, video_index, None, per_sentence=False)
         branches = self._active(self.scada_outer)
@@ -460,11 +470,11 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             hidden_states (`torch.Tensor` of shape `(clips, tokens, C)`): Input of the layer.
 
         Returns:
-            `torch.Tensor` of shape `(clips, tokens, C)`, with the clips of all sentences from a conditioned inner
-            branch on; as the first of a tuple, if the layer returns one.
+            `torch.Tensor` of shape `(clips, tokens, C)`: Output of the layer, or its output tuple with this tensor
+            first. From a conditioned inner branch on, the clips are repeated per sentence.
 
         Raises:
-            RuntimeError: If the model is not being called in this thread, or with another batch.
+            RuntimeError: If this thread is not calling the model, or if the batch does not match the call.
         """
         output = self.base_layer(hidden_states, *args, **kwargs)
         inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
@@ -473,8 +483,8 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         tokens = get_hidden_states(output)
         if not self._contexts.stack:
             raise RuntimeError(
-                "Received features without sentences: a layer with a SCADA adapter runs inside ScadaModel or "
-                "ScadaForTemporalGrounding only. Call the model, or disable the adapter first."
+                "Received features without sentences: a layer with a SCADA adapter runs only inside ScadaModel or "
+                "ScadaForTemporalGrounding. Call the model, or disable the adapter first."
             )
         call = self._contexts.stack[-1]
         condition = call.condition
@@ -482,8 +492,8 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         num_rows = len(condition.video_index) if condition.per_sentence else grid.num_videos
         if not grid.holds(tokens, num_rows):
             raise RuntimeError(
-                f"Received features of shape {tuple(tokens.shape)}; expected those of {num_rows} videos or sentences, "
-                "as in the batch that ScadaModel announced. Call the model rather than its backbone."
+                f"Received features of shape {tuple(tokens.shape)}; expected {num_rows} videos or sentences, as in "
+                "the current call of ScadaModel. Call the model instead of its backbone."
             )
         features, class_tokens = grid.to_features(tokens)  # (B or Q, N, h, w, C)
         if outer and condition.sentence_embeds is None:
@@ -493,18 +503,18 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         for branch in inner:
             features = branch(features, condition)
             if branch.gate is not None and not condition.per_sentence:
-                # The batch has grown, for the other adapters too if several are active.
+                # Later branches, of other active adapters, also receive one row per sentence.
                 condition = replace(condition, per_sentence=True)
                 if class_tokens is not None:
                     class_tokens = expand_to_sentences(class_tokens, condition.video_index)
         if inner:
-            # So that a fresh adapter changes nothing in the layers that follow.
+            # With the same memory format, a fresh adapter leaves the outputs of the next layers unchanged.
             tokens = match_memory_format(grid.to_tokens(features, class_tokens), tokens)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 
 class ScadaTuner(BaseTuner):
-    """peft's side of the method: wraps the layers of the video backbone that the configuration names."""
+    """Tuner for peft that wraps the configured layers of the video backbone."""
 
     prefix = "scada_"
     tuner_layer_cls = ScadaLayer
@@ -517,15 +527,15 @@ class ScadaTuner(BaseTuner):
         base_model: Any = getattr(model, "base_model", None)
         if not hasattr(base_model, "video_backbone"):
             raise ValueError(
-                f"Received a {type(model).__name__}; SCADA adapts ScadaForTemporalGrounding or ScadaModel. Other "
-                "models have no sentence for the adapter."
+                f"Received a {type(model).__name__}; SCADA adapts ScadaForTemporalGrounding or ScadaModel, because "
+                "the adapter needs sentences."
             )
         layers, dims = base_model.video_backbone.layers, base_model.video_backbone.layer_dims
         if peft_config.num_layers not in (None, len(layers)):
             raise ValueError(
-                f"The adapter was trained on a video backbone of {peft_config.num_layers} layers, and this one has "
-                f"{len(layers)}: its branches do not belong to these layers. Load it onto the model it was trained "
-                f"with, {peft_config.base_model_name_or_path or 'which its configuration does not name'}."
+                f"The adapter was trained on a video backbone of {peft_config.num_layers} layers, but this backbone "
+                f"has {len(layers)} layers. Load the adapter onto its base model: "
+                f"{peft_config.base_model_name_or_path or 'unknown, because its configuration does not name one'}."
             )
         peft_config._num_layers = len(layers)
         inner = resolve_layers(peft_config.inner_layers, len(layers))
@@ -565,19 +575,20 @@ class ScadaTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # peft looks for it just above the weight's name; a branch is a module of layers, so here it is above theirs.
+        # peft expects the adapter name directly before the weight name. A branch contains layers, so here the adapter
+        # name comes directly after the branch name.
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.", r"\1.", key)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "A SCADA adapter cannot be merged: what it adds depends on the sentence and is not linear in the "
-            "features, so no weights of the backbone equal it. Keep it (save_pretrained saves it alone), or drop it "
-            "with unload()."
+            "A SCADA adapter cannot be merged: its update depends on the sentence and is not linear in the features, "
+            "so it is not equivalent to any backbone weights. Keep the adapter (save_pretrained saves it "
+            "separately), or remove it with unload()."
         )
 
 
 def register_peft_method() -> None:
-    """Makes peft know the method; may run any number of times, and what came first stays."""
+    """Register the method with peft. Repeated calls keep the first registration."""
     name: Any = ScadaPeftType.SCADA
     PEFT_TYPE_TO_CONFIG_MAPPING.setdefault(name, ScadaAdapterConfig)
     PEFT_TYPE_TO_TUNER_MAPPING.setdefault(name, ScadaTuner)

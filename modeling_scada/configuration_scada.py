@@ -16,7 +16,7 @@ AutoConfig.register("c3d", C3DConfig, exist_ok=True)
 AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
 AutoConfig.register("i3d", I3DConfig, exist_ok=True)
 
-# For whoever loads a repository without this package: the pipeline that its copy of the code has.
+# Pipeline for users who load a Hub repository, with its copy of the code, without this package.
 CUSTOM_PIPELINES = {
     "temporal-grounding": {
         "impl": "pipeline_temporal_grounding.TemporalGroundingPipeline",
@@ -30,52 +30,56 @@ CUSTOM_PIPELINES = {
 class ScadaConfig(PreTrainedConfig):
     r"""
     Configuration of [`ScadaModel`] and [`ScadaForTemporalGrounding`]: a video backbone, a sentence encoder and the
-    localization head. It knows no frame rate and no seconds: those belong to [`ScadaProcessor`].
+    localization head. [`ScadaProcessor`], not this class, handles frame rates and seconds.
 
     Args:
         video_config (`dict` or `PreTrainedConfig`, *optional*, defaults to `VideoMAEConfig()`):
             Configuration of the video backbone.
         text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to `DistilBertConfig()`):
-            Configuration of the sentence encoder, any that `AutoModel` knows.
+            Configuration of the sentence encoder, of any text model known to `AutoModel`.
         hidden_size (`int`, *optional*, defaults to 256):
             Width `D` of the localization head.
         grid_size (`int`, *optional*, defaults to 128):
-            Number `S` of time steps that the head works on; it considers all `S (S + 1) / 2` proposals between their
-            edges.
+            Number `S` of time steps in the head. The head scores all `S (S + 1) / 2` proposals between step edges.
         num_sample_points (`int`, *optional*, defaults to 16):
-            Points at which the sequence is sampled over a proposal widened by half its length on both sides.
+            Number of sampling points per proposal, over the proposal widened by half its length on both sides.
         num_train_proposals (`int`, *optional*, defaults to 512):
-            Proposals drawn at random for each training step.
+            Number of random proposals per training step.
         num_kept_proposals (`int`, *optional*, defaults to 256):
-            Proposals of each sentence that come out at inference, those of all with the best scores. Post-processing
-            reads no more than 256.
+            Number of best proposals to return per sentence at inference. Post-processing reads at most 256.
         spatial_pool_size (`int`, *optional*, defaults to 1):
-            Areas a side into which the backbone's picture is divided; the head reads the mean of each, side by side.
-            With 1 it is the mean over the whole picture, as in the paper. More tell where something happens [D].
+            Number of pooling areas per side of the frame. The head reads the concatenated means of all areas. With 1,
+            the head reads the mean over the whole frame, as in the paper. Larger values preserve location [D].
+            The earlier name `num_places` also works.
         subtract_video_mean (`bool`, *optional*, defaults to `False`):
-            Whether the head reads what differs from the video's mean over time: without the scene and the clothes [D].
+            Whether to subtract each video's mean over time from the features, to remove constant content such as the
+            scene and clothes [D].
         feature_dropout (`float`, *optional*, defaults to 0.0):
-            Share of the backbone's channels that are hidden from the head, others for each sentence and step.
+            Fraction of backbone channels to drop at the input of the head, drawn per sentence and training step.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the head's output layers.
         listwise_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss in which a sentence's proposals compete. 0 in configurations saved before it existed.
+            Weight of the listwise loss: softmax cross-entropy over the proposals of a sentence. Defaults to 0 when
+            loading an older configuration without this field.
         matching_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss in which the sentences and segments of a video compete. 0 likewise.
+            Weight of the matching loss: softmax cross-entropy between the sentences and segments of a video. Defaults
+            to 0 when loading an older configuration without this field.
         retrieval_dim (`int`, *optional*, defaults to 0):
-            Size `E` of the embeddings of proposals and sentences that search many videos; with 0 there are none.
+            Size `E` of the proposal and sentence embeddings for search in many videos. 0 disables the retrieval
+            branch.
         image_mean (`list[float]`, *optional*):
-            Mean of the three channels, for pixels in `[0, 1]`, by which the model normalises `uint8` pixels itself.
-            Without it the model takes normalised pixels alone, as all did before it existed.
+            Channel means, for pixels in `[0, 1]`, with which the model normalises `uint8` pixels. Without this value,
+            as in older configurations, the model accepts only normalised pixels.
         image_deviation (`list[float]`, *optional*):
-            Standard deviation of the channels, with `image_mean`. `image_std`, its earlier name, is read too: tools
-            that scale initialisations, transformers' tests among them, take every `..._std` for one.
+            Channel standard deviations, required with `image_mean`. The earlier name `image_std` also works. It is not
+            the main name because some tools, such as transformers' tests, treat every `..._std` field as an
+            initialisation scale.
 
     Raises:
-        StrictDataclassClassValidationError: If a size is too small or odd, or mean and deviation are not three numbers
-            each (of huggingface_hub, as for all
-            configurations); StrictDataclassFieldValidationError if it has another type.
-        ValueError: If a sub-configuration names no model type that transformers knows.
+        StrictDataclassClassValidationError: If a size is too small or odd, or if mean and deviation are not three
+            numbers each. (huggingface_hub raises this error for all configurations.)
+        StrictDataclassFieldValidationError: If a value has another type.
+        ValueError: If a sub-configuration has no model type known to transformers.
 
     Example:
 
@@ -93,10 +97,9 @@ class ScadaConfig(PreTrainedConfig):
 
     model_type = "scada"
     sub_configs = {"video_config": AutoConfig, "text_config": AutoConfig}
-    attribute_map = {"image_std": "image_deviation"}
+    # Earlier names, still read from saved configurations and accepted as arguments.
+    attribute_map = {"image_std": "image_deviation", "num_places": "spatial_pool_size"}
     keys_to_ignore_at_inference = ["loss_dict", "hidden_states"]
-    # The older name, which saved configurations have.
-    attribute_map = {"num_places": "spatial_pool_size"}
 
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -118,11 +121,11 @@ class ScadaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.video_config = self._resolve(self.video_config, VideoMAEConfig, "video_config")
         self.text_config = self._resolve(self.text_config, DistilBertConfig, "text_config")
-        # transformers prefers a repository's pipeline to the registered one, and asks for `trust_remote_code`. So the
-        # installed class, unlike the copy of it that a repository has, forgets about it when it loads.
+        # transformers prefers the pipeline of a repository to the registered pipeline, and then requires
+        # `trust_remote_code`. The installed class therefore drops this entry; the copy in a repository keeps it.
         kwargs.pop("custom_pipelines", None)
         if __name__.startswith("transformers_modules."):
-            self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # transformers replaces names by classes in it
+            self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # transformers replaces its names with classes
         super().__post_init__(**kwargs)
 
     @staticmethod
@@ -135,22 +138,22 @@ class ScadaConfig(PreTrainedConfig):
         model_type = config.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
-                f"Received `{name}` with model_type {model_type!r}, which transformers does not know. Pass the "
-                f"configuration itself, or a dict whose 'model_type' is one of transformers' (such as "
-                f"{default.model_type!r})."
+                f"Received `{name}` with model_type {model_type!r}, which transformers does not know. Pass a "
+                f"configuration object, or a dict with a 'model_type' of transformers, such as "
+                f"{default.model_type!r}."
             )
         return CONFIG_MAPPING[model_type](**config)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        # A saved configuration has all fields; one without these is of a time when the terms did not exist.
+        # A saved configuration has all fields of its time. Without these fields, it predates the two losses.
         return super().from_dict({"listwise_loss_weight": 0.0, "matching_loss_weight": 0.0} | config_dict, **kwargs)
 
     def to_dict(self) -> dict:
         return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_sizes(self):
-        """Part of `@strict` validation: the head's sizes and the loss's weights."""
+        """Validate the sizes of the head and the weights of the losses; `@strict` calls this method."""
         minima = {
             "hidden_size": 2,
             "grid_size": 2,
@@ -162,33 +165,31 @@ class ScadaConfig(PreTrainedConfig):
         }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
-                raise ValueError(f"Received {name}={getattr(self, name)}; it has to be at least {minimum}.")
+                raise ValueError(f"Received {name}={getattr(self, name)}; expected at least {minimum}.")
         for name in ("listwise_loss_weight", "matching_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"Received {name}={getattr(self, name)}; it has to be a number from 0 on.")
+                raise ValueError(f"Received {name}={getattr(self, name)}; expected a finite number of at least 0.")
         if not 0 <= self.feature_dropout < 1:
-            raise ValueError(f"Received feature_dropout={self.feature_dropout}; it has to be from 0 to below 1.")
+            raise ValueError(f"Received feature_dropout={self.feature_dropout}; expected at least 0 and less than 1.")
         if self.hidden_size % 2:
-            raise ValueError(f"Received hidden_size={self.hidden_size}; it has to be even.")
+            raise ValueError(f"Received hidden_size={self.hidden_size}; expected an even number.")
 
     def validate_pixels(self):
-        """Part of `@strict` validation: what `uint8` pixels are normalised by."""
+        """Validate the normalisation of `uint8` pixels; `@strict` calls this method."""
         mean, std = self.image_mean, self.image_deviation
         if mean is None and std is None:
             return
         values = [*(mean or ()), *(std or ())]
         if len(mean or ()) != 3 or len(std or ()) != 3 or not all(map(math.isfinite, values)) or min(values[3:]) <= 0:
             raise ValueError(
-                f"Received image_mean={mean} and image_deviation={std}; expected three numbers each, the deviations "
-                "positive, or neither."
+                f"Received image_mean={mean} and image_deviation={std}; expected three numbers each, with "
+                "positive deviations, or neither."
             )
 
     @classmethod
     def own_fields(cls) -> set[str]:
-        """Names of the arguments that this class adds to `PreTrainedConfig`."""
-        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)} | set(
-            cls.attribute_map
-        )
+        """Return the names of the fields that this class adds to `PreTrainedConfig`."""
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
 
 __all__ = ["ScadaConfig"]

@@ -1,9 +1,9 @@
 """
 PyTorch models for temporal sentence grounding in videos.
 
-[`ScadaModel`] turns pixels and tokens into snippet features and sentence vectors; [`ScadaForTemporalGrounding`] adds
-the localization head. All sentences of a batch are flattened to `Q`, with `video_index` naming the video of each, so a
-video goes through the backbone once however many sentences ask about it.
+[`ScadaModel`] turns pixels and tokens into snippet features and sentence vectors. [`ScadaForTemporalGrounding`] adds
+the localization head. The models flatten all sentences of a batch to `Q` rows, and `video_index` maps each sentence to
+its video. The backbone therefore encodes each video once, for any number of sentences.
 """
 
 from collections import OrderedDict
@@ -28,6 +28,7 @@ from .adapter_mixin_scada import ScadaAdapterMixin
 from .backbone_scada import VideoBackbone, build_encoder, find_encoder, normalize_pixels
 from .configuration_scada import ScadaConfig
 from .head_scada import (
+    HeadOutput,
     LocalizationHead,
     add_outer_features,
     all_proposals,
@@ -42,9 +43,9 @@ from .sentences_scada import check_sentences, expand_to_sentences, padding_mask,
 from .video_features_scada import ScadaVideoFeatures
 
 
-try:  # code from the Hub brings the adapter along, and makes peft know it
+try:  # code loaded from the Hub includes the adapter and registers it with peft
     from .adapter_scada import register_peft_method
-except ImportError:  # without peft, the model refuses adapters
+except ImportError:  # without peft, loading an adapter raises an error
     pass
 else:
     register_peft_method()
@@ -56,17 +57,17 @@ class ScadaModelOutput(ModelOutput):
     Output of [`ScadaModel`] for `Q` sentences over `B` videos.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(Q, N, num_places² C)`):
-            Snippet features of each sentence's video, means over space, with an adapter's outer branches added.
+        last_hidden_state (`torch.FloatTensor` of shape `(Q, N, spatial_pool_size² C)`):
+            Snippet features of each sentence's video, averaged over space, plus the adapter's outer features.
         sentence_embeds (`torch.FloatTensor` of shape `(Q, C_text)`):
             Sentence vectors.
         video_index (`torch.LongTensor` of shape `(Q,)`):
-            The video of each sentence.
+            Video of each sentence.
         sentence_index (`torch.LongTensor` of shape `(Q,)`):
-            The place of each sentence among the `B M` of the batch, with padding.
+            Position of each sentence in the padded batch of `B M` sentences.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            States of the video backbone before the first and after each layer, each of shape `(B, N, h, w, C)`; with
-            an adapter `(Q, N, h, w, C)` from the first layer on that depends on the sentence.
+            States of the video backbone before the first layer and after each layer, of shape `(B, N, h, w, C)`. With
+            an adapter, states from the first sentence-dependent layer on have shape `(Q, N, h, w, C)`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -83,18 +84,17 @@ class ScadaTemporalGroundingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
-            Sum of `loss_dict`; of `num_items_in_batch`, if given, this batch's share.
+            Sum of `loss_dict`, scaled to this batch's share if `num_items_in_batch` is given.
         logits (`torch.FloatTensor` of shape `(B, M, P)`):
-            Log-odds of each proposal's score, so that `logits.sigmoid()` is the score; the dtype's lowest value for
-            sentences that are padding. At inference these are the proposals with the best scores, the configuration's
-            `num_kept_proposals` of each sentence (or all, if there are fewer), in the order of all; in training a
-            random sample.
+            Log-odds of each proposal's score: `logits.sigmoid()` is the score. Padding sentences get the lowest value
+            of the dtype. At inference, each sentence keeps its `num_kept_proposals` best proposals (or all proposals,
+            if fewer), in grid order. In training, the proposals are a random sample.
         pred_segments (`torch.FloatTensor` of shape `(B, M, P, 2)`):
             Refined start and end of each proposal, in `[0, 1]` of the window.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
-            The loss's terms, weighted.
+            Weighted terms of the loss.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            As in [`ScadaModelOutput`].
+            See [`ScadaModelOutput`].
     """
 
     loss: torch.Tensor | None = None
@@ -105,7 +105,7 @@ class ScadaTemporalGroundingOutput(ModelOutput):
 
 
 class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[misc]
-    """Loading, saving and initialisation, common to the SCADA models."""
+    """Base class of the SCADA models, for loading, saving and initialisation."""
 
     config_class = ScadaConfig
     base_model_prefix = "model"
@@ -114,13 +114,14 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # Trainer then passes `num_items_in_batch`, and does not divide by the accumulation steps and devices itself.
+    # With this flag, Trainer passes `num_items_in_batch` instead of dividing by accumulation steps and devices.
     accepts_loss_kwargs = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Backbone and sentence encoder initialise themselves, with their own classes' rules. Only modules that hold
-        # weights themselves can be handled here: in code outside transformers, all others are skipped without a word.
+        # The backbone and the sentence encoder initialise themselves, by the rules of their own classes. This method
+        # handles only modules that hold weights directly, because transformers silently skips other modules of
+        # classes defined outside transformers.
         if isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters():
                 if "weight" in name:
@@ -144,12 +145,14 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
         cls, pretrained_model_name_or_path: Any, *args, use_safetensors: bool | None = True, **kwargs
     ) -> Any:
         """
-        As transformers has it, but weights have to be safetensors: a pickle can run any code when it is loaded.
+        Load a pretrained model from safetensors weights, with the arguments of transformers' `from_pretrained`.
+
+        Pickled weights raise an error because loading a pickle can run arbitrary code.
 
         Raises:
             ValueError: If `use_safetensors=False`.
-            ImportError: If there is an adapter, and peft is not installed.
-            OSError: If there are no weights in this format, or see transformers.
+            ImportError: If the checkpoint has an adapter and peft is not installed.
+            OSError: If the checkpoint has no safetensors weights, or for the reasons listed in transformers.
         """
         if use_safetensors is False:
             raise ValueError("Received use_safetensors=False; pickled weights are not loaded. Convert them first.")
@@ -160,14 +163,14 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
             missing: Any = {"_raise_exceptions_for_missing_entries": False}
             if cached_file(pretrained_model_name_or_path, "adapter_config.json", **where, **missing) is not None:
                 raise ImportError(
-                    f"{pretrained_model_name_or_path} has an adapter, which needs peft; run `pip install peft`. The "
-                    "model without it, and without the head that was trained with it, finds nothing."
+                    f"{pretrained_model_name_or_path} has an adapter, which needs peft; run `pip install peft`. "
+                    "Without the adapter and its trained head, the model cannot ground sentences."
                 )
         return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # All ways to the model's weights lead here.
+        # Every loading path calls this method.
         if pickled := [str(path) for path in checkpoint_files or [] if not str(path).endswith(".safetensors")]:
             raise OSError(
                 f"Received the weights {pickled}; pickled weights are not loaded. Convert them to safetensors first."
@@ -176,8 +179,10 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """
-        As PyTorch has it, and also for weights under the names that `save_pretrained` writes. For some backbones these
-        are older names, which `Trainer` hands over as they are in the file; `from_pretrained` converts them.
+        Load weights under their current names or under the names that `save_pretrained` writes.
+
+        `save_pretrained` writes older names for some backbones. `from_pretrained` converts these names, but `Trainer`
+        passes them on unchanged.
         """
         if not state_dict.keys() <= self.state_dict().keys():
             floats = [value.dtype for value in state_dict.values() if value.is_floating_point()]
@@ -186,7 +191,7 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
                 config=self.config,
                 state_dict=dict(state_dict),
                 output_loading_info=True,
-                dtype=reduce(torch.promote_types, floats, torch.float32),  # no weight is rounded
+                dtype=reduce(torch.promote_types, floats, torch.float32),  # avoids rounding
             )
             converted = loaded.state_dict()
             unexpected = {name: state_dict[name] for name in info["unexpected_keys"]}
@@ -195,13 +200,15 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether a module checkpoints. peft asks for this name, of which transformers warns on each call."""
+        """Whether any module uses gradient checkpointing. peft reads this name; transformers' version warns."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def enable_input_require_grads(self) -> None:
         """
-        Does nothing: peft calls it so that reentrant checkpointing finds a gradient to follow, but frozen layers
-        before the first trainable one would then be kept and run again. `_set_gradient_checkpointing` sees to it.
+        Do nothing, because `_set_gradient_checkpointing` already lets gradients flow.
+
+        peft calls this method for reentrant checkpointing. With gradients required on the inputs, the frozen layers
+        before the first trainable layer would store activations and run again.
         """
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
@@ -209,7 +216,7 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
         if enable and not any(hasattr(module, "gradient_checkpointing") for module in backbone.modules()):
             raise ValueError(
                 f"Received a {backbone.config.model_type} to train with gradient checkpointing, which "
-                "transformers does not have for it. Train without, or with fewer frames a step."
+                "transformers does not support for this backbone. Disable it, or train with fewer frames per step."
             )
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         modules: Iterable[Any] = self.modules()
@@ -221,7 +228,7 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
 
 
 def without_pooler(text_encoder: Any) -> Any:
-    """Drops BERT's layer over its first token, which no sentence vector depends on, so that no weight is idle."""
+    """Remove BERT's pooler over the first token, because sentence vectors do not use it."""
     if getattr(text_encoder, "pooler", None) is not None:
         text_encoder.pooler = None
     return text_encoder
@@ -229,10 +236,10 @@ def without_pooler(text_encoder: Any) -> Any:
 
 class ScadaModel(ScadaPreTrainedModel):
     """
-    Video backbone and sentence encoder: pixels and tokens to snippet features and sentence vectors.
+    Video backbone and sentence encoder, from pixels and tokens to snippet features and sentence vectors.
 
     Args:
-        config ([`ScadaConfig`]): Its `video_config` and `text_config` name the two encoders.
+        config ([`ScadaConfig`]): Configuration whose `video_config` and `text_config` define the two encoders.
     """
 
     def __init__(self, config: ScadaConfig):
@@ -245,7 +252,7 @@ class ScadaModel(ScadaPreTrainedModel):
         return self.video_backbone.encoder.get_input_embeddings()
 
     def train(self, mode: bool = True) -> "ScadaModel":
-        """As `nn.Module.train`, but an encoder without trainable parameters stays in evaluation mode (no dropout)."""
+        """Set the training mode, but keep encoders without trainable parameters in evaluation mode (no dropout)."""
         super().train(mode)
         for encoder in (self.video_backbone, self.text_encoder):
             if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -254,7 +261,7 @@ class ScadaModel(ScadaPreTrainedModel):
 
     def encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """
-        Sentence vectors: the mean over the unmasked tokens, then a LayerNorm without weights (docs/design.md
+        Return sentence vectors: the mean over unmasked tokens, then a LayerNorm without weights (docs/design.md
         section 4).
 
         Args:
@@ -264,7 +271,7 @@ class ScadaModel(ScadaPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(Q, C_text)`.
         """
-        # transformers looks whether there is padding, for which a GPU would have to wait.
+        # transformers checks a given mask for padding, which would synchronise a GPU.
         is_full = not torch.compiler.is_compiling() and attention_mask.device.type == "cpu" and attention_mask.all()
         attention_mask = attention_mask.to(input_ids.device, non_blocking=True)
         encoded = self.text_encoder(input_ids=input_ids, attention_mask=None if is_full else attention_mask)
@@ -275,25 +282,25 @@ class ScadaModel(ScadaPreTrainedModel):
 
     def encode_video(self, pixel_values_videos: torch.Tensor) -> ScadaVideoFeatures:
         """
-        All that the model needs of videos and that no sentence changes, for `forward` with any sentences.
+        Encode videos once, for `forward` calls with any sentences.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`):
                 Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
 
         Returns:
-            [`ScadaVideoFeatures`]: With inner branches that are multiplied by the sentence the states before the first
-            of them, else the features themselves.
+            [`ScadaVideoFeatures`]: Sentence-free part of the computation: the states before the first conditioned
+            inner branch or, without such a branch, the snippet features.
 
         Raises:
-            ValueError: If such an inner branch is on the very first layer, or the shapes do not fit the backbone.
+            ValueError: If the first layer has a conditioned inner branch, or the shapes do not fit the backbone.
         """
-        first = self._first_layer_that_depends_on_the_sentence()
+        first = self._first_sentence_dependent_layer()
         if first == 0:
             raise ValueError(
-                "Received a video to encode with a model whose first layer depends on the sentence: there is nothing "
-                "to keep but the pixels. Call the model with the pixels, or train it with inner branches on later "
-                'layers, such as `inner_layers="last 3"`.'
+                "Received a video to encode with a model whose first layer depends on the sentence, so there is "
+                "nothing to keep but the pixels. Call the model with the pixels, or train it with inner branches on "
+                'later layers, such as `inner_layers="last 3"`.'
             )
         grid = self.video_backbone.grid(pixel_values_videos)
         pixel_values_videos = normalize_pixels(
@@ -313,16 +320,16 @@ class ScadaModel(ScadaPreTrainedModel):
 
     def sentence_free_features(self, video_features: ScadaVideoFeatures) -> torch.Tensor:
         """
-        Snippet features that no sentence changes: those of a sentence vector of zeros.
+        Return sentence-free snippet features, computed with a zero sentence vector.
 
         Args:
-            video_features ([`ScadaVideoFeatures`]): What `encode_video` gave of `B` videos.
+            video_features ([`ScadaVideoFeatures`]): Output of `encode_video` for `B` videos.
 
         Returns:
             `torch.FloatTensor` of shape `(B, N, C)`.
 
         Raises:
-            ValueError: If the features are those of another model.
+            ValueError: If the features come from another model.
         """
         tensor = next(iter(video_features.tensors().values()))
         no_sentence = tensor.new_zeros(len(tensor), self.text_encoder.config.hidden_size)
@@ -342,24 +349,26 @@ class ScadaModel(ScadaPreTrainedModel):
         **kwargs,
     ) -> ScadaModelOutput:
         """
+        Encode videos and sentences.
+
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
                 Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
-                Tokens of up to `M` sentences a video.
+                Tokens of up to `M` sentences per video.
             attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
-                1 for tokens, 0 for padding. All tokens, if not given.
+                1 for tokens, 0 for padding. Defaults to all ones. Keep both masks on the CPU to avoid synchronising
+                a GPU.
             sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
-                1 for sentences, 0 for padding. All sentences, if not given. Leave the masks on the CPU, and a GPU has
-                to wait for nothing.
+                1 for sentences, 0 for padding. Defaults to all ones.
             output_hidden_states (`bool`, *optional*):
-                Whether to return the video backbone's states too.
+                Whether to also return the states of the video backbone.
             video_features ([`ScadaVideoFeatures`], *optional*):
-                What `encode_video` gave of `B` videos, in place of the pixels.
+                Output of `encode_video` for `B` videos, instead of the pixels.
 
         Raises:
-            ValueError: If there are both pixels and features or neither, if the features are those of another model,
-                if hidden states are asked for with features, or if the shapes do not fit each other or the backbone.
+            ValueError: If both or neither of pixels and features are given, if the features come from another model,
+                if `output_hidden_states=True` with features, or if a shape does not fit the others or the backbone.
         """
         input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
@@ -367,7 +376,7 @@ class ScadaModel(ScadaPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         sentence_index = sentence_positions(sentence_mask)  # (Q,)
-        # In a graph padding is encoded too, and a row without any token would have nothing to attend to.
+        # A compiled graph also encodes padding, and a row needs at least one token to attend to.
         attention_mask = attention_mask.masked_fill(padding_mask(sentence_mask, attention_mask)[..., None], 1)
         attention_mask = attention_mask.flatten(0, 1)[sentence_index.to(attention_mask.device)]
         sentence_index = sentence_index.to(input_ids.device, non_blocking=True)
@@ -385,8 +394,8 @@ class ScadaModel(ScadaPreTrainedModel):
         else:
             if output_hidden_states:
                 raise ValueError(
-                    "Received output_hidden_states=True with `video_features`, which do not hold them; pass "
-                    "`pixel_values_videos`."
+                    "Received output_hidden_states=True with `video_features`, which contain no hidden states; pass "
+                    "`pixel_values_videos` instead."
                 )
             fused, per_sentence, from_outer_branches = self._forward_from_features(
                 video_features, sentence_embeds, video_index
@@ -403,13 +412,14 @@ class ScadaModel(ScadaPreTrainedModel):
             hidden_states=hidden_states,
         )
 
-    # Here, and nowhere else, the model meets an adapter: layers that one has wrapped take the sentences before the
-    # backbone runs and give their outer branches' features after it. They are known by what they carry.
+    # Only the methods below know about adapters. They give the sentences to the wrapped layers before the backbone
+    # runs, and collect the outer features after it. They find wrapped layers by attribute rather than by class,
+    # because code from the Hub can define the class twice.
 
     def _wrapped_layers(self) -> list[Any]:
         return [layer for layer in self.video_backbone.modules() if hasattr(layer, "set_condition")]
 
-    def _first_layer_that_depends_on_the_sentence(self) -> int | None:
+    def _first_sentence_dependent_layer(self) -> int | None:
         dependent = {layer for layer in self._wrapped_layers() if layer.depends_on_sentence}
         layers = enumerate(self.video_backbone.layers)
         return next((index for index, layer in layers if not dependent.isdisjoint(layer.modules())), None)
@@ -419,11 +429,11 @@ class ScadaModel(ScadaPreTrainedModel):
         self, sentence_embeds: torch.Tensor | None, video_index: torch.Tensor | None, grid: Any
     ) -> Iterator[tuple[bool, list[torch.Tensor | None]]]:
         """
-        A call of the backbone with these sentences, or without any.
+        Condition the wrapped layers on the sentences, or on no sentence, during a call of the backbone.
 
         Yields:
-            `tuple`: whether what leaves the backbone will be that of sentences rather than of videos, and a list that
-            holds, after the call, what `take_outer_features` of each wrapped layer gives.
+            `tuple`: Whether the backbone will return one row per sentence instead of one per video, and a list. After
+            the call, the list holds the output of `take_outer_features` of each wrapped layer.
         """
         wrapped = self._wrapped_layers()
         from_outer_branches: list[torch.Tensor | None] = []
@@ -438,8 +448,13 @@ class ScadaModel(ScadaPreTrainedModel):
     def _forward_from_features(
         self, video_features: ScadaVideoFeatures, sentence_embeds: torch.Tensor, video_index: torch.Tensor
     ) -> tuple[torch.Tensor, bool, list[torch.Tensor | None]]:
-        """What the backbone gives: features `(B or Q, N, C)`, which of the two, and those of the outer branches."""
-        first = self._first_layer_that_depends_on_the_sentence()
+        """
+        Run the layers after `encode_video`.
+
+        Returns:
+            `tuple`: Features of shape `(B or Q, N, C)`, whether they have `Q` rows, and the outer features.
+        """
+        first = self._first_sentence_dependent_layer()
         sequences = video_features.outer_sequences or ()
         layers = list(self.video_backbone.layers)
         before = [layer for layer in self._wrapped_layers() if layer.has_outer_branch]
@@ -448,8 +463,8 @@ class ScadaModel(ScadaPreTrainedModel):
             before = [layer for layer in before if layer not in dependent]
         if (video_features.states is None) != (first is None) or len(sequences) != len(before):
             raise ValueError(
-                f"Received `video_features` with {sorted(video_features.tensors())}, which are not those of this "
-                "model with the adapter that is active; encode the video with the model that is asked."
+                f"Received `video_features` with {sorted(video_features.tensors())}, which do not fit this model with "
+                "its active adapter; encode the video again with this model."
             )
         from_outer_branches: list[torch.Tensor | None] = [
             layer.outer_features(sequence, sentence_embeds, video_index)
@@ -468,13 +483,13 @@ class ScadaModel(ScadaPreTrainedModel):
 
 class ScadaForTemporalGrounding(ScadaPreTrainedModel):
     """
-    Temporal sentence grounding: scores and segments of all proposals, for each sentence about a video.
+    SCADA model for temporal sentence grounding, with scores and segments of all proposals for each sentence.
 
     Args:
-        config ([`ScadaConfig`]): Backbone, sentence encoder and head.
+        config ([`ScadaConfig`]): Configuration of the backbone, the sentence encoder and the head.
     """
 
-    video_features_class = ScadaVideoFeatures  # for code that must not import it, as it may come from the Hub
+    video_features_class = ScadaVideoFeatures  # for callers that cannot import a class from the Hub
 
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
@@ -489,17 +504,17 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         cls, video_model: str | PathLike | PreTrainedModel, text_model: str | PathLike | PreTrainedModel, **config
     ) -> "ScadaForTemporalGrounding":
         """
-        A model with pretrained encoders and a new head.
+        Create a model with pretrained encoders and a new head.
 
         Args:
-            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of an encoder of `ENCODER_TYPES`
-                (see `backbone_scada.py`), or the encoder itself.
+            video_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of an encoder listed in
+                `ENCODER_TYPES` (see `backbone_scada.py`), or the encoder itself.
             text_model (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or folder of a text encoder, or
                 the encoder itself.
-            **config: Arguments of [`ScadaConfig`] other than the encoders' configurations.
+            **config: Arguments of [`ScadaConfig`], except the configurations of the encoders.
 
         Raises:
-            TypeError: If an argument is none of [`ScadaConfig`]'s.
+            TypeError: If [`ScadaConfig`] has no such argument.
 
         Example:
 
@@ -531,10 +546,10 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     def save_base_model(self, save_directory: str | PathLike) -> None:
         """
-        Saves the model as it was before it got adapters; `save_pretrained` saves the adapter alone, if there is one.
+        Save the model without its adapters. In contrast, `save_pretrained` saves only the adapter, if present.
 
         Args:
-            save_directory (`str` or `os.PathLike`): Where configuration and weights go.
+            save_directory (`str` or `os.PathLike`): Output folder for the configuration and the weights.
         """
         with torch.device("meta"):
             base = type(self)(self.config)  # type: ignore[arg-type]
@@ -548,8 +563,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     def encode_video(self, pixel_values_videos: torch.Tensor) -> ScadaVideoFeatures:
         """
-        All that the model needs of videos and that no sentence changes: pass it as `video_features`, as often as there
-        are sentences, in place of the pixels.
+        Encode videos once, to query them repeatedly. Pass the output as `video_features` instead of the pixels.
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`):
@@ -559,7 +573,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             [`ScadaVideoFeatures`]: See [`~ScadaModel.encode_video`].
 
         Raises:
-            ValueError: If the very first layer depends on the sentence, or the shapes do not fit the backbone.
+            ValueError: If the first layer depends on the sentence, or the shapes do not fit the backbone.
 
         Example:
 
@@ -577,19 +591,20 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         self, video_features: ScadaVideoFeatures, proposals_grid: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        What a sentence's embedding is multiplied with to find moments in many videos; no sentence changes it.
+        Return sentence-free embeddings of proposals, to search segments in many videos.
 
         Args:
-            video_features ([`ScadaVideoFeatures`]): What `encode_video` gave of `B` videos.
-            proposals_grid (`torch.Tensor` of shape `(P, 2)`, *optional*): Edges `i < j` in `0..S`; all if not given.
+            video_features ([`ScadaVideoFeatures`]): Output of `encode_video` for `B` videos.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`, *optional*): Edges `i < j` in `0..S`. Defaults to all
+                proposals.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, P, E)`: Of length 1, so that products are cosines.
+            `torch.FloatTensor` of shape `(B, P, E)`: Embeddings of length 1, so that their products are cosines.
 
         Raises:
-            ValueError: If the model has no retrieval branch, or the features are those of another model.
+            ValueError: If the model has no retrieval branch, or if the features come from another model.
         """
-        retrieval = self._retrieval()
+        retrieval = self._retrieval_branch()
         features = self.model.sentence_free_features(video_features)
         if proposals_grid is None:
             proposals_grid = all_proposals(self.config.grid_size, features.device)
@@ -597,23 +612,26 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
 
     def embed_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """
+        Return embeddings of sentences, to compare with `embed_proposals`.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(Q, L)`): Tokens.
             attention_mask (`torch.LongTensor` of shape `(Q, L)`): 1 for tokens, 0 for padding.
 
         Returns:
-            `torch.FloatTensor` of shape `(Q, E)`: Of length 1; its product with `embed_proposals` says what fits best.
+            `torch.FloatTensor` of shape `(Q, E)`: Embeddings of length 1. The best proposals have the largest products
+            with them.
 
         Raises:
             ValueError: If the model has no retrieval branch.
         """
-        return self._retrieval().embed_sentences(self.model.encode_sentences(input_ids, attention_mask))
+        return self._retrieval_branch().embed_sentences(self.model.encode_sentences(input_ids, attention_mask))
 
-    def _retrieval(self) -> Any:
+    def _retrieval_branch(self) -> Any:
         if not self.config.retrieval_dim:
             raise ValueError(
-                "Received a model without a retrieval branch, which embeddings come from; train one with "
-                "`ScadaConfig(retrieval_dim=...)` or `--retrieval_dim`, 64 for example."
+                "Received a model without a retrieval branch, which embeddings need; train a model with "
+                "`ScadaConfig(retrieval_dim=64)` or `--retrieval_dim 64`."
             )
         return self.head.retrieval
 
@@ -631,26 +649,28 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         **kwargs,
     ) -> ScadaTemporalGroundingOutput:
         """
+        Score and refine proposals for each sentence, and compute the loss if `labels` are given.
+
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`, *optional*):
                 Frames, normalised or (see [`ScadaConfig`]) `uint8`; `T` a multiple of the backbone's clip length.
             input_ids (`torch.LongTensor` of shape `(B, M, L)`):
-                Tokens of up to `M` sentences a video.
+                Tokens of up to `M` sentences per video.
             attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*):
-                1 for tokens, 0 for padding.
+                1 for tokens, 0 for padding. Defaults to all ones.
             sentence_mask (`torch.LongTensor` of shape `(B, M)`, *optional*):
-                1 for sentences, 0 for padding.
+                1 for sentences, 0 for padding. Defaults to all ones.
             labels (`torch.FloatTensor` of shape `(B, M, K, 2)` or `(B, M, 2)`, *optional*):
-                Start and end of up to `K` target segments a sentence, in `[0, 1]` of the window, padded with -100;
-                `[-1, -1]` for a sentence that is not in its video.
+                Start and end of up to `K` target segments per sentence, in `[0, 1]` of the window, padded with -100.
+                `[-1, -1]` marks a sentence without a match in its video.
             output_hidden_states (`bool`, *optional*):
-                Whether to return the video backbone's states too.
+                Whether to also return the states of the video backbone.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                How many values of all `labels` that the gradient is accumulated over are not -100, as `Trainer`
-                counts them. The loss is then this batch's share of the mean over all of their sentences (exactly so
-                if all sentences have the same number of segments).
+                Number of `labels` values other than -100 in all accumulated batches, as counted by `Trainer`. The loss
+                is then this batch's share of the mean over all accumulated sentences. The share is exact if all
+                sentences have the same number of segments.
             video_features ([`ScadaVideoFeatures`], *optional*):
-                What `encode_video` gave of `B` videos, in place of the pixels.
+                Output of `encode_video` for `B` videos, instead of the pixels.
 
         Raises:
             ValueError: See [`ScadaModel`].
@@ -658,82 +678,30 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
         input_ids, attention_mask, sentence_mask = check_sentences(
             pixel_values_videos, video_features, input_ids, attention_mask, sentence_mask
         )
-        sentence_free_features = None
-        if self.config.retrieval_dim and labels is not None:
-            # The backbone runs once for both, up to where the sentences come in.
-            if video_features is None:
-                video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
-                pixel_values_videos = None
-            sentence_free_features = self.model.sentence_free_features(video_features)
-        outputs: ScadaModelOutput = self.model(
+        is_padding = padding_mask(sentence_mask, input_ids)  # (B, M)
+        outputs, sentence_free_features = self._encode(
             pixel_values_videos,
-            input_ids,
+            video_features,
+            needs_sentence_free_features=bool(self.config.retrieval_dim) and labels is not None,
+            input_ids=input_ids,
             attention_mask=attention_mask,
             sentence_mask=sentence_mask,
             output_hidden_states=output_hidden_states,
-            video_features=video_features,
-            return_dict=True,
         )
-        batch_shape = input_ids.shape[:2]
-        is_padding = padding_mask(sentence_mask, input_ids)
-        sentence_index: Any = outputs.sentence_index
-        targets, targets_grid = None, None
-        if labels is not None:
-            labels = labels[:, :, None] if labels.dim() == 3 else labels
-            if labels.dim() != 4 or labels.shape[:2] != batch_shape or labels.shape[-1] != 2:
-                raise ValueError(
-                    f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) "
-                    f"with {batch_shape[0]} videos and {batch_shape[1]} sentences, as ScadaProcessor makes them from "
-                    "`segments`."
-                )
-            targets = labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]  # (Q, K, 2)
-            targets_grid = targets.flatten(0, 1) * self.config.grid_size
-        head = self.head(outputs.last_hidden_state, outputs.sentence_embeds, targets_grid, sentence_free_features)
-        scores = score_logits(head.iou_logits.float())  # (Q, P)
-        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
-        if not self.training:
-            kept = best_proposals(scores, self.config.num_kept_proposals)
-            scores, segments = scores.gather(1, kept), gather_proposals(segments, kept)
-
-        lowest = torch.finfo(scores.dtype).min
-        logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
-        logits = logits.unflatten(0, batch_shape).masked_fill(is_padding[..., None], lowest)
-        pred_segments = segments.new_zeros(is_padding.numel(), *segments.shape[1:])
-        pred_segments = pred_segments.index_copy(0, sentence_index, segments).unflatten(0, batch_shape)
-        pred_segments = pred_segments.masked_fill(is_padding[..., None, None], 0)
-
+        targets = None if labels is None else self._select_targets(labels, is_padding, outputs.sentence_index)
+        head = self.head(
+            outputs.last_hidden_state,
+            outputs.sentence_embeds,
+            None if targets is None else targets.flatten(0, 1) * self.config.grid_size,
+            sentence_free_features,
+        )
+        logits, pred_segments = self._predict(head, is_padding, outputs.sentence_index)
         loss, loss_dict = None, None
         if targets is not None:
-            loss_dict = temporal_grounding_loss(
-                head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, targets
-            )
-            weights = {
-                "loss_listwise": self.config.listwise_loss_weight,
-                "loss_matching": self.config.matching_loss_weight,
-            }
-            if any(weights.values()):
-                terms = ranking_loss(
-                    head.iou_logits[..., 0],
-                    head.proposals_grid,
-                    targets,
-                    outputs.video_index,  # type: ignore[arg-type]
-                    self.config.grid_size,
-                )
-                loss_dict |= {name: weights[name] * term for name, term in terms.items()}
-            if sentence_free_features is not None:
-                tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[sentence_index]
-                loss_dict["loss_retrieval"] = retrieval_loss(
-                    head.proposal_embeds,
-                    head.sentence_embeds,
-                    head.proposals_grid,
-                    targets,
-                    outputs.video_index,  # type: ignore[arg-type]
-                    (tokens[:, None] == tokens).all(-1),
-                    self.config.grid_size,
-                )
+            loss_dict = self._compute_losses(head, targets, outputs, input_ids, attention_mask)
             loss = torch.stack(list(loss_dict.values())).sum()
             if num_items_in_batch is not None:
-                # None at all if no video of the batch could be read.
+                # The number is 0 if no video of the batch could be read.
                 loss = loss * targets.ne(-100).sum() / torch.as_tensor(num_items_in_batch).clamp_min(1)
         return ScadaTemporalGroundingOutput(
             loss=loss,
@@ -743,17 +711,100 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             hidden_states=outputs.hidden_states,
         )
 
+    def _encode(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        video_features: ScadaVideoFeatures | None,
+        needs_sentence_free_features: bool,
+        **sentence_inputs,
+    ) -> tuple[Any, torch.Tensor | None]:
+        """Return the output of [`ScadaModel`] and, if needed, sentence-free features of shape `(B, N, C)`."""
+        sentence_free_features = None
+        if needs_sentence_free_features:
+            # Both need the layers before the first sentence-dependent one; `encode_video` runs these layers once.
+            if video_features is None:
+                video_features = self.encode_video(pixel_values_videos)  # type: ignore[arg-type]
+                pixel_values_videos = None
+            sentence_free_features = self.model.sentence_free_features(video_features)
+        outputs = self.model(pixel_values_videos, video_features=video_features, return_dict=True, **sentence_inputs)
+        return outputs, sentence_free_features
+
+    @staticmethod
+    def _select_targets(labels: torch.Tensor, is_padding: torch.Tensor, sentence_index: torch.Tensor) -> torch.Tensor:
+        """Check `labels` and return the target segments of the `Q` sentences, of shape `(Q, K, 2)`."""
+        labels = labels[:, :, None] if labels.dim() == 3 else labels
+        if labels.dim() != 4 or labels.shape[:2] != is_padding.shape or labels.shape[-1] != 2:
+            raise ValueError(
+                f"Received `labels` of shape {tuple(labels.shape)}; expected (videos, sentences, segments, 2) "
+                f"with {is_padding.shape[0]} videos and {is_padding.shape[1]} sentences. ScadaProcessor makes them "
+                "from `segments`."
+            )
+        return labels.masked_fill(is_padding[..., None, None], -100).flatten(0, 1)[sentence_index]
+
+    def _predict(
+        self, head: HeadOutput, is_padding: torch.Tensor, sentence_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the `logits` and `pred_segments` of [`ScadaTemporalGroundingOutput`]."""
+        scores = score_logits(head.iou_logits.float())  # (Q, P)
+        segments = decode_offsets(head.proposals_grid, head.offsets, self.config.grid_size)  # (Q, P, 2)
+        if not self.training:
+            kept = best_proposals(scores, self.config.num_kept_proposals)
+            scores, segments = scores.gather(1, kept), gather_proposals(segments, kept)
+        # Back to (B, M, ...), with padding.
+        lowest = torch.finfo(scores.dtype).min
+        logits = scores.new_full((is_padding.numel(), scores.shape[-1]), lowest).index_copy(0, sentence_index, scores)
+        logits = logits.unflatten(0, is_padding.shape).masked_fill(is_padding[..., None], lowest)
+        pred_segments = segments.new_zeros(is_padding.numel(), *segments.shape[1:])
+        pred_segments = pred_segments.index_copy(0, sentence_index, segments).unflatten(0, is_padding.shape)
+        return logits, pred_segments.masked_fill(is_padding[..., None, None], 0)
+
+    def _compute_losses(
+        self,
+        head: HeadOutput,
+        targets: torch.Tensor,
+        outputs: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return the weighted terms of the loss for `targets` of shape `(Q, K, 2)`."""
+        loss_dict = temporal_grounding_loss(
+            head.boundary_logits, head.iou_logits, head.offsets, head.proposals_grid, targets
+        )
+        weights = {
+            "loss_listwise": self.config.listwise_loss_weight,
+            "loss_matching": self.config.matching_loss_weight,
+        }
+        if any(weights.values()):
+            terms = ranking_loss(
+                head.iou_logits[..., 0], head.proposals_grid, targets, outputs.video_index, self.config.grid_size
+            )
+            loss_dict |= {name: weights[name] * term for name, term in terms.items()}
+        if head.proposal_embeds is not None:
+            tokens = (input_ids * attention_mask.to(input_ids.device)).flatten(0, 1)[outputs.sentence_index]  # (Q, L)
+            loss_dict["loss_retrieval"] = retrieval_loss(
+                head.proposal_embeds,
+                head.sentence_embeds,  # type: ignore[arg-type]
+                head.proposals_grid,
+                targets,
+                outputs.video_index,
+                (tokens[:, None] == tokens).all(-1),
+                self.config.grid_size,
+            )
+        return loss_dict
+
 
 class AutoModelForTemporalGrounding(_BaseAutoModelClass):
-    """Auto class of the task: `AutoModelForTemporalGrounding.from_pretrained(...)`."""
+    """Auto class for temporal sentence grounding models."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())  # type: ignore[assignment]
 
 
 def _checkpoint_layer(layer: nn.Module, checkpoint: Callable, run: Callable, *args):
     """
-    A reentrant checkpoint has no gradient for the weights inside unless an input requires one. So the first layer that
-    trains gets an input that does; frozen layers before it run as they are, and keep nothing.
+    Run a layer with checkpointing if the layer, or an earlier layer, has trainable weights.
+
+    A reentrant checkpoint computes no weight gradients unless an input requires gradients. The first trainable layer
+    therefore gets such an input. Earlier, frozen layers run without checkpointing and store no activations.
     """
     if not any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
         if not any(parameter.requires_grad for parameter in layer.parameters()):

@@ -1,4 +1,4 @@
-"""The sentences of a call: their shapes checked, and which of them there are beside the padding."""
+"""Checks, masks and indices for the padded sentences of a batch."""
 
 import torch
 
@@ -12,21 +12,30 @@ def check_sentences(
     attention_mask: torch.Tensor | None,
     sentence_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fills in the masks that were not given and checks that the shapes fit each other."""
+    """
+    Check the shapes of the inputs, and fill in missing masks with ones.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: `input_ids`, `attention_mask` and `sentence_mask`.
+
+    Raises:
+        ValueError: If both or neither of pixels and features are given, if `input_ids` is missing, or if shapes do not
+            match.
+    """
     if (pixel_values_videos is None) == (video_features is None):
         raise ValueError(
             f"Received {'neither' if video_features is None else 'both'} of `pixel_values_videos` and "
-            "`video_features`; pass frames, or what `encode_video` made of them."
+            "`video_features`; pass either frames or the output of `encode_video`."
         )
     num_videos = len(pixel_values_videos) if video_features is None else video_features.num_videos  # type: ignore
     if input_ids is None:
-        raise ValueError("Received no `input_ids`; pass the tokens of the sentences, as ScadaProcessor makes them.")
+        raise ValueError("Received no `input_ids`; pass the tokens of the sentences, as returned by ScadaProcessor.")
     if input_ids.dim() != 3 or len(input_ids) != num_videos:
         raise ValueError(
             f"Received `input_ids` of shape {tuple(input_ids.shape)} for {num_videos} videos; expected (videos, "
-            "sentences, tokens), as ScadaProcessor makes it."
+            "sentences, tokens), as returned by ScadaProcessor."
         )
-    # On the CPU, where they are read; in a graph nothing is.
+    # Masks stay on the CPU, where Python reads their values. A compiled graph reads no values.
     device = input_ids.device if torch.compiler.is_compiling() else "cpu"
     if attention_mask is None:
         attention_mask = torch.ones(input_ids.shape, dtype=torch.long, device=device)
@@ -41,15 +50,15 @@ def check_sentences(
 
 
 def padding_mask(sentence_mask: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Which of the `(B, M)` sentences there are not, on the device of the other tensor."""
+    """Return a mask of shape `(B, M)`, True for padding sentences, on the device of `other`."""
     return ~sentence_mask.bool().to(other.device, non_blocking=True)
 
 
 def sentence_positions(sentence_mask: torch.Tensor) -> torch.Tensor:
     """
-    The places of the sentences among the `B M` with padding, `(Q,)`.
+    Return the positions of the `Q` sentences in the padded batch of `B M` sentences, of shape `(Q,)`.
 
-    In a graph, whose shapes cannot depend on a mask, these are all places.
+    A compiled graph gets all `B M` positions, because its shapes cannot depend on a mask.
     """
     if torch.compiler.is_compiling():
         return torch.arange(sentence_mask.numel(), device=sentence_mask.device)
@@ -58,11 +67,12 @@ def sentence_positions(sentence_mask: torch.Tensor) -> torch.Tensor:
 
 def expand_to_sentences(video_rows: torch.Tensor, video_index: torch.Tensor) -> torch.Tensor:
     """
-    Rows of `B` videos, `(B, ...)`, for each of their sentences, `(Q, ...)`; `video_index`, `(Q,)`, names the videos.
+    Repeat the rows of `B` videos, `(B, ...)`, for each sentence, `(Q, ...)`; `video_index`, `(Q,)`, maps sentences to
+    videos.
 
-    In a graph all videos have as many sentences, with padding, and one video's follow each other. There, the rows are
-    repeated: adding up by an index on several threads of a CPU, compiled, writes past the end of the gradients (torch
-    2.13).
+    In a compiled graph, all videos have the same number of sentences (with padding), in consecutive rows. The graph
+    repeats the rows by `expand`, because the compiled gradient of `index_select` writes past the end of its buffer on
+    multi-threaded CPUs (torch 2.13).
     """
     if torch.compiler.is_compiling():
         num_sentences = len(video_index) // len(video_rows)

@@ -1,4 +1,4 @@
-"""What a model needs of videos that were encoded before: moved, cut, joined and saved as tensors."""
+"""Features of encoded videos, with methods to move, slice, join and save them."""
 
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -11,21 +11,20 @@ from transformers.utils import ModelOutput
 @dataclass
 class ScadaVideoFeatures(ModelOutput):
     """
-    What [`~ScadaModel.encode_video`] keeps of `B` videos. The first dimension of each tensor is the video.
+    Output of [`~ScadaModel.encode_video`] for `B` videos. The first dimension of each tensor is the video.
 
-    Either `snippet_features`, where no state of the backbone depends on the sentence; or `states`, where inner
-    branches are multiplied by it.
+    With conditioned inner branches, the object contains `states`. Otherwise it contains `snippet_features`.
 
     Args:
-        snippet_features (`torch.FloatTensor` of shape `(B, N, C)`, *optional*):
-            Features of the backbone, means over space; of several places side by side.
+        snippet_features (`torch.FloatTensor` of shape `(B, N, spatial_pool_size² C)`, *optional*):
+            Features of the backbone, averaged over each pooling area and concatenated.
         outer_sequences (`tuple[torch.FloatTensor]`, *optional*):
-            Of each layer with an outer branch, `(B, N_i, r)`: what is multiplied by the sentence. With `states`, of
-            the layers before them.
+            Sequences of shape `(B, N_i, r)`, one per layer with an outer branch, before multiplication by the
+            sentence. With `states`, only for layers before the states.
         states (`torch.FloatTensor` of shape `(B, clips, tokens, C)` or `(B, clips, C, t, h, w)`, *optional*):
-            States before the first layer that depends on the sentence.
+            States before the first sentence-dependent layer.
         frame_size (`torch.LongTensor` of shape `(B, 2)`, *optional*):
-            Height and width of the frames in pixels, with `states`.
+            Height and width of the frames in pixels, given with `states`.
     """
 
     snippet_features: torch.Tensor | None = None
@@ -35,11 +34,11 @@ class ScadaVideoFeatures(ModelOutput):
 
     @property
     def num_videos(self) -> int:
-        """`B`."""
+        """Number of videos `B`."""
         return len(next(iter(self.tensors().values())))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, `outer_sequences.0` and so on for those of the tuple; see `from_tensors`."""
+        """Return all tensors by name, with `outer_sequences.0` and so on for the tuple; see `from_tensors`."""
         tensors: dict[str, torch.Tensor] = {}
         for name, value in self.items():
             if isinstance(value, tuple):
@@ -51,45 +50,45 @@ class ScadaVideoFeatures(ModelOutput):
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "ScadaVideoFeatures":
         """
-        The inverse of `tensors`.
+        Create features from the output of `tensors`.
 
         Raises:
-            ValueError: If there is a name that `tensors` does not give.
+            ValueError: If a name is unknown.
         """
         names = {field.name for field in fields(cls)} - {"outer_sequences"}
         sequences = [f"outer_sequences.{index}" for index in range(len(set(tensors) - names))]
         if not tensors or not set(tensors) <= {*names, *sequences}:
             raise ValueError(
-                f"Received tensors named {sorted(tensors)}; expected those of an encoded video, as `save` writes them."
+                f"Received tensors named {sorted(tensors)}; expected the tensors of an encoded video from `save`."
             )
         branch_sequences = tuple(tensors[name] for name in sequences) or None
         return cls(outer_sequences=branch_sequences, **{name: tensors[name] for name in names & set(tensors)})
 
     def to(self, *args, **kwargs) -> "ScadaVideoFeatures":
-        """As `torch.Tensor.to` with a device, of all tensors."""
+        """Move all tensors, with the device arguments of `torch.Tensor.to`."""
         return self.from_tensors({name: tensor.to(*args, **kwargs) for name, tensor in self.tensors().items()})
 
     def rows(self, which: slice) -> "ScadaVideoFeatures":
-        """Those of some of the videos."""
+        """Return the features of a slice of the videos."""
         return self.from_tensors({name: tensor[which] for name, tensor in self.tensors().items()})
 
     @classmethod
     def join(cls, parts: list["ScadaVideoFeatures"]) -> "ScadaVideoFeatures":
-        """Those of several calls, of videos with equally many frames of one size."""
+        """Concatenate features of videos with the same number and size of frames."""
         tensors = [part.tensors() for part in parts]
         return cls.from_tensors({name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
 
     def save(self, path: str | PathLike) -> None:
-        """Writes a safetensors file."""
+        """Write the features to a safetensors file."""
         save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, path)
 
     @classmethod
     def load(cls, path: str | PathLike) -> "ScadaVideoFeatures":
         """
-        Reads what `save` wrote, onto the CPU.
+        Load a file written by `save` onto the CPU.
 
         Raises:
-            ValueError: If the file holds other tensors.
+            ValueError: If the file contains other tensors.
         """
         return cls.from_tensors(load_file(path))
 

@@ -135,7 +135,7 @@ def test_shares_of_what_is_done(pipe, make_clip, tmp_path, monkeypatch):
 
 def test_a_model_that_cannot_encode_is_refused_at_the_start(pipe, monkeypatch):
     """Rather than at each visitor's question."""
-    monkeypatch.setattr(type(pipe.model.model), "_first_layer_that_depends_on_the_sentence", lambda model: 0)
+    monkeypatch.setattr(type(pipe.model.model), "_first_sentence_dependent_layer", lambda model: 0)
     with pytest.raises(ValueError, match="whose first layer depends on the sentence"):
         app.make_app(pipe, "a model")
 

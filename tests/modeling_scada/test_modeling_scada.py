@@ -670,14 +670,14 @@ def test_a_model_type_that_transformers_does_not_know_is_refused(name, sub_confi
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"hidden_size": 0}, "hidden_size=0; it has to be at least 2"),
-        ({"hidden_size": 15}, "hidden_size=15; it has to be even"),
-        ({"grid_size": 1}, "grid_size=1; it has to be at least 2"),
-        ({"num_sample_points": 1}, "num_sample_points=1; it has to be at least 2"),
-        ({"num_train_proposals": 0}, "num_train_proposals=0; it has to be at least 1"),
-        ({"num_kept_proposals": 0}, "num_kept_proposals=0; it has to be at least 1"),
-        ({"spatial_pool_size": 0}, "num_places=0; it has to be at least 1"),
-        ({"feature_dropout": 1.0}, "feature_dropout=1.0; it has to be from 0 to below 1"),
+        ({"hidden_size": 0}, "hidden_size=0; expected at least 2"),
+        ({"hidden_size": 15}, "hidden_size=15; expected an even number"),
+        ({"grid_size": 1}, "grid_size=1; expected at least 2"),
+        ({"num_sample_points": 1}, "num_sample_points=1; expected at least 2"),
+        ({"num_train_proposals": 0}, "num_train_proposals=0; expected at least 1"),
+        ({"num_kept_proposals": 0}, "num_kept_proposals=0; expected at least 1"),
+        ({"spatial_pool_size": 0}, "spatial_pool_size=0; expected at least 1"),
+        ({"feature_dropout": 1.0}, "feature_dropout=1.0; expected at least 0 and less than 1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):

@@ -212,9 +212,9 @@ def test_with_the_adapter_disabled_the_model_has_no_branches(make_tuned, tiny_ba
         plain = encode(model, batch)
         assert set(plain.tensors()) == KEPT["frozen"]
         assert_equal(ask(model, plain, batch), run(model, batch))
-        with pytest.raises(ValueError, match="not those of this model with the adapter that is active"):
+        with pytest.raises(ValueError, match="do not fit this model with its active adapter"):
             ask(model, features, batch)
-    with pytest.raises(ValueError, match="not those of this model with the adapter that is active"):
+    with pytest.raises(ValueError, match="do not fit this model with its active adapter"):
         ask(model, plain, batch)
 
 
@@ -264,7 +264,9 @@ def test_tensors_and_devices(make_tuned, tiny_batch):
 
 def test_another_file_is_refused(tmp_path):
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="Received tensors named .'weight'.; expected those of an encoded video"):
+    with pytest.raises(
+        ValueError, match="Received tensors named .'weight'.; expected the tensors of an encoded video"
+    ):
         ScadaVideoFeatures.load(tmp_path / "other.safetensors")
 
 
