@@ -117,8 +117,8 @@ class EncoderType:
         num_class_tokens (`int`): Number of tokens before the patch tokens, without register tokens.
         is_patch_major (`bool`): Whether the tokens of a clip have the order (h, w, t) instead of (t, h, w).
         arguments (`dict`): Keyword arguments of the encoder's `forward`, next to the pixels.
-        unused (`dict[str, Callable]`): Modules that only other tasks use, with a function that returns their
-            replacement. Their weights would never receive a gradient.
+        unused (`dict[str, Callable]`): Names of modules that only other tasks use, each with a function that returns
+            its replacement. The weights of these modules would never receive a gradient.
     """
 
     clip_length: str | None = None
@@ -184,7 +184,7 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 @dataclass(frozen=True)
 class TokenGrid:
     """
-    Layout of the tokens of a batch in time and space.
+    Layout of the tokens of a batch in time and space. Rows denote videos or, with an adapter, sentences.
 
     Args:
         num_videos (`int`): Number of videos `B`.
@@ -226,7 +226,7 @@ class TokenGrid:
         return tokens.reshape(-1, self.num_clips * snippets, height, width, tokens.shape[-1]), class_tokens
 
     def to_tokens(self, features: torch.Tensor, class_tokens: torch.Tensor | None) -> torch.Tensor:
-        """The inverse of `to_features`."""
+        """Invert `to_features`."""
         snippets, height, width = self.size
         tokens = features.reshape(-1, snippets, height * width, features.shape[-1])
         if self.is_patch_major:
@@ -261,14 +261,14 @@ class StageGrid:
         return features.flatten(1, 2) if self.has_time else features, None
 
     def to_tokens(self, features: torch.Tensor, class_tokens: None) -> torch.Tensor:
-        """The inverse of `to_features`."""
+        """Invert `to_features`."""
         clips = features.unflatten(1, (self.num_clips, -1)) if self.has_time else features
         return clips.flatten(0, 1).movedim(-1, 1)
 
 
 def match_memory_format(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """
-    Copy the states to the memory format of another tensor.
+    Return the states in the memory format of another tensor.
 
     The outputs of some convolutions differ slightly between memory formats.
     """
@@ -324,8 +324,8 @@ class VideoBackbone(nn.Module):
 
     Args:
         encoder (`PreTrainedModel`): Encoder of a type in `ENCODER_TYPES`. The backbone modifies it in place. The
-            position embeddings of VideoMAE adapt to the image size, patch convolutions become matrix products with the
-            same weights, and modules that only other tasks use are removed.
+            position embeddings of VideoMAE adapt to the image size. Patch convolutions become matrix products with the
+            same weights. The backbone removes modules that only other tasks use.
 
     Raises:
         ValueError: If the type of encoder is not supported.
@@ -336,7 +336,7 @@ class VideoBackbone(nn.Module):
         model_type = encoder.config.model_type
         if model_type not in ENCODER_TYPES:
             raise ValueError(
-                f"Received a video backbone of model_type {model_type!r}; supported are {sorted(ENCODER_TYPES)}."
+                f"Received a video backbone of model_type {model_type!r}; expected one of {sorted(ENCODER_TYPES)}."
             )
         if getattr(encoder.config, "attention_type", None) == "space_only":
             raise ValueError(
@@ -405,9 +405,9 @@ class VideoBackbone(nn.Module):
             [`TokenGrid`] or [`StageGrid`]: Layout of the states.
 
         Raises:
-            ValueError: If the shape is not `(videos, frames, channels, height, width)`, if the number of frames is not
-                a multiple of the clip length, if the image size is not a multiple of the patch size, or if the encoder
-                does not support the image size.
+            ValueError: If the shape is not `(videos, frames, channels, height, width)`, or if the encoder does not
+                support the number or size of the frames. The number must be a multiple of the clip length, the size a
+                multiple of the patch size.
         """
         config: Any = self.config
         encoder_type = ENCODER_TYPES[config.model_type]
@@ -472,11 +472,11 @@ class VideoBackbone(nn.Module):
             # registered, because adding and removing them per call would affect other threads and copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
-        enclosing, recording.states = recording.states, dict.fromkeys(layers)
+        previous_states, recording.states = recording.states, dict.fromkeys(layers)
         try:
             last_hidden_state = self._encode(self.encoder, pixel_values_videos, grid)
         finally:
-            recorded, recording.states = recording.states, enclosing
+            recorded, recording.states = recording.states, previous_states
         features = self._last_features(last_hidden_state, grid)
         if not output_hidden_states:
             return features, None
@@ -496,9 +496,10 @@ class VideoBackbone(nn.Module):
             Input of `forward_from`.
         """
         grid = self.grid(pixel_values_videos)
-        captured = CaptureLayer(self.layers[index - 1])
-        self._encode(self._encoder_with_layers([*self.layers[: index - 1], captured]), pixel_values_videos, grid)
-        states: Any = captured.states
+        capture_layer = CaptureLayer(self.layers[index - 1])
+        encoder = self._encoder_with_layers([*self.layers[: index - 1], capture_layer])
+        self._encode(encoder, pixel_values_videos, grid)
+        states: Any = capture_layer.states
         return states.unflatten(0, (grid.num_videos, grid.num_clips))
 
     def grid_from_states(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
@@ -527,8 +528,8 @@ class VideoBackbone(nn.Module):
         Returns:
             `torch.Tensor` of shape `(B, N, h, w, C)`: Snippet features, as returned by `forward`.
         """
-        resuming = ResumingLayer(self.layers[index], states.flatten(0, 1))
-        encoder = self._encoder_with_layers([resuming, *self.layers[index + 1 :]])
+        resuming_layer = ResumingLayer(self.layers[index], states.flatten(0, 1))
+        encoder = self._encoder_with_layers([resuming_layer, *self.layers[index + 1 :]])
         # A clip of zeros suffices, because the other inputs of the layers depend only on the size of the frames.
         clip = states.new_zeros(1, *self._clip_shape(frame_size))
         last_hidden_state = self._encode(encoder, clip, self.grid(clip))
@@ -542,7 +543,7 @@ class VideoBackbone(nn.Module):
         return clip_length, getattr(config, "num_channels", None) or config.in_chans, *frame_size
 
     def _encoder_with_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
-        """Return a copy of the encoder that shares its weights but runs the given layers. Safe with other threads."""
+        """Return a copy of the encoder that shares its weights but runs other layers. The original is unchanged."""
         all_layers = self.layers
         path = next(name for name, module in self.encoder.named_modules() if module is all_layers).split(".")
         encoder = module = _with_own_children(self.encoder)

@@ -125,9 +125,9 @@ def sample_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, n
     """
     Sample random proposals for training, with positives for targets of any length. [D]
 
-    About a third of the sample has an IoU above 0.7 with a target, a third an IoU of 0.3 to 0.7, and a third a lower
-    IoU. In the first two thirds, each target has an equal share, regardless of its length. The sample always contains
-    the proposal nearest to each target. A uniform sample of 512 from 8,256 proposals would contain the proposal
+    The sample contains about equal shares of proposals with an IoU above 0.7, from 0.3 to 0.7, and below 0.3. In the
+    first two shares, all targets have equal weight, regardless of their length. The sample always contains the
+    proposal nearest to each target. A uniform sample of 512 from 8,256 proposals would contain the proposal
     nearest to a short target in only 6 % of cases.
 
     Args:

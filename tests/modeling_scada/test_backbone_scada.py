@@ -218,7 +218,7 @@ def test_input_that_does_not_fit_is_refused(backbone, shape, message):
 
 def test_an_encoder_of_another_type_is_refused():
     encoder = AutoModel.from_config(DistilBertConfig(vocab_size=10, dim=8, n_layers=1, n_heads=1, hidden_dim=8))
-    with pytest.raises(ValueError, match="model_type 'distilbert'; supported are .*'videomae'"):
+    with pytest.raises(ValueError, match="model_type 'distilbert'; expected one of .*'videomae'"):
         VideoBackbone(encoder)
 
 

@@ -704,7 +704,7 @@ def test_vjepa2_at_another_size(make_encoder, tmp_path):
 
 def test_an_encoder_that_is_not_supported_is_refused():
     encoder = AutoModel.from_config(CONFIG_MAPPING["vit"](image_size=32, **TINY_MLP))
-    with pytest.raises(ValueError, match="model_type 'vit'; supported are") as error:
+    with pytest.raises(ValueError, match="model_type 'vit'; expected one of") as error:
         VideoBackbone(encoder)
     assert all(f"'{name}'" in str(error.value) for name in CASES)
 

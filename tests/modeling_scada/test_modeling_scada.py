@@ -614,7 +614,7 @@ def test_from_backbones_refuses_unknown_arguments(encoders):
 
 
 def test_from_backbones_refuses_a_video_encoder_of_another_type(encoders):
-    with pytest.raises(ValueError, match="model_type 'distilbert'; supported are .*'videomae'"):
+    with pytest.raises(ValueError, match="model_type 'distilbert'; expected one of .*'videomae'"):
         ScadaForTemporalGrounding.from_backbones(encoders[1], encoders[1])
 
 
