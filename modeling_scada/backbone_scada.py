@@ -1,8 +1,8 @@
 """
-Video backbones: any supported encoder of transformers -> snippet features.
+Video backbones: snippet features from any supported encoder of transformers.
 
-This is the one place that knows model types: what an encoder wants as input, how it orders its tokens, and how its
-position embeddings follow another image size.
+All code that depends on the model type is in this file: the inputs of each encoder, its token order, and the
+interpolation of its position embeddings.
 """
 
 import copy
@@ -25,14 +25,14 @@ from .modeling_i3d import I3DModel
 
 class ResizableVideoMAEEmbeddings(nn.Module):
     """
-    VideoMAE's patch and position embeddings for any image size.
+    Patch and position embeddings of VideoMAE for any image size.
 
-    The position embeddings are interpolated over `(t, h, w)` from the pretrained grid (docs/design.md section 5 [D]);
-    transformers rebuilds a flat sinusoid from the configuration instead, which at another size is a different
-    embedding.
+    This module interpolates the position embeddings over `(t, h, w)` from the pretrained grid (docs/design.md section
+    5 [D]). transformers rebuilds a flat sinusoid from the configuration instead, which yields different embeddings at
+    another image size.
 
     Args:
-        embeddings (`VideoMAEEmbeddings`): The pretrained embeddings; parameter names stay as they are.
+        embeddings (`VideoMAEEmbeddings`): Pretrained embeddings. The parameters keep their names.
     """
 
     def __init__(self, embeddings: Any):
@@ -50,11 +50,13 @@ class ResizableVideoMAEEmbeddings(nn.Module):
 
     def interpolated_position_embeddings(self, grid: tuple[int, int, int]) -> torch.Tensor:
         """
+        Return the position embeddings for a token grid.
+
         Args:
-            grid (`tuple[int, int, int]`): Tubelets, rows and columns of the tokens.
+            grid (`tuple[int, int, int]`): Number of tubelets, rows and columns.
 
         Returns:
-            `torch.Tensor` of shape `(1, t * h * w, hidden_size)`, in float32.
+            `torch.Tensor` of shape `(1, t * h * w, hidden_size)`: Position embeddings in float32.
         """
         if grid == self.pretrained_grid:
             return self.position_embeddings
@@ -74,7 +76,7 @@ class ResizableVideoMAEEmbeddings(nn.Module):
 
 
 def _embed_patches(conv: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """A convolution of patches that do not overlap, `(n, C, ...)` to `(n, C_out, ...)`, as one matrix product."""
+    """Apply a convolution over non-overlapping patches, `(n, C, ...)` to `(n, C_out, ...)`, as a matrix product."""
     sizes = list(zip(pixels.shape[2:], conv.kernel_size, strict=True))
     patches = pixels.reshape(*pixels.shape[:2], *(part for size, patch in sizes for part in (size // patch, patch)))
     grid = range(2, patches.dim(), 2)
@@ -83,14 +85,14 @@ def _embed_patches(conv: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 class PatchConv2d(nn.Conv2d):
-    """A `Conv2d` of patches that do not overlap, as one matrix product: its own kernels are slow on GPUs."""
+    """`nn.Conv2d` over non-overlapping patches as a matrix product, because its own kernels are slow on GPUs."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return _embed_patches(self, pixels)
 
 
 class PatchConv3d(nn.Conv3d):
-    """As [`PatchConv2d`], of tubelets."""
+    """`nn.Conv3d` over non-overlapping tubelets as a matrix product; see [`PatchConv2d`]."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return _embed_patches(self, pixels)
@@ -102,20 +104,21 @@ PATCH_CONVS: dict[type, type] = {nn.Conv2d: PatchConv2d, nn.Conv3d: PatchConv3d}
 @dataclass(frozen=True)
 class EncoderType:
     """
-    What one of transformers' encoders needs, and how its tokens lie.
+    Inputs and token order of a type of encoder.
 
     Args:
-        clip_length (`str`, *optional*): Configuration's name for the frames of a clip; none for an image encoder,
-            which takes frames one by one.
-        image_size (`str`, *optional*): Configuration's name for the only image size that positions exist for; none if
-            they follow the image.
-        is_convolutional (`bool`): Whether its layers are stages of a width and a size each, over `(rows, C, t, h, w)`
-            or, of an image encoder, `(rows, C, h, w)`.
-        num_class_tokens (`int`): Tokens before those of patches; a configuration's registers come on top.
-        is_patch_major (`bool`): Whether a clip's tokens are ordered (h, w, t) rather than (t, h, w).
-        arguments (`dict`): What the encoder is called with beside the pixels.
-        unused (`dict[str, Callable]`): Parts that only other tasks need, whose weights would never get a gradient, and
-            what to put in their place.
+        clip_length (`str`, *optional*): Name of the configuration field for the number of frames per clip. `None` for
+            image encoders, which read single frames.
+        image_size (`str`, *optional*): Name of the configuration field for the only supported image size. `None` if
+            the position embeddings adapt to the image size.
+        is_convolutional (`bool`): Whether the layers are convolutional stages of different widths and sizes. The
+            stages of video encoders run over `(rows, C, t, h, w)`, the stages of image encoders over
+            `(rows, C, h, w)`.
+        num_class_tokens (`int`): Number of tokens before the patch tokens, without register tokens.
+        is_patch_major (`bool`): Whether the tokens of a clip have the order (h, w, t) instead of (t, h, w).
+        arguments (`dict`): Keyword arguments of the encoder's `forward`, next to the pixels.
+        unused (`dict[str, Callable]`): Names of modules that only other tasks use, each with a function that returns
+            its replacement. The weights of these modules would never receive a gradient.
     """
 
     clip_length: str | None = None
@@ -127,22 +130,23 @@ class EncoderType:
     unused: dict[str, Callable[[], nn.Module | None]] = field(default_factory=dict)
 
 
-def _nothing() -> None:
+def _no_module() -> None:
     return None
 
 
 INTERPOLATED = {"interpolate_pos_encoding": True}
-# By `model_type`. A further encoder is a line here, if its layers take and return (rows, tokens, C), or are `stages`.
+# Keys are values of `model_type`. To support another encoder, add an entry. The layers must map (rows, tokens, C) to
+# the same shape, or be named `stages`.
 ENCODER_TYPES = {
     "videomae": EncoderType(clip_length="num_frames"),
     "vjepa2": EncoderType(
         clip_length="frames_per_clip",
         image_size="crop_size",
         arguments={"skip_predictor": True},
-        unused={"predictor": _nothing},
+        unused={"predictor": _no_module},
     ),
     "vivit": EncoderType(
-        clip_length="num_frames", image_size="image_size", num_class_tokens=1, unused={"pooler": _nothing}
+        clip_length="num_frames", image_size="image_size", num_class_tokens=1, unused={"pooler": _no_module}
     ),
     "timesformer": EncoderType(
         clip_length="num_frames", image_size="image_size", num_class_tokens=1, is_patch_major=True
@@ -150,15 +154,15 @@ ENCODER_TYPES = {
     "clip_vision_model": EncoderType(
         num_class_tokens=1, arguments=INTERPOLATED, unused={"post_layernorm": nn.Identity}
     ),
-    "siglip_vision_model": EncoderType(arguments=INTERPOLATED, unused={"head": _nothing}),
-    "dinov2": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
-    "dinov2_with_registers": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
-    "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _nothing}),
+    "siglip_vision_model": EncoderType(arguments=INTERPOLATED, unused={"head": _no_module}),
+    "dinov2": EncoderType(num_class_tokens=1, unused={"mask_token": _no_module}),
+    "dinov2_with_registers": EncoderType(num_class_tokens=1, unused={"mask_token": _no_module}),
+    "dinov3_vit": EncoderType(num_class_tokens=1, unused={"mask_token": _no_module}),
     "c3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
     "i3d": EncoderType(clip_length="num_frames", is_convolutional=True, arguments={"output_feature_maps": False}),
     "resnet": EncoderType(is_convolutional=True),
     "regnet": EncoderType(is_convolutional=True),
-    # Their last norm comes after the mean over the picture.
+    # ConvNeXt applies the last norm after average pooling over the image.
     "convnext": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
     "convnextv2": EncoderType(is_convolutional=True, unused={"layernorm": nn.Identity}),
     "efficientnet_lite": EncoderType(is_convolutional=True),
@@ -171,23 +175,23 @@ AutoModel.register(I3DConfig, I3DModel, exist_ok=True)
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with new weights, of `AutoModel` or one of ours."""
-    # Not by `AutoModel`, which goes by classes: code from the Hub may come as two copies, one for the configurations.
-    own: Any = OWN_ENCODERS.get(config.model_type)
-    return AutoModel.from_config(config) if own is None else own(config)
+    """Build an encoder with random weights from its configuration."""
+    # `AutoModel` looks up classes, and code from the Hub can hold a second copy of a configuration class.
+    own_class: Any = OWN_ENCODERS.get(config.model_type)
+    return AutoModel.from_config(config) if own_class is None else own_class(config)
 
 
 @dataclass(frozen=True)
 class TokenGrid:
     """
-    How the tokens of a batch lie in time and space.
+    Layout of the tokens of a batch in time and space. Rows denote videos or, with an adapter, sentences.
 
     Args:
-        num_videos (`int`): Videos `B`.
-        num_clips (`int`): Clips of a video.
-        size (`tuple[int, int, int]`): Snippets, rows and columns `(t, h, w)` of a clip.
-        num_class_tokens (`int`): Tokens of a clip that come before these.
-        is_patch_major (`bool`): Whether they are ordered (h, w, t) rather than (t, h, w).
+        num_videos (`int`): Number of videos `B`.
+        num_clips (`int`): Number of clips per video.
+        size (`tuple[int, int, int]`): Number of snippets, rows and columns `(t, h, w)` per clip.
+        num_class_tokens (`int`): Number of tokens before the patch tokens of each clip.
+        is_patch_major (`bool`): Whether the patch tokens have the order (h, w, t) instead of (t, h, w).
     """
 
     num_videos: int
@@ -197,18 +201,20 @@ class TokenGrid:
     is_patch_major: bool = False
 
     def holds(self, states: torch.Tensor, num_rows: int) -> bool:
-        """Whether the states `(rows * clips, tokens, C)` can be those of so many videos or sentences."""
+        """Return whether states `(rows * clips, tokens, C)` have the shape for `num_rows` videos or sentences."""
         num_tokens = self.num_class_tokens + self.size[0] * self.size[1] * self.size[2]
         return states.shape[:2] == (num_rows * self.num_clips, num_tokens)
 
     def to_features(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
+        Arrange tokens in time and space, and concatenate the clips of each video in time.
+
         Args:
-            tokens (`torch.Tensor` of shape `(rows * clips, tokens, C)`): Of the videos, or of the sentences.
+            tokens (`torch.Tensor` of shape `(rows * clips, tokens, C)`): Tokens per video or per sentence.
 
         Returns:
-            `tuple`: features `(rows, N, h, w, C)`, of which the clips join in time; and the class tokens
-            `(rows, clips, n, C)`, or `None` if there are none.
+            `tuple`: Features `(rows, N, h, w, C)`, and class tokens `(rows, clips, n, C)` or `None` if the encoder has
+            no class tokens.
         """
         snippets, height, width = self.size
         class_tokens = None
@@ -220,7 +226,7 @@ class TokenGrid:
         return tokens.reshape(-1, self.num_clips * snippets, height, width, tokens.shape[-1]), class_tokens
 
     def to_tokens(self, features: torch.Tensor, class_tokens: torch.Tensor | None) -> torch.Tensor:
-        """The inverse of `to_features`."""
+        """Invert `to_features`."""
         snippets, height, width = self.size
         tokens = features.reshape(-1, snippets, height * width, features.shape[-1])
         if self.is_patch_major:
@@ -232,12 +238,13 @@ class TokenGrid:
 @dataclass(frozen=True)
 class StageGrid:
     """
-    As [`TokenGrid`] for convolutional stages, whose states `(rows * clips, C, t, h, w)` say their size themselves.
+    Layout of the states of convolutional stages, `(rows * clips, C, t, h, w)`; see [`TokenGrid`].
 
     Args:
-        num_videos (`int`): Videos `B`.
-        num_clips (`int`): Clips of a video.
-        has_time (`bool`): Whether a clip is more than a frame; if not, states are `(rows * frames, C, h, w)`.
+        num_videos (`int`): Number of videos `B`.
+        num_clips (`int`): Number of clips per video.
+        has_time (`bool`): Whether states have a time dimension. The states of image encoders are
+            `(rows * frames, C, h, w)`.
     """
 
     num_videos: int
@@ -245,31 +252,32 @@ class StageGrid:
     has_time: bool
 
     def holds(self, states: torch.Tensor, num_rows: int) -> bool:
-        """Whether the states can be those of so many videos or sentences."""
+        """Return whether the states have the shape for `num_rows` videos or sentences."""
         return states.dim() == 4 + self.has_time and len(states) == num_rows * self.num_clips
 
     def to_features(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """States to features `(rows, N, h, w, C)`, of which the clips join in time; there are no class tokens."""
+        """Concatenate the clips of each video in time, to `(rows, N, h, w, C)`; the second value is `None`."""
         features = states.unflatten(0, (-1, self.num_clips)).movedim(2, -1)
         return features.flatten(1, 2) if self.has_time else features, None
 
     def to_tokens(self, features: torch.Tensor, class_tokens: None) -> torch.Tensor:
-        """The inverse of `to_features`."""
+        """Invert `to_features`."""
         clips = features.unflatten(1, (self.num_clips, -1)) if self.has_time else features
         return clips.flatten(0, 1).movedim(-1, 1)
 
 
 def match_memory_format(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """
-    The states, their dimensions in the order in memory that those of the other tensor have. In another order some
-    convolutions give other bits.
+    Return the states in the memory format of another tensor.
+
+    The outputs of some convolutions differ slightly between memory formats.
     """
     order = sorted(range(other.dim()), key=other.stride, reverse=True)
     return states.permute(order).contiguous().permute([order.index(dim) for dim in range(other.dim())])
 
 
 class RecordedStates(threading.local):
-    """Input and output of each layer in the call that a thread is in, for those that it asked for."""
+    """Inputs and outputs of the layers that the current call of a thread records."""
 
     def __init__(self):
         self.states: dict[nn.Module, Any] = {}
@@ -284,7 +292,7 @@ def _record_states(layer: nn.Module, args: tuple, output: Any) -> None:
 
 
 class CaptureLayer(nn.Module):
-    """A layer in the encoder of one call, whose output is kept."""
+    """Wrapper that stores the output of a layer during one call."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -298,7 +306,7 @@ class CaptureLayer(nn.Module):
 
 
 class ResumingLayer(nn.Module):
-    """A layer in the encoder of one call, which gets states from an earlier call in place of those that come."""
+    """Wrapper that replaces the input of a layer with stored states during one call."""
 
     def __init__(self, layer: nn.Module, states: torch.Tensor):
         super().__init__()
@@ -311,16 +319,16 @@ class ResumingLayer(nn.Module):
 
 class VideoBackbone(nn.Module):
     """
-    Runs an encoder of transformers over a whole video: cuts it into clips, encodes the clips as a batch, and lays the
-    tokens out as snippets. An image encoder reads frame by frame.
+    Video backbone with an encoder of transformers. It splits each video into clips, encodes the clips as a batch, and
+    arranges the tokens as snippets. Image encoders read single frames.
 
     Args:
-        encoder (`PreTrainedModel`): Of one of `ENCODER_TYPES`. VideoMAE's embeddings are replaced by ones that follow
-            the image size, convolutions of patches become matrix products of the same weights, and parts that only
-            other tasks need are dropped.
+        encoder (`PreTrainedModel`): Encoder of a type in `ENCODER_TYPES`. The backbone modifies it in place. The
+            position embeddings of VideoMAE adapt to the image size. Patch convolutions become matrix products with the
+            same weights. The backbone removes modules that only other tasks use.
 
     Raises:
-        ValueError: If the encoder is of a type that is not supported.
+        ValueError: If the type of encoder is not supported.
     """
 
     def __init__(self, encoder: PreTrainedModel):
@@ -328,34 +336,37 @@ class VideoBackbone(nn.Module):
         model_type = encoder.config.model_type
         if model_type not in ENCODER_TYPES:
             raise ValueError(
-                f"Received a video backbone of model_type {model_type!r}; supported are {sorted(ENCODER_TYPES)}."
+                f"Received a video backbone of model_type {model_type!r}; expected one of {sorted(ENCODER_TYPES)}."
             )
         if getattr(encoder.config, "attention_type", None) == "space_only":
-            raise ValueError("Received a TimeSformer with attention_type 'space_only', which sees single frames only.")
+            raise ValueError(
+                "Received a TimeSformer with attention_type 'space_only', which encodes each frame alone. Use "
+                "'divided_space_time' or 'joint_space_time'."
+            )
         if model_type == "videomae" and not isinstance(encoder.embeddings, ResizableVideoMAEEmbeddings):
             encoder.embeddings = ResizableVideoMAEEmbeddings(encoder.embeddings)
         if model_type == "siglip_vision_model":
             encoder.use_head = False  # type: ignore[assignment]
-        # Stages have parts of the same names, which they do need.
+        # The stages of convolutional encoders use modules with the same names, so only the top level is searched.
         is_convolutional = ENCODER_TYPES[model_type].is_convolutional
         for module in [encoder] if is_convolutional else list(encoder.modules()):
             for name, replacement in ENCODER_TYPES[model_type].unused.items():
                 if getattr(module, name, None) is not None:
                     setattr(module, name, replacement())
         for module in [] if is_convolutional else encoder.modules():
-            # Their images are multiples of the patches, see `grid`.
+            # `grid` checks that the image size is a multiple of the patch size.
             if type(module) in PATCH_CONVS and module.kernel_size == module.stride:
                 module.__class__ = PATCH_CONVS[type(module)]
         self.encoder: Any = encoder
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The encoder's configuration."""
+        """Return the configuration of the encoder."""
         return self.encoder.config
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The encoder's layers, those that an adapter wraps."""
+        """Return the layers of the encoder. An adapter wraps these modules."""
         if ENCODER_TYPES[self.config.model_type].is_convolutional:
             return getattr(self.encoder, "encoder", self.encoder).stages
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
@@ -363,7 +374,7 @@ class VideoBackbone(nn.Module):
 
     @property
     def layer_dims(self) -> list[int]:
-        """Width of the states that each layer returns."""
+        """Return the width of each layer's output."""
         config: Any = self.config
         if ENCODER_TYPES[config.model_type].is_convolutional:
             return list(config.hidden_sizes)
@@ -371,8 +382,10 @@ class VideoBackbone(nn.Module):
 
     def train(self, mode: bool = True) -> "VideoBackbone":
         """
-        As `nn.Module.train`, but batch norms stay in evaluation mode unless the encoder's configuration has
-        `freeze_batch_norm=False`: the frames of a few videos look alike, so that their own statistics say little.
+        Set training or evaluation mode.
+
+        Batch norm layers stay in evaluation mode unless the encoder's configuration sets `freeze_batch_norm=False`,
+        because the frames of a few videos look alike and yield poor batch statistics.
         """
         super().train(mode)
         if getattr(self.config, "freeze_batch_norm", True):
@@ -383,35 +396,37 @@ class VideoBackbone(nn.Module):
 
     def grid(self, pixel_values_videos: torch.Tensor) -> TokenGrid | StageGrid:
         """
+        Return the layout of the encoder's states for a batch of videos.
+
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalized frames.
 
         Returns:
-            [`TokenGrid`] or [`StageGrid`]: How the states of these videos will lie.
+            [`TokenGrid`] or [`StageGrid`]: Layout of the states.
 
         Raises:
-            ValueError: If the tensor is not `(videos, frames, channels, height, width)`, or if the number of frames
-                is no multiple of the clip length, or the image size no multiple of the patch size, or none that the
-                encoder has positions for.
+            ValueError: If the shape is not `(videos, frames, channels, height, width)`, or if the encoder does not
+                support the number or size of the frames. The number must be a multiple of the clip length, the size a
+                multiple of the patch size.
         """
         config: Any = self.config
-        kind = ENCODER_TYPES[config.model_type]
+        encoder_type = ENCODER_TYPES[config.model_type]
         clip_length, num_channels, *_ = self._clip_shape((0, 0))
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != num_channels:
             raise ValueError(
                 f"Received `pixel_values_videos` of shape {tuple(pixel_values_videos.shape)}; expected (videos, "
-                f"frames, {num_channels}, height, width), as ScadaProcessor makes it."
+                f"frames, {num_channels}, height, width), as returned by ScadaProcessor."
             )
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         if num_frames == 0 or num_frames % clip_length:
             raise ValueError(
-                f"Received {num_frames} frames a video; the backbone reads clips of {clip_length}. Set the "
+                f"Received {num_frames} frames per video; the backbone reads clips of {clip_length}. Set the "
                 f"processor's `num_frames` to a multiple of {clip_length}."
             )
-        if kind.is_convolutional:
-            return StageGrid(batch_size, num_frames // clip_length, has_time=kind.clip_length is not None)
-        tubelet = getattr(config, "tubelet_size", 1) if kind.clip_length else 1
-        if isinstance(tubelet, (list, tuple)):  # ViViT's has the patch in it
+        if encoder_type.is_convolutional:
+            return StageGrid(batch_size, num_frames // clip_length, has_time=encoder_type.clip_length is not None)
+        tubelet = getattr(config, "tubelet_size", 1) if encoder_type.clip_length else 1
+        if isinstance(tubelet, (list, tuple)):  # ViViT's also holds the patch size
             tubelet, *patch_size = tubelet
         else:
             patch_size = config.patch_size
@@ -419,48 +434,50 @@ class VideoBackbone(nn.Module):
         if height == 0 or width == 0 or height % patch_height or width % patch_width:
             raise ValueError(
                 f"Received frames of {height} x {width} pixels; the backbone's patches are {patch_height} x "
-                f"{patch_width}. Set the processor's `size` to multiples of them."
+                f"{patch_width}. Set the processor's `size` to multiples of the patch size."
             )
-        if kind.image_size and (height, width) != _pair(getattr(config, kind.image_size)):
+        if encoder_type.image_size and (height, width) != _pair(getattr(config, encoder_type.image_size)):
             raise ValueError(
-                f"Received frames of {height} x {width} pixels; {config.model_type} has positions for "
-                f"{getattr(config, kind.image_size)} alone. Set the processor's `size` to it, or load the backbone "
-                f"with another `{kind.image_size}` if its weights allow."
+                f"Received frames of {height} x {width} pixels; {config.model_type} supports only the "
+                f"size {getattr(config, encoder_type.image_size)}. Set the processor's `size` to this value, or load "
+                f"the backbone with another `{encoder_type.image_size}` if its weights support it."
             )
         size = (clip_length // tubelet, height // patch_height, width // patch_width)
-        class_tokens = kind.num_class_tokens + getattr(config, "num_register_tokens", 0)
-        return TokenGrid(batch_size, num_frames // clip_length, size, class_tokens, kind.is_patch_major)
+        class_tokens = encoder_type.num_class_tokens + getattr(config, "num_register_tokens", 0)
+        return TokenGrid(batch_size, num_frames // clip_length, size, class_tokens, encoder_type.is_patch_major)
 
     def forward(
         self, pixel_values_videos: torch.Tensor, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """
+        Encode videos.
+
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
-            output_hidden_states (`bool`): Whether to return the states of all layers too.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalized frames.
+            output_hidden_states (`bool`): Whether to also return the hidden states of all layers.
 
         Returns:
-            `tuple`: snippet features `(B, N, h, w, C)` after the encoder's final norm, where it has one, and the
-            states before the first and after each layer, each `(B, N, h, w, C)` (of its own `N`, `h`, `w` and `C`
-            where layers are convolutional stages), or `None`. An adapter may turn the
-            `B` videos into the `Q` sentences it was told of, from one of the layers on.
+            `tuple`: Snippet features `(B, N, h, w, C)` after the encoder's final norm, if it has one, and the hidden
+            states or `None`. The hidden states are the input of the first layer and the output of each layer, each
+            `(B, N, h, w, C)`. For convolutional stages, `N`, `h`, `w` and `C` differ per stage. With an adapter, the
+            first dimension can change from the `B` videos to the `Q` sentences of its condition at one of the layers.
 
         Raises:
-            ValueError: As [`~VideoBackbone.grid`].
+            ValueError: See [`~VideoBackbone.grid`].
         """
         grid = self.grid(pixel_values_videos)
         layers = list(self.layers) if output_hidden_states else []
         for layer in layers:
-            # The encoder's own recording looks inside the layers that an adapter wraps. Hooks stay once they are
-            # there: to add and remove them in each call would reach into the calls of other threads, and into copies.
+            # The encoder's own `output_hidden_states` would record the states before the adapter. The hooks stay
+            # registered, because adding and removing them per call would affect other threads and copies.
             if _record_states not in layer._forward_hooks.values():
                 layer.register_forward_hook(_record_states)
-        enclosing, recording.states = recording.states, dict.fromkeys(layers)
+        previous_states, recording.states = recording.states, dict.fromkeys(layers)
         try:
-            last = self._encode(self.encoder, pixel_values_videos, grid)
+            last_hidden_state = self._encode(self.encoder, pixel_values_videos, grid)
         finally:
-            recorded, recording.states = recording.states, enclosing
-        features = self._last_features(last, grid)
+            recorded, recording.states = recording.states, previous_states
+        features = self._last_features(last_hidden_state, grid)
         if not output_hidden_states:
             return features, None
         states = [recorded[layers[0]][0], *(output for _, output in recorded.values())]
@@ -468,62 +485,65 @@ class VideoBackbone(nn.Module):
 
     def states_before(self, index: int, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
-        Runs the layers before one of them only.
+        Run only the layers before a given layer.
 
         Args:
-            index (`int`): The layer, from 1 on.
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalised frames.
+            index (`int`): Index of the given layer, at least 1.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Normalized frames.
 
         Returns:
-            `torch.Tensor` of shape `(B, clips, tokens, C)`, or `(B, clips, C, t, h, w)` of a convolutional stage: what
-            `forward_from` goes on with.
+            `torch.Tensor` of shape `(B, clips, tokens, C)`, or `(B, clips, C, t, h, w)` for a convolutional stage:
+            Input of `forward_from`.
         """
         grid = self.grid(pixel_values_videos)
-        kept = CaptureLayer(self.layers[index - 1])
-        self._encode(self._encoder_with_layers([*self.layers[: index - 1], kept]), pixel_values_videos, grid)
-        states: Any = kept.states
+        capture_layer = CaptureLayer(self.layers[index - 1])
+        encoder = self._encoder_with_layers([*self.layers[: index - 1], capture_layer])
+        self._encode(encoder, pixel_values_videos, grid)
+        states: Any = capture_layer.states
         return states.unflatten(0, (grid.num_videos, grid.num_clips))
 
     def grid_from_states(self, states: torch.Tensor, frame_size: tuple[int, int]) -> TokenGrid | StageGrid:
         """
+        Return the layout of states from `states_before`.
+
         Args:
-            states (`torch.Tensor`): As `states_before` gives them.
-            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+            states (`torch.Tensor`): Output of `states_before`.
+            frame_size (`tuple[int, int]`): Height and width of the encoded frames, in pixels.
 
         Returns:
-            [`TokenGrid`] or [`StageGrid`]: As `grid` of those frames.
+            [`TokenGrid`] or [`StageGrid`]: Layout of the states; equal to `grid` of the encoded frames.
         """
         grid = self.grid(torch.empty(1, *self._clip_shape(frame_size), device="meta"))
         return replace(grid, num_videos=len(states), num_clips=states.shape[1])
 
     def forward_from(self, index: int, states: torch.Tensor, frame_size: tuple[int, int]) -> torch.Tensor:
         """
-        Goes on from where `states_before` stopped.
+        Run the remaining layers after `states_before`.
 
         Args:
-            index (`int`): The layer that comes next, from 1 on.
-            states (`torch.Tensor`): As `states_before` gives them.
-            frame_size (`tuple[int, int]`): Height and width of the frames that they come from, in pixels.
+            index (`int`): Index of the first remaining layer, at least 1.
+            states (`torch.Tensor`): Output of `states_before`.
+            frame_size (`tuple[int, int]`): Height and width of the encoded frames, in pixels.
 
         Returns:
-            `torch.Tensor` of shape `(B, N, h, w, C)`: As `forward` returns them.
+            `torch.Tensor` of shape `(B, N, h, w, C)`: Snippet features, as returned by `forward`.
         """
-        resuming = ResumingLayer(self.layers[index], states.flatten(0, 1))
-        encoder = self._encoder_with_layers([resuming, *self.layers[index + 1 :]])
-        # What encoders hand to their layers beside the states does not depend on the pixels, only on their size.
+        resuming_layer = ResumingLayer(self.layers[index], states.flatten(0, 1))
+        encoder = self._encoder_with_layers([resuming_layer, *self.layers[index + 1 :]])
+        # A clip of zeros suffices, because the other inputs of the layers depend only on the size of the frames.
         clip = states.new_zeros(1, *self._clip_shape(frame_size))
-        last = self._encode(encoder, clip, self.grid(clip))
-        return self._last_features(last, self.grid_from_states(states, frame_size))
+        last_hidden_state = self._encode(encoder, clip, self.grid(clip))
+        return self._last_features(last_hidden_state, self.grid_from_states(states, frame_size))
 
     def _clip_shape(self, frame_size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Frames, channels, height and width of a clip."""
+        """Return the number of frames and channels, the height and the width of a clip."""
         config: Any = self.config
-        kind = ENCODER_TYPES[config.model_type]
-        clip_length = getattr(config, kind.clip_length) if kind.clip_length else 1
+        encoder_type = ENCODER_TYPES[config.model_type]
+        clip_length = getattr(config, encoder_type.clip_length) if encoder_type.clip_length else 1
         return clip_length, getattr(config, "num_channels", None) or config.in_chans, *frame_size
 
     def _encoder_with_layers(self, layers: Sequence[nn.Module]) -> nn.Module:
-        """The encoder with the same weights, but these layers; itself, which others may be calling, it stays as is."""
+        """Return a copy of the encoder that shares its weights but runs other layers. The original is unchanged."""
         all_layers = self.layers
         path = next(name for name, module in self.encoder.named_modules() if module is all_layers).split(".")
         encoder = module = _with_own_children(self.encoder)
@@ -533,38 +553,38 @@ class VideoBackbone(nn.Module):
         return encoder
 
     def _encode(self, encoder: nn.Module, pixel_values_videos: torch.Tensor, grid: TokenGrid | StageGrid):
-        """The encoder's last state of all clips."""
-        kind = ENCODER_TYPES[self.config.model_type]
+        """Encode all clips and return the last hidden state."""
+        encoder_type = ENCODER_TYPES[self.config.model_type]
         clips = pixel_values_videos.reshape(grid.num_videos * grid.num_clips, -1, *pixel_values_videos.shape[2:])
-        if kind.clip_length is None:
+        if encoder_type.clip_length is None:
             clips = clips[:, 0]
-            if kind.is_convolutional:  # depthwise convolutions take a third of the time so, on a CPU
+            if encoder_type.is_convolutional:  # runs depthwise convolutions in a third of the time on CPUs
                 clips = clips.contiguous(memory_format=torch.channels_last)
-        # Not `encoder.dtype`, which asks for parameters: replicas of DataParallel have weights that are none.
+        # `encoder.dtype` would fail with DataParallel, because the weights of its replicas are not parameters.
         weights = (getattr(module, "weight", None) for module in self.encoder.modules())
         dtype = next(weight.dtype for weight in weights if weight is not None)
-        return encoder(clips.to(dtype), **kind.arguments).last_hidden_state
+        return encoder(clips.to(dtype), **encoder_type.arguments).last_hidden_state
 
-    def _last_features(self, last: torch.Tensor, grid: TokenGrid | StageGrid) -> torch.Tensor:
-        """The encoder's last state as features `(B, N, h, w, C)`."""
-        if isinstance(grid, StageGrid) and grid.has_time:  # C3D's and I3D's output has channels last
-            last = last.movedim(-1, 1)
-        return grid.to_features(last)[0]
+    def _last_features(self, last_hidden_state: torch.Tensor, grid: TokenGrid | StageGrid) -> torch.Tensor:
+        """Convert the encoder's last hidden state to features `(B, N, h, w, C)`."""
+        if isinstance(grid, StageGrid) and grid.has_time:  # C3D and I3D return channels last
+            last_hidden_state = last_hidden_state.movedim(-1, 1)
+        return grid.to_features(last_hidden_state)[0]
 
 
 def _with_own_children(module: nn.Module) -> nn.Module:
-    """The same module with the same weights, whose children can be replaced without replacing the module's."""
+    """Return a shallow copy of a module. Replacing a child of the copy leaves the original unchanged."""
     module = copy.copy(module)
     module._modules = dict(module._modules)
     return module
 
 
 def find_encoder(model: Any) -> Any:
-    """The video or image encoder inside a pretrained model, which may be one for a task, or of texts too."""
-    # A model that is no task's may use its prefix for a part of itself, as DINOv3 does.
+    """Return the video or image encoder of a pretrained model, which can also have a task head or a text encoder."""
+    # Base models such as DINOv3 can have a submodule named like `base_model_prefix`.
     if type(model) is not MODEL_MAPPING.get(type(model.config), None):
         model = getattr(model, model.base_model_prefix, model)
-    # CLIP and SigLIP come with a text encoder of their own.
+    # CLIP and SigLIP also have a text encoder.
     return getattr(model, "vision_model", model)
 
 
@@ -572,29 +592,30 @@ def normalize_pixels(
     pixel_values_videos: torch.Tensor, image_mean: Sequence[float] | None, image_deviation: Sequence[float] | None
 ) -> torch.Tensor:
     """
-    Normalises `uint8` pixels, on their device, as [`ScadaVideoProcessor`] does; floats are normalised already.
+    Normalize `uint8` pixels on their device, as [`ScadaVideoProcessor`] does. Floating-point pixels are returned
+    unchanged, because the processor has already normalized them.
 
     Args:
-        pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): uint8 or floats.
-        image_mean (`Sequence[float]`, *optional*): Mean of the channels, for pixels in `[0, 1]`.
-        image_deviation (`Sequence[float]`, *optional*): Their standard deviation.
+        pixel_values_videos (`torch.Tensor` of shape `(B, T, 3, H, W)`): Pixels in `uint8`, or normalized pixels.
+        image_mean (`Sequence[float]`, *optional*): Mean of each channel, for pixels in `[0, 1]`.
+        image_deviation (`Sequence[float]`, *optional*): Standard deviation of each channel, for pixels in `[0, 1]`.
 
     Returns:
-        `torch.FloatTensor` of the same shape.
+        `torch.FloatTensor` of shape `(B, T, 3, H, W)`: Normalized pixels.
 
     Raises:
-        ValueError: If the pixels are `uint8` and there is no mean.
+        ValueError: If the pixels are `uint8` and the mean or standard deviation is `None`.
     """
     if pixel_values_videos.dtype != torch.uint8:
         return pixel_values_videos
     if image_mean is None or image_deviation is None:
         raise ValueError(
-            "Received uint8 pixels for a model whose configuration has no `image_mean` and `image_deviation`. Let the "
-            "processor normalise (`do_normalize=True`), or set them in the configuration."
+            "Received uint8 pixels for a model whose configuration has no `image_mean` and `image_deviation`. Pass "
+            "`do_normalize=True` to the processor, or set both fields in the configuration."
         )
 
     def per_channel(values: Sequence[float]) -> torch.Tensor:
-        # Filled on the device: a GPU would have to wait for a copy.
+        # `torch.full` avoids a copy from the CPU, for which a GPU would have to wait.
         filled = [
             torch.full((1, 1), value, dtype=torch.float32, device=pixel_values_videos.device) for value in values
         ]
@@ -604,7 +625,7 @@ def normalize_pixels(
 
 
 def get_hidden_states(output: Any) -> torch.Tensor:
-    """The states that a layer returns, alone or before its attention weights."""
+    """Return the hidden states from the output of a layer, which can be a tuple with attention weights."""
     return output[0] if isinstance(output, tuple) else output
 
 

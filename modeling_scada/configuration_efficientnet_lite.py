@@ -8,30 +8,31 @@ from transformers import PreTrainedConfig
 class EfficientNetLiteConfig(PreTrainedConfig):
     r"""
     Configuration of [`EfficientNetLiteModel`] (Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional
-    Neural Networks", 2019, in the variant that Google published for phones: ReLU6 in place of swish, and no
-    squeeze-and-excitation). The defaults are lite0.
+    Neural Networks", 2019). This is the variant that Google published for phones, with ReLU6 instead of swish and
+    without squeeze-and-excitation. The defaults yield lite0.
 
-    Its usual input are frames of 224 x 224 pixels, RGB, in terms of a processor `image_mean` 127/255 and `image_std`
-    128/255.
+    The original model reads RGB frames of 224 x 224 pixels. For a processor, set `image_mean` to 127/255 and
+    `image_std` to 128/255.
 
     Args:
         num_channels (`int`, *optional*, defaults to 3):
-            Channels of a frame.
+            Number of channels per frame.
         image_size (`int`, *optional*, defaults to 224):
-            Usual height and width of the frames in pixels. The model takes any size.
+            Height and width of the frames in pixels. The model accepts any size.
         embedding_size (`int`, *optional*, defaults to 32):
-            Channels of the stem.
+            Number of channels of the stem.
         hidden_sizes (`list[int]`, *optional*, defaults to `[16, 24, 40, 80, 112, 192, 320, 1280]`):
-            Channels of the seven stages of blocks, and of the last stage, a convolution of 1 x 1. As many as `depths`
-            for a model that ends before it, or earlier: one of lite0's first five stages has the first five of both.
+            Number of output channels of each of the seven block stages and of the last stage, a 1 x 1 convolution. For
+            a truncated model without that convolution, pass as many values as in `depths`. For example, the first five
+            values of both yield the first five stages of lite0.
         depths (`list[int]`, *optional*, defaults to `[1, 2, 2, 3, 3, 4, 1]`):
-            Blocks of the stages of blocks.
+            Number of blocks of each block stage.
         batch_norm_eps (`float`, *optional*, defaults to 0.001):
-            Added to the variance in the batch norms.
+            Epsilon added to the variance in the batch norm layers.
 
     Raises:
-        StrictDataclassClassValidationError: If there are not eight sizes and seven depths, or as many of both from
-            one to seven, or a number is not positive.
+        StrictDataclassClassValidationError: If a number is not positive, or if `hidden_sizes` and `depths` have
+            neither eight and seven values nor one to seven values each.
 
     Example:
 
@@ -53,15 +54,15 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-3
 
     def validate_sizes(self):
-        """Part of `@strict` validation."""
+        """Validate the sizes; `@strict` calls this method."""
         sizes = [self.num_channels, self.image_size, self.embedding_size, *self.hidden_sizes, *self.depths]
         num_sizes, num_depths = len(self.hidden_sizes), len(self.depths)
         is_cut = 1 <= num_sizes == num_depths <= 7
         if not (is_cut or (num_sizes, num_depths) == (8, 7)) or min(sizes) < 1:
             raise ValueError(
                 f"Received hidden_sizes={list(self.hidden_sizes)} and depths={list(self.depths)}; expected eight and "
-                "seven positive numbers, or as many of both for the first stages alone, and other sizes that are "
-                "positive."
+                "seven positive numbers, or an equal number of both (at most seven) for the first stages only. All "
+                "other sizes must be positive."
             )
 
 

@@ -1,9 +1,10 @@
 """
 Localization head (docs/design.md section 7, details [D] after ETAD).
 
-Snippet features and the sentence vector go in; scores and refined segments of all proposals between `S + 1` grid edges
-come out. A proposal is read at 16 points. The linear layer over these points equals 16 linear maps of the sequence
-followed by a sparse weighted sum over two steps a point, so the `(proposals, 16, D)` tensor is never built.
+The head maps snippet features and the sentence vector to scores and refined segments of all proposals between `S + 1`
+grid edges. It samples 16 points per proposal. The linear layer over these points equals 16 linear maps of the
+sequence, followed by a sparse weighted sum over two steps per point. The head therefore never builds the
+`(proposals, 16, D)` tensor.
 """
 
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ class HeadOutput:
     Raw outputs of [`LocalizationHead`] for `Q` sentences and `P` proposals.
 
     Attributes:
-        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
-        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` of each proposal, in `0..S`; of shape
-            `(Q, P, 2)` where each sentence has its own.
-        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
-        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Offsets of start, end, centre and width, in units of the
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Logits of start and end per step.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` of each proposal, in `0..S`. The shape is
+            `(Q, P, 2)` if the proposals differ between sentences.
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): Logits of the IoU classification and IoU regression.
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Offsets of start, end, center and width, in units of the
             proposal's length.
-        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`, *optional*): Of the retrieval branch, for `B` videos.
-        sentence_embeds (`torch.Tensor` of shape `(Q, E)`, *optional*): Of the retrieval branch.
+        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`, *optional*): Proposal embeddings of the retrieval branch,
+            for `B` videos.
+        sentence_embeds (`torch.Tensor` of shape `(Q, E)`, *optional*): Sentence embeddings of the retrieval branch.
     """
 
     boundary_logits: torch.Tensor
@@ -43,21 +45,22 @@ class HeadOutput:
 
 def all_proposals(grid_size: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    All pairs of edges `0 <= i < j <= S`.
+    Return all proposals, the pairs of edges `0 <= i < j <= S`.
 
     Returns:
-        `torch.Tensor` of shape `(S (S + 1) / 2, 2)`: Edges, as integers.
+        `torch.Tensor` of shape `(S (S + 1) / 2, 2)`: Integer edges.
     """
     return torch.triu_indices(grid_size, grid_size + 1, offset=1, device=device).T
 
 
 def sparse_proposals(grid_size: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    Some hundred proposals to store: lengths 1, 2, 3, 4, 6, 8, 12, ... up to the whole grid, each shifted by half of
-    itself ([D], after the sparse sampling of 2D-TAN, Zhang et al., AAAI 2020).
+    Return a few hundred proposals for storage ([D], after the sparse sampling of 2D-TAN, Zhang et al., AAAI 2020).
+
+    The lengths are 1, 2, 3, 4, 6, 8, 12, ... up to the whole grid. The stride is half the length.
 
     Returns:
-        `torch.Tensor` of shape `(P, 2)`: Edges, as integers.
+        `torch.Tensor` of shape `(P, 2)`: Integer edges.
     """
     octaves = [2**power for power in range(grid_size.bit_length())]
     lengths = sorted({length for octave in octaves for length in (octave, octave * 3 // 2)} | {grid_size})
@@ -72,26 +75,26 @@ def sparse_proposals(grid_size: int, device: torch.device | None = None) -> torc
 
 def sample_points(proposals_grid: torch.Tensor, num_points: int, grid_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Where each proposal reads the sequence, and how much of each step it takes.
+    Compute the steps and interpolation weights of each proposal's sample points.
 
-    The proposal is widened by half its length on both sides; `num_points` points lie evenly on it, ends included. A
-    point at grid coordinate `g` reads the sequence linearly between the centres of its two neighbouring steps, and
-    zero outside the video.
+    The proposal is extended by half its length on both sides. The `num_points` points are evenly spaced over this
+    range, including both ends. Each point interpolates linearly between the centers of the two nearest steps. The
+    sequence is zero outside the video.
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
-        num_points (`int`): Points a proposal.
+        num_points (`int`): Number of points per proposal.
         grid_size (`int`): Number of steps `S`, at least 2.
 
     Returns:
-        `tuple`: steps (`torch.LongTensor` of shape `(P, num_points, 2)`) and their weights (`torch.FloatTensor` of the
-        same shape).
+        `tuple`: Steps (`torch.LongTensor` of shape `(P, num_points, 2)`) and interpolation weights
+        (`torch.FloatTensor` of the same shape).
     """
     start_grid, end_grid = proposals_grid.float().unbind(-1)
     half_length = (end_grid - start_grid) / 2
     fraction = torch.linspace(0, 1, num_points, device=proposals_grid.device)
     points_grid = (start_grid - half_length)[:, None] + 4 * half_length[:, None] * fraction  # (P, points)
-    position = points_grid - 0.5  # step i has its centre at grid coordinate i + 0.5
+    position = points_grid - 0.5  # the center of step i is at grid coordinate i + 0.5
     first_step = position.floor().clamp(0, grid_size - 2)
     steps = torch.stack([first_step, first_step + 1], dim=-1)
     weights = (1 - (position[..., None] - steps).abs()).clamp_min(0)
@@ -102,38 +105,39 @@ def point_rows(
     steps: torch.Tensor, weights: torch.Tensor, num_sentences: int, grid_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Where the points of all sentences' proposals are in a table whose rows are ordered (point, sentence, step).
+    Convert sample points to rows of a table with row order (point, sentence, step), for all sentences.
 
     Args:
-        steps, weights (`torch.Tensor` of shape `(P, points, 2)`): Of [`sample_points`].
+        steps (`torch.LongTensor` of shape `(P, points, 2)`): Steps from [`sample_points`].
+        weights (`torch.FloatTensor` of shape `(P, points, 2)`): Interpolation weights from [`sample_points`].
         num_sentences (`int`): Number of sentences `Q`.
         grid_size (`int`): Number of steps `S`.
 
     Returns:
-        `tuple`: rows and weights, each of shape `(Q P, 2 points)`.
+        `tuple`: Rows and weights, each of shape `(Q P, 2 points)`.
     """
     first_rows = grid_size * torch.arange(steps.shape[1] * num_sentences, device=steps.device)
     rows = steps + first_rows.view(-1, num_sentences).T[:, None, :, None]  # (Q, P, points, 2)
     return rows.flatten(2).flatten(0, 1), weights.expand_as(rows).flatten(2).flatten(0, 1)
 
 
-def sample_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num_drawn: int) -> torch.Tensor:
+def sample_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, num_samples: int) -> torch.Tensor:
     """
-    A random sample of proposals for training in which no target starves, however short it is. [D]
+    Sample random proposals for training, with positives for targets of any length. [D]
 
-    A third of the draw, about, goes to proposals that overlap a target by more than 0.7, a third to those from 0.3 on
-    and a third to all others; in the first two each target has an equal share, whatever its length. The nearest
-    proposal of each target is always drawn. A uniform draw of 512 of 8,256 would have the nearest one of a short
-    target in 6 % of the cases.
+    The sample contains about equal shares of proposals with an IoU above 0.7, from 0.3 to 0.7, and below 0.3. In the
+    first two shares, all targets have equal weight, regardless of their length. The sample always contains the
+    proposal nearest to each target. A uniform sample of 512 from 8,256 proposals would contain the proposal
+    nearest to a short target in only 6 % of cases.
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): All proposals.
-        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences; those that begin before 0
-            are padding. With none, all proposals are equally likely.
-        num_drawn (`int`): How many to draw.
+        targets_grid (`torch.Tensor` of shape `(N, 2)`): Target segments of all sentences. Negative starts mark
+            padding. Without targets, all proposals are equally likely.
+        num_samples (`int`): Number of proposals to sample.
 
     Returns:
-        `torch.LongTensor` of shape `(num_drawn,)`: Their indices, in order.
+        `torch.LongTensor` of shape `(num_samples,)`: Sorted indices of the proposals.
     """
     iou = temporal_iou(proposals_grid.float(), targets_grid[None].float())[0].T  # (N, P)
     high, low = iou > 0.7, (iou < 0.3).all(0, keepdim=True)
@@ -141,25 +145,29 @@ def sample_proposals(proposals_grid: torch.Tensor, targets_grid: torch.Tensor, n
     num_targets = is_target.sum().clamp_min(1)
     shares = [rows / rows.sum(1, keepdim=True).clamp_min(1) for rows in (high, ~high & (iou >= 0.3))]
     weights = torch.stack(shares).sum((0, 1)) / num_targets + low[0] / low.sum().clamp_min(1)
-    # The largest of `log(weight) + Gumbel noise` are a draw without replacement; the exponential's logarithm is it.
+    # The top values of `log(weight) + Gumbel noise` are a sample without replacement. `weight / exponential noise` has
+    # the same order.
     noise = torch.empty_like(weights).exponential_()
     keys = weights / noise
     nearest = torch.zeros_like(keys).index_add(0, iou.argmax(1), is_target.to(keys))
     keys = keys.masked_fill(nearest > 0, torch.inf)
-    return keys.topk(num_drawn).indices.sort().values
+    return keys.topk(num_samples).indices.sort().values
 
 
 def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_size: int) -> torch.Tensor:
     """
-    Refined segments: the mean of the two decodings, (start, end) and (centre, width).
+    Refine proposals with predicted offsets.
+
+    The result is the mean of two decodings, one from (start, end) and one from (center, width).
 
     Args:
         proposals_grid (`torch.Tensor` of shape `(P, 2)` or `(..., P, 2)`): Edges in `0..S`.
-        offsets (`torch.Tensor` of shape `(..., P, 4)`): Of start, end, centre, width, in units of the length.
+        offsets (`torch.Tensor` of shape `(..., P, 4)`): Offsets of start, end, center and width, in units of the
+            proposal's length.
         grid_size (`int`): Number of steps `S`.
 
     Returns:
-        `torch.Tensor` of shape `(..., P, 2)`: Start and end in `[0, 1]` of the window, start <= end.
+        `torch.Tensor` of shape `(..., P, 2)`: Start and end in `[0, 1]` of the window, with start <= end.
     """
     proposals = proposals_grid.float()
     length = proposals[..., 1] - proposals[..., 0]
@@ -174,13 +182,13 @@ def decode_offsets(proposals_grid: torch.Tensor, offsets: torch.Tensor, grid_siz
 
 def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
     """
-    Log-odds of the score, which is classification x regression (docs/design.md section 9).
+    Return the log-odds of the scores, the products of classification and regression (docs/design.md section 9).
 
     Args:
-        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): Logits of the IoU classification and IoU regression.
 
     Returns:
-        `torch.Tensor` of shape `(Q, P)`.
+        `torch.Tensor` of shape `(Q, P)`: Log-odds.
     """
     # 1 / (sigmoid(a) sigmoid(b)) - 1 = exp(-a) + exp(-b) + exp(-a - b)
     return -torch.cat([-iou_logits, -iou_logits.sum(-1, keepdim=True)], dim=-1).logsumexp(-1)
@@ -188,46 +196,55 @@ def score_logits(iou_logits: torch.Tensor) -> torch.Tensor:
 
 def best_proposals(scores: torch.Tensor, num_kept: int) -> torch.Tensor:
     """
+    Return the proposals with the highest scores.
+
     Args:
-        scores (`torch.Tensor` of shape `(Q, P)`): Or any that rank as they do.
-        num_kept (`int`): How many to keep of each sentence, or all, if there are fewer.
+        scores (`torch.Tensor` of shape `(Q, P)`): Scores, or values with the same ranking.
+        num_kept (`int`): Maximum number of proposals to keep per sentence.
 
     Returns:
-        `torch.LongTensor` of shape `(Q, num_kept)`: Indices of the best, in order of the indices, so that equal scores
-        are ranked as they would be among all.
+        `torch.LongTensor` of shape `(Q, num_kept)`: Sorted indices. This order ranks equal scores as in the full list.
     """
     return scores.topk(min(num_kept, scores.shape[-1]), sorted=False).indices.sort(-1).values
 
 
 def gather_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """`(Q, P, C)` and indices `(Q, K)` -> `(Q, K, C)`."""
+    """Select `(Q, K, C)` from values `(Q, P, C)` with indices `(Q, K)`."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def spatial_mean_pool(features: torch.Tensor, spatial_pool_size: int) -> torch.Tensor:
-    """`(X, N, h, w, C)` -> `(X, N, num_places² C)`: means of so many areas a side, row by row, side by side."""
+    """Pool `(X, N, h, w, C)` to `(X, N, spatial_pool_size² C)`, and concatenate the areas row by row."""
     if spatial_pool_size == 1:
         return features.mean(dim=(2, 3))
     areas = F.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), spatial_pool_size)
     return areas.permute(0, 2, 3, 1).flatten(1).unflatten(0, features.shape[:2])
 
 
-def add_outer_features(features: torch.Tensor, from_outer_branches: list[torch.Tensor | None]) -> torch.Tensor:
+def add_outer_features(features: torch.Tensor, outer_features: list[torch.Tensor | None]) -> torch.Tensor:
     """
-    `(Q, N, num_places² C)` and those of the outer branches, `(Q, N_i, C)`, which are the same at each place and may
-    have finer steps of time (convolutional stages).
+    Add the features of outer branches to the snippet features.
+
+    Args:
+        features (`torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`): Snippet features.
+        outer_features (`list[torch.Tensor | None]`): Features of each outer branch, of shape `(Q, N_i, C)`. All areas
+            receive the same features. Features with a higher temporal resolution, from convolutional stages, are
+            averaged over time.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`: Sum of all features.
     """
-    for outer_features in from_outer_branches:
-        if outer_features is not None:
-            if outer_features.shape[1] != features.shape[1]:
-                outer_features = F.adaptive_avg_pool1d(outer_features.mT, features.shape[1]).mT
-            spatial_pool_size = features.shape[2] // outer_features.shape[2]
-            features = features + outer_features.to(features.dtype).repeat(1, 1, spatial_pool_size)
+    for branch_features in outer_features:
+        if branch_features is not None:
+            if branch_features.shape[1] != features.shape[1]:
+                branch_features = F.adaptive_avg_pool1d(branch_features.mT, features.shape[1]).mT
+            spatial_pool_size = features.shape[2] // branch_features.shape[2]
+            features = features + branch_features.to(features.dtype).repeat(1, 1, spatial_pool_size)
     return features
 
 
 def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """(Q, N, C) -> (Q, S, C): averages over areas where `N > S`, linear where `N < S`."""
+    """Resample `(Q, N, C)` to `(Q, S, C)`, by averaging if `N > S` and by linear interpolation if `N < S`."""
     if features.shape[1] == grid_size:
         return features
     features = features.transpose(1, 2)
@@ -239,7 +256,7 @@ def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
 
 
 class SentenceScale(nn.Module):
-    """`f <- f * (1 + W q)`: the sentence multiplies the channels."""
+    """Channel-wise scale of the features by the sentence, `f * (1 + W q)`."""
 
     def __init__(self, text_dim: int, dim: int):
         super().__init__()
@@ -252,7 +269,7 @@ class SentenceScale(nn.Module):
 
 
 class BiLSTM(nn.RNNBase):
-    """`nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)`, which `torch.compile` does not take."""
+    """Equivalent of `nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)` that supports `torch.compile`."""
 
     def __init__(self, dim: int):
         super().__init__("LSTM", dim, dim // 2, batch_first=True, bidirectional=True)
@@ -266,12 +283,13 @@ class BiLSTM(nn.RNNBase):
 
 class PointLinear(nn.Linear):
     """
-    One linear layer over the 16 sampled points of each proposal, without building the sampled points.
+    Linear layer over the 16 sample points of each proposal. It never builds the features of the sample points.
 
-    It uses its weights itself, in its own forward: where weights are kept on disk, they are there while it runs.
+    `W [f(p_1); ...; f(p_16)]` equals `sum_k sum_s a_k(p, s) W_k f(s)`. The layer applies 16 linear maps to the
+    sequence, and `embedding_bag` sums two weighted rows per point in one pass.
 
-    `W [f(p_1); ...; f(p_16)] = sum_k sum_s a_k(p, s) W_k f(s)`: 16 linear maps of the sequence, then a weighted sum of
-    two rows a point, which `embedding_bag` does in one pass.
+    This module reads its weights only in its own `forward`, because weights offloaded to disk are loaded only while
+    `forward` runs.
     """
 
     def __init__(self, dim: int, num_points: int):
@@ -280,23 +298,25 @@ class PointLinear(nn.Linear):
 
     def forward(self, features: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
+        Compute the features of proposals.
+
         Args:
-            features (`torch.Tensor` of shape `(Q, S, D)`): The sequence, per sentence.
-            rows (`torch.LongTensor` of shape `(Q P, 2 points)`): See [`point_rows`].
-            weights (`torch.FloatTensor` of shape `(Q P, 2 points)`): Likewise.
+            features (`torch.Tensor` of shape `(Q, S, D)`): Sequence per sentence.
+            rows (`torch.LongTensor` of shape `(Q P, 2 points)`): Rows from [`point_rows`].
+            weights (`torch.FloatTensor` of shape `(Q P, 2 points)`): Interpolation weights from [`point_rows`].
 
         Returns:
-            `torch.Tensor` of shape `(Q, P, D)`.
+            `torch.Tensor` of shape `(Q, P, D)`: Proposal features.
         """
         num_sentences, _, dim = features.shape
-        # (points, Q S, D). The weights are read where they are, and nothing is copied.
+        # (points, Q S, D). The reshaped weights are a view, not a copy.
         table = features.flatten(0, 1) @ self.weight.view(-1, self.num_points, dim).permute(1, 2, 0)
         sums = F.embedding_bag(rows, table.flatten(0, 1), per_sample_weights=weights.to(table), mode="sum")
         return sums.add_(self.bias).view(num_sentences, -1, dim)
 
 
 class ProposalFeatures(nn.Module):
-    """The features of proposals, `(Q, P, D)`; see [`PointLinear`]."""
+    """Features of proposals, `(Q, P, D)`; see [`PointLinear`]."""
 
     def __init__(self, dim: int, num_points: int):
         super().__init__()
@@ -310,14 +330,16 @@ class ProposalFeatures(nn.Module):
 
 class RetrievalBranch(nn.Module):
     """
-    Finds moments in many videos: an embedding of each proposal that no sentence changes, and one of each sentence.
-    Their product says how well they fit, so the proposals of a library are embedded once, and a sentence costs one
-    matrix product ([D], after MMN, Wang et al., AAAI 2022).
+    Branch for retrieval of segments from many videos ([D], after MMN, Wang et al., AAAI 2022).
+
+    The branch embeds proposals independently of the sentences. The product of a proposal embedding and a sentence
+    embedding is their similarity. A library therefore embeds its proposals once, and each sentence costs one matrix
+    product.
 
     Args:
-        config ([`ScadaConfig`]): With `retrieval_dim`, the size `E` of the embeddings.
-        video_dim (`int`): Width of the snippet features, `num_places² C`.
-        text_dim (`int`): Width `C_text` of the sentence vector.
+        config ([`ScadaConfig`]): Configuration with the embedding size `retrieval_dim`, `E`.
+        video_dim (`int`): Width of the snippet features, `spatial_pool_size² C`.
+        text_dim (`int`): Width of the sentence vector, `C_text`.
     """
 
     def __init__(self, config: ScadaConfig, video_dim: int, text_dim: int):
@@ -335,12 +357,14 @@ class RetrievalBranch(nn.Module):
 
     def embed_proposals(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
         """
+        Embed proposals.
+
         Args:
-            features (`torch.Tensor` of shape `(B, N, C)`): Snippet features that no sentence changed.
+            features (`torch.Tensor` of shape `(B, N, C)`): Sentence-independent snippet features.
             proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges `i < j` in `0..S`.
 
         Returns:
-            `torch.Tensor` of shape `(B, P, E)`: Of length 1.
+            `torch.Tensor` of shape `(B, P, E)`: Embeddings with norm 1.
         """
         features = features.to(self.norm.weight.dtype)
         if self.subtract_video_mean:
@@ -352,24 +376,27 @@ class RetrievalBranch(nn.Module):
 
     def embed_sentences(self, sentence: torch.Tensor) -> torch.Tensor:
         """
+        Embed sentences.
+
         Args:
             sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
 
         Returns:
-            `torch.Tensor` of shape `(Q, E)`: Of length 1.
+            `torch.Tensor` of shape `(Q, E)`: Embeddings with norm 1.
         """
         return F.normalize(self.sentence_out(sentence.to(self.sentence_out.weight.dtype)), dim=-1)
 
 
 class LocalizationHead(nn.Module):
     """
-    BiLSTM neck with a convolution beside it, multiplied by the sentence three times, a boundary branch and a proposal
-    branch; with `config.retrieval_dim` a [`RetrievalBranch`] beside all that.
+    Localization head with a neck of a BiLSTM and a parallel convolution, a boundary branch and a proposal branch. The
+    sentence scales the features at three places. With `config.retrieval_dim`, the head also has a
+    [`RetrievalBranch`].
 
     Args:
-        config ([`ScadaConfig`]): Sizes of the head.
-        video_dim (`int`): Width of the snippet features, `num_places² C`.
-        text_dim (`int`): Width `C_text` of the sentence vector.
+        config ([`ScadaConfig`]): Configuration of the head.
+        video_dim (`int`): Width of the snippet features, `spatial_pool_size² C`.
+        text_dim (`int`): Width of the sentence vector, `C_text`.
     """
 
     def __init__(self, config: ScadaConfig, video_dim: int, text_dim: int):
@@ -393,12 +420,12 @@ class LocalizationHead(nn.Module):
         self.iou_regressor = _mlp(dim, 1)
         self.offset_regressor = _mlp(dim, 4)
         self.retrieval = RetrievalBranch(config, video_dim, text_dim) if config.retrieval_dim else None
-        # Scores start near one half and segments near the unrefined proposals.
+        # Small initial weights keep probabilities near 0.5 and segments near the unrefined proposals.
         for output_layer in self.output_layers():
             output_layer.initial_std = config.initializer_range  # type: ignore[assignment]
 
     def output_layers(self) -> list[nn.Module]:
-        """The last layer of each branch."""
+        """Return the last layer of each branch."""
         branches = (self.boundary, self.iou_classifier, self.iou_regressor, self.offset_regressor)
         return [branch[-1] for branch in branches]
 
@@ -410,26 +437,30 @@ class LocalizationHead(nn.Module):
         sentence_free_features: torch.Tensor | None = None,
     ) -> HeadOutput:
         """
-        In training the proposals are at most `num_train_proposals`, drawn around the targets (see
-        [`sample_proposals`]). At inference they are all, if there are targets (for the loss), else the
-        `num_kept_proposals` of each sentence with the best scores, in the order of [`all_proposals`].
+        Predict scores and offsets of proposals.
+
+        During training, the head samples at most `num_train_proposals` proposals around the targets (see
+        [`sample_proposals`]). At inference with targets, it returns all proposals for the loss. Without targets, it
+        returns the `num_kept_proposals` proposals with the highest scores per sentence, in the order of
+        [`all_proposals`].
 
         Args:
             features (`torch.Tensor` of shape `(Q, N, C)`): Snippet features of each sentence's video.
             sentence (`torch.Tensor` of shape `(Q, C_text)`): Sentence vectors.
-            targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): All sentences' target segments, in `0..S`.
-            sentence_free_features (`torch.Tensor` of shape `(B, N, C)`, *optional*): Snippet features that no sentence
-                changed, for the retrieval branch.
+            targets_grid (`torch.Tensor` of shape `(N, 2)`, *optional*): Target segments of all sentences, in `0..S`.
+            sentence_free_features (`torch.Tensor` of shape `(B, N, C)`, *optional*): Sentence-independent snippet
+                features for the retrieval branch.
 
         Returns:
-            [`HeadOutput`].
+            [`HeadOutput`]: Raw outputs.
         """
-        # The encoders may be of another precision, such as a checkpoint in bfloat16 under a new head.
+        # The precision of the encoders can differ, for example with a checkpoint in bfloat16 and a new head.
         features, sentence = features.to(self.norm.weight.dtype), sentence.to(self.norm.weight.dtype)
         if self.config.subtract_video_mean:
             features = features - features.mean(1, keepdim=True)
         features = self.norm(F.dropout1d(features.mT, self.config.feature_dropout, self.training).mT)
-        # Both are linear, and interpolation weights sum to one: the order is free, and the shorter one is projected.
+        # Projection and resampling commute, because both are linear and interpolation weights sum to one. Project the
+        # shorter sequence.
         if features.shape[1] < self.config.grid_size:
             features = resample(self.projection(features), self.config.grid_size)
         else:
@@ -450,8 +481,8 @@ class LocalizationHead(nn.Module):
         if self.training and self.config.num_train_proposals < len(proposals_grid):
             if targets_grid is None:
                 targets_grid = proposals_grid[:0]
-            drawn = sample_proposals(proposals_grid, targets_grid, self.config.num_train_proposals)
-            proposals_grid = proposals_grid[drawn]
+            sampled = sample_proposals(proposals_grid, targets_grid, self.config.num_train_proposals)
+            proposals_grid = proposals_grid[sampled]
         proposal_features = F.relu_(self.proposal_features(sequence, proposals_grid))
         iou_logits = torch.cat([self.iou_classifier(proposal_features), self.iou_regressor(proposal_features)], dim=-1)
         offsets = self.offset_regressor(proposal_features)
@@ -466,24 +497,24 @@ class LocalizationHead(nn.Module):
         self, sequence: torch.Tensor, proposals_grid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The proposals with the best scores, without the rest of what only others would need.
+        Return the `K` proposals with the highest scores per sentence, and compute offsets only for these proposals.
 
         Args:
-            sequence (`torch.Tensor` of shape `(Q, S, D)`): What the proposals read.
-            proposals_grid (`torch.Tensor` of shape `(P, 2)`): All of them.
+            sequence (`torch.Tensor` of shape `(Q, S, D)`): Input sequence of the proposal branch.
+            proposals_grid (`torch.Tensor` of shape `(P, 2)`): All proposals.
 
         Returns:
-            `tuple`: of the `K` best of each sentence the edges `(Q, K, 2)`, the IoUs `(Q, K, 2)` and the offsets
-            `(Q, K, 4)`.
+            `tuple`: Edges `(Q, K, 2)`, IoU logits `(Q, K, 2)` and offsets `(Q, K, 4)`.
         """
-        # What cannot be decided without waiting for a GPU, or in a graph, costs next to nothing on a GPU.
+        # The data-dependent loop of `_best_for_sentence` would synchronize a GPU or break a compiled graph. On a GPU,
+        # the full computation costs almost no extra time.
         if sequence.device.type != "cpu" or torch.compiler.is_compiling():
             features = F.relu_(self.proposal_features(sequence, proposals_grid))
             iou_logits = torch.cat([self.iou_classifier(features), self.iou_regressor(features)], dim=-1)
             kept = best_proposals(score_logits(iou_logits.float()), self.config.num_kept_proposals)
             offsets = self.offset_regressor(gather_proposals(features, kept))
             return proposals_grid[kept], gather_proposals(iou_logits, kept), offsets
-        # On a CPU one by one, as what belongs to a sentence fits into the caches.
+        # On a CPU, process sentences one by one, because the data of a single sentence fits into the caches.
         points = sample_points(proposals_grid, self.config.num_sample_points, self.config.grid_size)
         points = point_rows(*points, 1, self.config.grid_size)
         best_by_sentence = [
@@ -496,11 +527,11 @@ class LocalizationHead(nn.Module):
     def _best_for_sentence(
         self, features: torch.Tensor, proposals_grid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[`_best`] of the features `(P, D)`, which asks for the regression only where it can matter."""
+        """Return the result of `_best` for proposal features `(P, D)`; skip regressions that cannot change it."""
         num_kept, features = self.config.num_kept_proposals, F.relu_(features)
         classification = torch.cat([self.iou_classifier(part) for part in features.split(1024)])
-        # No score is above its classification, so only those matter whose classification is as high as the worst score
-        # that is kept. With a trained head these are seldom more than twice as many.
+        # A score never exceeds its classification. The regression therefore matters only for proposals whose
+        # classification reaches the lowest kept score. With a trained head, these rarely exceed `2 * num_kept`.
         count, needed = 0, 2 * num_kept
         while needed > count:
             count = needed

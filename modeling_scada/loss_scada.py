@@ -1,16 +1,18 @@
 """
-Losses of temporal grounding as pure tensor functions (docs/design.md section 8; terms [S], weights and thresholds
+Losses for temporal grounding as pure tensor functions (docs/design.md section 8; terms [S], weights and thresholds
 [D]).
 
-All work on `Q` sentences at once and return a value for each; [`temporal_grounding_loss`] takes their mean. Times are
-grid coordinates in `0..S`.
+The functions process `Q` sentences at once and return one value per sentence; [`temporal_grounding_loss`] averages
+these values. Times are grid coordinates in `0..S`.
 
-Beside the paper's terms stand two that rank, both [D]. The balanced classification weighs the few proposals that are
-hard to tell from a sentence's own, the events of other sentences, like the hundreds of easy ones; these two do not:
-- [`listwise_loss`]: a sentence's proposals compete with each other;
-- [`matching_loss`]: the sentences and the segments of a video compete for each other.
+Two ranking terms extend the losses of the paper, both [D]. In the balanced classification, a hard negative, such as
+the event of another sentence, has the same weight as each of hundreds of easy negatives. The ranking terms emphasize
+hard negatives:
 
-[`retrieval_loss`] is that of the branch that searches many videos.
+- [`listwise_loss`] contrasts the proposals of a sentence.
+- [`matching_loss`] contrasts the sentences and segments of a video.
+
+[`retrieval_loss`] trains the retrieval branch, which searches many videos.
 """
 
 import torch
@@ -20,29 +22,32 @@ from torch.nn import functional as F
 IOU_CLASSIFICATION_WEIGHT = 1.0
 IOU_REGRESSION_WEIGHT = 5.0
 OFFSET_WEIGHT = 10.0
-# A proposal is a positive of the classification above this IoU, and takes part in the offset loss above the other.
+# Proposals above this IoU are positives of the classification.
 POSITIVE_IOU = 0.9
+# Proposals above this IoU contribute to the offset loss.
 OFFSET_IOU = 0.5
-# Proposals above this IoU share the listwise term's probability.
+# Proposals above this IoU are positives of the listwise term.
 LISTWISE_IOU = 0.7
-# Cosines of the retrieval branch are divided by it.
+# Temperature of the cosine similarities of the retrieval branch.
 RETRIEVAL_TEMPERATURE = 0.1
-# A sentence is no negative of another one's segment that it overlaps by more than this: both would be right.
+# A segment of another sentence above this IoU is not a negative, because it also matches the sentence.
 SAME_SEGMENT_IOU = 0.5
-# Start and end of the only segment of a sentence that is not in its video, in labels.
+# Start and end in the labels of a sentence that is absent from its video.
 ABSENT_LABEL = -1
-# Boundary positives lie within this share of the segment's length of the boundary, but at least one step.
+# Maximum distance of boundary positives from the boundary, as a fraction of the segment's length; at least one step.
 BOUNDARY_RADIUS = 0.1
 
 
 def temporal_iou(proposals_grid: torch.Tensor, targets_grid: torch.Tensor) -> torch.Tensor:
     """
+    Compute the temporal IoU of each proposal with each target.
+
     Args:
-        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Start and end.
-        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Start and end.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Start and end of each proposal.
+        targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Start and end of each target.
 
     Returns:
-        `torch.Tensor` of shape `(Q, P, K)`: Intersection over union, 0 where both have no length.
+        `torch.Tensor` of shape `(Q, P, K)`: Intersection over union, 0 if both lengths are zero.
     """
     proposals = proposals_grid[None, :, None]
     targets = targets_grid[:, None]
@@ -54,21 +59,23 @@ def temporal_iou(proposals_grid: torch.Tensor, targets_grid: torch.Tensor) -> to
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` over the last dimension where `mask` holds; 0 where it holds nowhere."""
+    """Return the mean of `values` over the last dimension where `mask` is `True`, or 0 for an empty mask."""
     mask = mask.to(values.dtype)
     return (values * mask).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 def above_or_best(iou: torch.Tensor, threshold: float) -> torch.Tensor:
     """
-    The proposals above `threshold`; in rows without one the best, if it overlaps its target at all.
+    Select the proposals above a threshold.
+
+    In rows without such a proposal, the function selects the best one if its IoU is positive.
 
     Args:
         iou (`torch.Tensor` of shape `(Q, P)`): IoU of each proposal.
-        threshold (`float`): Bound.
+        threshold (`float`): IoU threshold.
 
     Returns:
-        `torch.BoolTensor` of shape `(Q, P)`.
+        `torch.BoolTensor` of shape `(Q, P)`: Mask of the selected proposals.
     """
     best = iou.max(-1, keepdim=True).values
     return (iou > threshold) | ((best <= threshold) & (iou == best) & (best > 0))
@@ -76,11 +83,11 @@ def above_or_best(iou: torch.Tensor, threshold: float) -> torch.Tensor:
 
 def balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """
-    Binary cross-entropy in which positives and negatives of a row weigh the same.
+    Compute binary cross-entropy with equal weight for the positives and the negatives of each row.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., n)`): Scores.
-        positive (`torch.BoolTensor` of shape `(..., n)`): Targets.
+        logits (`torch.Tensor` of shape `(..., n)`): Logits.
+        positive (`torch.BoolTensor` of shape `(..., n)`): Mask of the positives.
 
     Returns:
         `torch.Tensor` of shape `(...)`: Half the mean over the positives plus half the mean over the negatives.
@@ -93,15 +100,15 @@ def boundary_loss(
     boundary_logits: torch.Tensor, targets_grid: torch.Tensor, target_mask: torch.Tensor
 ) -> torch.Tensor:
     """
-    Start and end of the targets, per step.
+    Compute the balanced classification loss of start and end per step.
 
     Args:
-        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end logits.
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Logits of start and end per step.
         targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
-        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Mask of the targets, `False` for padding.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     centers_grid = torch.arange(boundary_logits.shape[1], device=targets_grid.device) + 0.5
     lengths_grid = targets_grid[..., 1] - targets_grid[..., 0]
@@ -113,28 +120,30 @@ def boundary_loss(
 
 def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     """
-    Balanced classification of the proposals: positive above 0.9 IoU, falling to the best proposal where none is.
+    Compute the balanced classification loss of the proposals.
+
+    Proposals above IoU 0.9 are positives. For a sentence without such a proposal, the best one is positive.
 
     Args:
-        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        logits (`torch.Tensor` of shape `(Q, P)`): Classification logits.
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     return balanced_bce(logits, above_or_best(iou, POSITIVE_IOU))
 
 
 def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     """
-    Squared error of the predicted IoU, in which the bins > 0.7, 0.3 to 0.7 and < 0.3 weigh the same.
+    Compute the squared error of the predicted IoU, with equal weight for the IoU bins > 0.7, 0.3 to 0.7 and < 0.3.
 
     Args:
-        logits (`torch.Tensor` of shape `(Q, P)`): IoU before the sigmoid.
+        logits (`torch.Tensor` of shape `(Q, P)`): Predicted IoU before the sigmoid.
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     error = (logits.sigmoid() - iou) ** 2
     high, low = iou > 0.7, iou < 0.3
@@ -147,17 +156,19 @@ def offset_loss(
     offsets: torch.Tensor, proposals_grid: torch.Tensor, targets_grid: torch.Tensor, iou: torch.Tensor
 ) -> torch.Tensor:
     """
-    Smooth-L1 on the offsets of start, end, centre and width, for proposals that overlap their target by more than half
-    (the best proposal where none does).
+    Compute the Smooth-L1 loss of the offsets of start, end, center and width.
+
+    The loss includes proposals above IoU 0.5 with their target. For a sentence without such a proposal, it includes
+    the best one.
 
     Args:
-        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted, in units of the proposal's length.
-        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges.
-        targets_grid (`torch.Tensor` of shape `(Q, P, 2)`): The target of each proposal.
-        iou (`torch.Tensor` of shape `(Q, P)`): IoU with it.
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted offsets, in units of the proposal's length.
+        proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
+        targets_grid (`torch.Tensor` of shape `(Q, P, 2)`): Target of each proposal.
+        iou (`torch.Tensor` of shape `(Q, P)`): IoU of each proposal with its target.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     length = (proposals_grid[:, 1] - proposals_grid[:, 0])[:, None]
     expected = torch.cat(
@@ -172,35 +183,39 @@ def offset_loss(
     return masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
-def multi_positive_cross_entropy(logits: torch.Tensor, positive: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def multi_positive_cross_entropy(
+    logits: torch.Tensor, positive: torch.Tensor, candidates: torch.Tensor
+) -> torch.Tensor:
     """
-    Cross-entropy of a softmax with several right answers: `-log` of what they get together.
+    Compute softmax cross-entropy with multiple positives.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., n)`): Scores.
-        positive (`torch.BoolTensor` of shape `(..., n)`): The right answers, all of them present.
-        present (`torch.BoolTensor` of shape `(..., n)`): All answers that compete.
+        logits (`torch.Tensor` of shape `(..., n)`): Logits.
+        positive (`torch.BoolTensor` of shape `(..., n)`): Mask of the positives.
+        candidates (`torch.BoolTensor` of shape `(..., n)`): Mask of the positives and negatives.
 
     Returns:
-        `torch.Tensor` of shape `(...)`; 0 where there is no right answer.
+        `torch.Tensor` of shape `(...)`: Negative log of the total probability of the positives, or 0 without
+        positives.
     """
     lowest = torch.finfo(logits.dtype).min
-    right = logits.masked_fill(~positive, lowest).logsumexp(-1)
-    loss = logits.masked_fill(~present, lowest).logsumexp(-1) - right
+    positive_logit = logits.masked_fill(~positive, lowest).logsumexp(-1)
+    loss = logits.masked_fill(~candidates, lowest).logsumexp(-1) - positive_logit
     return torch.where(positive.any(-1), loss, 0)
 
 
 def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     """
-    `-log` of the share of the softmax over a sentence's proposals that those above IoU 0.7 have (the best, where none
-    is). [D]
+    Compute softmax cross-entropy over the proposals of each sentence. [D]
+
+    Proposals above IoU 0.7 are positives. For a sentence without such a proposal, the best one is positive.
 
     Args:
-        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        logits (`torch.Tensor` of shape `(Q, P)`): Classification logits.
         iou (`torch.Tensor` of shape `(Q, P)`): IoU with the best target.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     return multi_positive_cross_entropy(
         logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool)
@@ -211,17 +226,19 @@ def competing_segments(
     targets_grid: torch.Tensor, target_mask: torch.Tensor, video_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Which of all sentences' segments are a sentence's own, and which are not its own.
+    Find the positive and negative segments of each sentence among the segments of all sentences.
 
-    Neither is a segment of the same video that the sentence overlaps with one of its own by more than half.
+    A sentence's own segments are positives. Segments of the same video above IoU 0.5 with one of these are neither
+    positives nor negatives.
 
     Args:
         targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
-        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
-        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Mask of the targets, `False` for padding.
+        video_index (`torch.LongTensor` of shape `(Q,)`): Index of each sentence's video.
 
     Returns:
-        `tuple` of three `torch.BoolTensor` of shape `(Q, Q * K)`: own, not own, and which are of the sentence's video.
+        `tuple` of three `torch.BoolTensor` of shape `(Q, Q * K)`: Masks of the positives, of the negatives, and of the
+        segments from the sentence's video.
     """
     num_sentences, num_targets = target_mask.shape
     sentences = torch.arange(num_sentences, device=target_mask.device)
@@ -230,8 +247,8 @@ def competing_segments(
     same_video = video_index[owner] == video_index[:, None]
     overlap = temporal_iou(targets_grid.flatten(0, 1), targets_grid)  # (Q, Q * K, K)
     is_same = same_video & ((overlap * target_mask[:, None]).amax(-1) > SAME_SEGMENT_IOU)
-    present = target_mask.flatten()
-    return is_own & present, target_mask.any(-1)[:, None] & present & ~(is_own | is_same), same_video
+    is_target = target_mask.flatten()
+    return is_own & is_target, target_mask.any(-1)[:, None] & is_target & ~(is_own | is_same), same_video
 
 
 def matching_loss(
@@ -242,28 +259,28 @@ def matching_loss(
     video_index: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Which segment of its video is a sentence's, and which sentence is a segment's. [D]
+    Compute the cross-entropy of matching sentences and segments within each video. [D]
 
-    `A[m, n]` is the score of sentence `m` at the proposal nearest to segment `n`. Along the rows the segments of the
-    video compete for a sentence, along the columns the sentences for a segment: cross-entropy, half a row's and half
-    the mean of its own segments' columns. A pair takes no part if the sentence overlaps the segment with one of its
-    own by more than half, since then it is no negative. 0 for the only sentence of a video.
+    `A[m, n]` denotes the logit of sentence `m` at the proposal nearest to segment `n`. The rows contrast the segments
+    of the video for each sentence. The columns contrast the sentences for each segment. The loss of a sentence is the
+    mean of its row term and the average column term of its own segments. Segments above IoU 0.5 with one of the
+    sentence's own are not negatives. The loss is 0 if a video has a single sentence.
 
     Args:
-        logits (`torch.Tensor` of shape `(Q, P)`): Scores.
+        logits (`torch.Tensor` of shape `(Q, P)`): Classification logits.
         iou (`torch.Tensor` of shape `(Q, P, K)`): IoU of each proposal with each target.
         targets_grid (`torch.Tensor` of shape `(Q, K, 2)`): Target segments.
-        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Which targets there are.
-        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        target_mask (`torch.BoolTensor` of shape `(Q, K)`): Mask of the targets, `False` for padding.
+        video_index (`torch.LongTensor` of shape `(Q,)`): Index of each sentence's video.
 
     Returns:
-        `torch.Tensor` of shape `(Q,)`.
+        `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
-    at_segments = logits[:, iou.argmax(1).flatten()]  # (Q, Q * K)
-    own, others, same_video = competing_segments(targets_grid, target_mask, video_index)
-    present = own | (others & same_video)
-    rows = multi_positive_cross_entropy(at_segments, own, present)
-    columns = multi_positive_cross_entropy(at_segments.T, own.T, present.T).view(target_mask.shape)
+    segment_logits = logits[:, iou.argmax(1).flatten()]  # (Q, Q * K)
+    positive, negative, same_video = competing_segments(targets_grid, target_mask, video_index)
+    candidates = positive | (negative & same_video)
+    rows = multi_positive_cross_entropy(segment_logits, positive, candidates)
+    columns = multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
     return (rows + masked_mean(columns, target_mask)) / 2
 
 
@@ -277,38 +294,38 @@ def retrieval_loss(
     grid_size: int,
 ) -> torch.Tensor:
     """
-    Which proposal of all videos is a sentence's, and which sentence of all is a segment's: cross-entropy over the
-    cosines divided by 0.1. [D]
+    Compute the cross-entropy of matching sentences and proposals across all videos of the batch. [D]
 
-    As in [`listwise_loss`], the proposals above IoU 0.7 share the right answer; as in [`matching_loss`], each segment
-    stands for itself by its nearest proposal. A video in which the same text is asked for is no negative.
+    The logits are cosine similarities divided by 0.1. For each sentence, the loss contrasts the proposals of all
+    videos, with positives as in [`listwise_loss`]. For each segment, it contrasts the sentences at the nearest
+    proposal, as in [`matching_loss`]. Videos queried with the same text are not negatives.
 
     Args:
-        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`): Of length 1.
-        sentence_embeds (`torch.Tensor` of shape `(Q, E)`): Of length 1.
+        proposal_embeds (`torch.Tensor` of shape `(B, P, E)`): Proposal embeddings with norm 1.
+        sentence_embeds (`torch.Tensor` of shape `(Q, E)`): Sentence embeddings with norm 1.
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
         labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
-        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
-        same_text (`torch.BoolTensor` of shape `(Q, Q)`): Which sentences have the same words.
+        video_index (`torch.LongTensor` of shape `(Q,)`): Index of each sentence's video.
+        same_text (`torch.BoolTensor` of shape `(Q, Q)`): Mask of the pairs of sentences with the same words.
         grid_size (`int`): Number of steps `S`.
 
     Returns:
-        `torch.Tensor` of shape `()`: The mean over the sentences that have a target (0 if none has).
+        `torch.Tensor` of shape `()`: Mean over the sentences with a target, or 0 without targets.
     """
     targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
     num_videos = len(proposal_embeds)
     logits = torch.einsum("qe,bpe->qbp", sentence_embeds.float(), proposal_embeds.float()) / RETRIEVAL_TEMPERATURE
     is_own_video = video_index[:, None] == torch.arange(num_videos, device=video_index.device)  # (Q, B)
-    asks_the_same = (same_text.to(logits) @ is_own_video.to(logits)) > 0  # (Q, B)
+    has_same_text = (same_text.to(logits) @ is_own_video.to(logits)) > 0  # (Q, B)
     positive = is_own_video[..., None] & above_or_best(all_ious.amax(-1), LISTWISE_IOU)[:, None]
-    present = (is_own_video | ~asks_the_same)[..., None].expand_as(positive)
-    rows = multi_positive_cross_entropy(logits.flatten(1), positive.flatten(1), present.flatten(1))
+    candidates = (is_own_video | ~has_same_text)[..., None].expand_as(positive)
+    rows = multi_positive_cross_entropy(logits.flatten(1), positive.flatten(1), candidates.flatten(1))
 
-    owner_video = video_index.repeat_interleave(target_mask.shape[1])
-    at_segments = logits[:, owner_video, all_ious.argmax(1).flatten()]  # (Q, Q * K)
-    own, others, _ = competing_segments(targets_grid, target_mask, video_index)
-    present = own | (others & ~same_text.repeat_interleave(target_mask.shape[1], dim=1))
-    columns = multi_positive_cross_entropy(at_segments.T, own.T, present.T).view(target_mask.shape)
+    segment_video = video_index.repeat_interleave(target_mask.shape[1])
+    segment_logits = logits[:, segment_video, all_ious.argmax(1).flatten()]  # (Q, Q * K)
+    positive, negative, _ = competing_segments(targets_grid, target_mask, video_index)
+    candidates = positive | (negative & ~same_text.repeat_interleave(target_mask.shape[1], dim=1))
+    columns = multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
     return masked_mean((rows + masked_mean(columns, target_mask)) / 2, target_mask.any(-1))
 
 
@@ -320,20 +337,22 @@ def temporal_grounding_loss(
     labels: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """
-    `L = L_boundary + L_iou + L_offset`, the mean over the sentences that have a target (0 if none has). Those that are
-    not in their video, with `[-1, -1]` for a label, take part in all but the offsets: no proposal is theirs, no step a
-    boundary, and the IoU of each is 0. [D]
+    Compute the terms of `L = L_boundary + L_iou + L_offset`, averaged over sentences.
+
+    The average includes sentences with a target and sentences absent from their video, labeled `[-1, -1]`. For absent
+    sentences, all proposals and steps are negatives, and each IoU is 0 [D]. The offset loss excludes them. Each term
+    is 0 without such sentences.
 
     Args:
-        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Start and end, per step.
-        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): IoU as classification and as regression.
-        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted offsets.
+        boundary_logits (`torch.Tensor` of shape `(Q, S, 2)`): Logits of start and end per step.
+        iou_logits (`torch.Tensor` of shape `(Q, P, 2)`): Logits of the IoU classification and IoU regression.
+        offsets (`torch.Tensor` of shape `(Q, P, 4)`): Predicted offsets, in units of the proposal's length.
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
         labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
 
     Returns:
-        `dict[str, torch.Tensor]`: `loss_boundary`, `loss_iou_classification`, `loss_iou_regression` and `loss_offset`,
-        each times its weight; their sum is the loss.
+        `dict[str, torch.Tensor]`: Weighted terms `loss_boundary`, `loss_iou_classification`, `loss_iou_regression` and
+        `loss_offset`. Their sum is the loss.
     """
     proposals = proposals_grid.float()
     targets_grid, target_mask, all_ious = _targets(labels, proposals, boundary_logits.shape[1])
@@ -347,10 +366,9 @@ def temporal_grounding_loss(
         "loss_offset": OFFSET_WEIGHT * offset_loss(offsets.float(), proposals, own_target, iou),
     }
     has_target = target_mask.any(-1)
-    has_answer = has_target | (labels[..., 0] == ABSENT_LABEL).any(-1)
+    has_label = has_target | (labels[..., 0] == ABSENT_LABEL).any(-1)
     return {
-        name: masked_mean(values, has_target if name == "loss_offset" else has_answer)
-        for name, values in terms.items()
+        name: masked_mean(values, has_target if name == "loss_offset" else has_label) for name, values in terms.items()
     }
 
 
@@ -362,18 +380,18 @@ def ranking_loss(
     grid_size: int,
 ) -> dict[str, torch.Tensor]:
     """
-    The two terms that rank, see above; the mean over the sentences that have a target (0 if none has). [D]
+    Compute the two ranking terms, averaged over the sentences with a target, or 0 without targets. [D]
 
     Args:
-        logits (`torch.Tensor` of shape `(Q, P)`): IoU as classification (with the score, which the regression is part
-            of, the matching term learnt more slowly). The proposals nearest to the targets have to be among the `P`.
+        logits (`torch.Tensor` of shape `(Q, P)`): Classification logits. The `P` proposals must include those nearest
+            to the targets. With the full score, which includes the regression, the matching term learned more slowly.
         proposals_grid (`torch.Tensor` of shape `(P, 2)`): Edges in `0..S`.
         labels (`torch.Tensor` of shape `(Q, K, 2)`): Target segments in `[0, 1]` of the window, padded with -100.
-        video_index (`torch.LongTensor` of shape `(Q,)`): The video of each sentence.
+        video_index (`torch.LongTensor` of shape `(Q,)`): Index of each sentence's video.
         grid_size (`int`): Number of steps `S`.
 
     Returns:
-        `dict[str, torch.Tensor]`: `loss_listwise` and `loss_matching`.
+        `dict[str, torch.Tensor]`: Terms `loss_listwise` and `loss_matching`.
     """
     targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
     logits = logits.float()
@@ -388,7 +406,7 @@ def ranking_loss(
 def _targets(
     labels: torch.Tensor, proposals: torch.Tensor, grid_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Targets `(Q, K, 2)` in `0..S`, which there are `(Q, K)`, and each proposal's IoU with them `(Q, P, K)`."""
+    """Return the targets `(Q, K, 2)` in `0..S`, their mask `(Q, K)`, and their IoU with each proposal `(Q, P, K)`."""
     target_mask = labels[..., 0] >= 0
     targets_grid = labels.float().clamp_min(0) * grid_size
     return targets_grid, target_mask, temporal_iou(proposals, targets_grid) * target_mask[:, None]

@@ -9,7 +9,7 @@ from .configuration_c3d import C3DConfig
 from .modeling_stages import StagesModel
 
 
-# Per stage, as in the original: the convolutions and the pooling that follows them.
+# Names of the convolutions and the pooling layer of each stage, as in the original.
 STAGES = (
     (("conv1",), "pool1"),
     (("conv2",), "pool2"),
@@ -21,13 +21,13 @@ STAGES = (
 
 class C3DStage(GradientCheckpointingLayer, nn.Sequential):
     """
-    Convolutions, each with a ReLU, and a max pooling: `(B, C, T, H, W)` -> `(B, C', T', H', W')`. The members have the
-    original's names.
+    Stage of C3D: convolutions, each followed by a ReLU, and max pooling. It maps `(B, C, T, H, W)` to
+    `(B, C', T', H', W')`. The submodules keep the original names.
 
     Args:
-        stage (`int`): Which of the five.
-        in_channels (`int`): `C`.
-        out_channels (`int`): `C'`.
+        stage (`int`): Index of the stage, from 0 to 4.
+        in_channels (`int`): Number of input channels `C`.
+        out_channels (`int`): Number of output channels `C'`.
     """
 
     def __init__(self, stage: int, in_channels: int, out_channels: int):
@@ -37,22 +37,22 @@ class C3DStage(GradientCheckpointingLayer, nn.Sequential):
             layers[name] = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
             layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
             in_channels = out_channels
-        # Caffe rounds up: at 112 pixels pool5 makes 4 x 4 of 7 x 7, its last windows half outside. Ports that pad both
-        # sides by one instead get 4 x 4 as well, of other windows.
+        # Caffe rounds up: at 112 pixels, pool5 reduces 7 x 7 to 4 x 4, and its last windows lie half outside. Ports
+        # that pad both sides by one instead also yield 4 x 4, but from different windows.
         layers[pool_name] = nn.MaxPool3d(kernel_size=(2 if stage else 1, 2, 2), ceil_mode=True)
         super().__init__(layers)
 
 
 class C3DModel(StagesModel):
     r"""
-    The convolutional part of C3D. Each of its `stages` takes one tensor and returns one, `(B, C, T, H, W)`.
+    Convolutional part of C3D. Each of its `stages` maps `(B, C, T, H, W)` to `(B, C', T', H', W')`.
 
-    A stage ends with its pooling, so the last one gives one step of time for each 16 frames: at the usual input, 16
-    frames of 112 x 112 pixels, 1 x 4 x 4 positions of 512 channels. The fully connected layers that follow in the
-    original (fc6, fc7 and a classifier) see a clip of one size as a vector; they are no part of this model.
+    Each stage ends with its pooling layer, so the last stage outputs one time step per 16 frames. For 16 frames of
+    112 x 112 pixels, the output has 1 x 4 x 4 positions of 512 channels. The model omits the fully connected layers of
+    the original (fc6, fc7 and a classifier), because they require clips of a fixed size.
 
     Args:
-        config ([`C3DConfig`]): The configuration.
+        config ([`C3DConfig`]): Configuration of the model.
 
     Example:
 

@@ -11,22 +11,23 @@ from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .modeling_i3d import pad_same
 
 
-# Of the seven stages of blocks: kernel, stride of the first block, and width of a block inside over that of its input.
+# Kernel size, stride of the first block, and expansion ratio of each of the seven block stages.
 BLOCKS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 
 
 class EfficientNetLiteUnit(nn.Module):
     """
-    Convolution without bias, batch norm, and ReLU6 if asked for: `(B, C, H, W)` -> `(B, C', H', W')`.
+    Convolution without bias, followed by batch norm and an optional ReLU6. It maps `(B, C, H, W)` to
+    `(B, C', H', W')`.
 
     Args:
-        config ([`EfficientNetLiteConfig`]): The model's configuration.
-        in_channels (`int`): `C`.
-        out_channels (`int`): `C'`.
-        kernel_size (`int`): In height and width; odd.
-        stride (`int`): In height and width.
-        groups (`int`): Of the convolution.
-        has_activation (`bool`): Whether a ReLU6 follows.
+        config ([`EfficientNetLiteConfig`]): Configuration of the model.
+        in_channels (`int`): Number of input channels `C`.
+        out_channels (`int`): Number of output channels `C'`.
+        kernel_size (`int`): Kernel size in height and width, an odd number.
+        stride (`int`): Stride in height and width.
+        groups (`int`): Number of groups of the convolution.
+        has_activation (`bool`): Whether to apply ReLU6.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class EfficientNetLiteUnit(nn.Module):
         has_activation: bool = True,
     ):
         super().__init__()
-        # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
+        # With stride 1, "SAME" padding is symmetric, so the convolution applies it without copying its input.
         padding = kernel_size // 2 if stride == 1 else 0
         self.kernel_size, self.stride = kernel_size, stride
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
@@ -55,14 +56,16 @@ class EfficientNetLiteUnit(nn.Module):
 
 class EfficientNetLiteBlock(nn.Module):
     """
-    Inverted bottleneck: wider, depthwise, narrow again, and the input added where that is of the same shape.
+    Inverted bottleneck: expansion, depthwise convolution and projection. A residual connection adds the input if it
+    has the same shape as the output.
 
     Args:
-        config ([`EfficientNetLiteConfig`]): The model's configuration.
-        in_channels (`int`): `C`.
-        out_channels (`int`): `C'`.
-        kernel_size (`int`), stride (`int`): Of the depthwise convolution.
-        expansion (`int`): Width inside over `C`; with 1 there is no convolution that widens.
+        config ([`EfficientNetLiteConfig`]): Configuration of the model.
+        in_channels (`int`): Number of input channels `C`.
+        out_channels (`int`): Number of output channels `C'`.
+        kernel_size (`int`): Kernel size of the depthwise convolution.
+        stride (`int`): Stride of the depthwise convolution.
+        expansion (`int`): Ratio of the inner width to `C`; 1 omits the expansion.
     """
 
     def __init__(
@@ -87,16 +90,16 @@ class EfficientNetLiteBlock(nn.Module):
 
 
 class EfficientNetLiteStage(GradientCheckpointingLayer, nn.Sequential):
-    """Blocks, one after the other: `(B, C, H, W)` -> `(B, C', H', W')`."""
+    """Sequence of blocks. It maps `(B, C, H, W)` to `(B, C', H', W')`."""
 
 
 class EfficientNetLiteModel(PreTrainedModel):
     r"""
-    EfficientNet-Lite without its average pooling and classifier. Each of its `stages` takes one tensor and returns
-    one, `(B, C, H, W)`.
+    EfficientNet-Lite without average pooling and classifier. Each of its `stages` maps `(B, C, H, W)` to
+    `(B, C', H', W')`.
 
     Args:
-        config ([`EfficientNetLiteConfig`]): The configuration.
+        config ([`EfficientNetLiteConfig`]): Configuration of the model.
 
     Example:
 
@@ -137,20 +140,23 @@ class EfficientNetLiteModel(PreTrainedModel):
             self.stages.append(EfficientNetLiteStage(*blocks))
         for head_width in config.hidden_sizes[num_stages:]:
             self.stages.append(EfficientNetLiteStage(EfficientNetLiteUnit(config, in_channels, head_width)))
-        # The configuration may name the first stages alone, and the weights be those of all.
-        ending = range(len(self.stages), len(BLOCKS) + 1)
-        self._keys_to_ignore_on_load_unexpected = [rf"^stages\.{index}\." for index in ending]
+        # A truncated model can load the weights of the full model.
+        omitted_stages = range(len(self.stages), len(BLOCKS) + 1)
+        self._keys_to_ignore_on_load_unexpected = [rf"^stages\.{index}\." for index in omitted_stages]
         self.post_init()
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithNoAttention:
         """
+        Encode frames.
+
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised RGB frames; any size.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized RGB frames of any size.
 
         Returns:
-            `BaseModelOutputWithNoAttention`: `last_hidden_state` of shape `(B, hidden_sizes[-1], H / 32, W / 32)`,
-            the size rounded up; of a model of five stages or four, `H / 16` and `W / 16`, and so on.
+            `BaseModelOutputWithNoAttention`: Output with `last_hidden_state` of shape `(B, hidden_sizes[-1], H / 32,
+            W / 32)`, rounded up. Truncated models return larger maps, for example `H / 16` and `W / 16` with four or
+            five stages.
         """
         hidden_states = self.stem(pixel_values)
         for stage in self.stages:

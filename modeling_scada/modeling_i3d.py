@@ -10,7 +10,7 @@ from .configuration_i3d import MIXED_WIDTHS, STEM_WIDTHS, I3DConfig
 from .modeling_stages import StagesModel
 
 
-# The stages after the stem: a pooling with its kernel and stride, and the blocks that follow it.
+# Pooling layer with its kernel and stride, and the following blocks, of each stage after the stem.
 MIXED_STAGES = (
     ("MaxPool3d_3a_3x3", (1, 3, 3), (1, 2, 2), ("Mixed_3b", "Mixed_3c")),
     ("MaxPool3d_4a_3x3", (3, 3, 3), (2, 2, 2), ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")),
@@ -22,31 +22,32 @@ def pad_same(
     hidden_states: torch.Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], value: float
 ) -> torch.Tensor:
     """
-    TensorFlow's padding "SAME": as much as makes the output `ceil(size / stride)` long, an odd rest at the end.
+    Pad as TensorFlow does with "SAME", so that the output has length `ceil(size / stride)`. An odd remainder goes to
+    the end.
 
     Args:
-        hidden_states (`torch.Tensor` of shape `(B, C, T, H, W)`): What a convolution or a pooling will run over.
-        kernel_size (`tuple[int, int, int]`): Its kernel in time, height and width.
-        stride (`tuple[int, int, int]`): Its stride.
-        value (`float`): What to pad with.
+        hidden_states (`torch.Tensor` of shape `(B, C, T, H, W)`): Input of a convolution or pooling layer.
+        kernel_size (`tuple[int, int, int]`): Kernel size of the layer in time, height and width.
+        stride (`tuple[int, int, int]`): Stride of the layer in time, height and width.
+        value (`float`): Padding value.
 
     Returns:
-        `torch.Tensor` of shape `(B, C, T', H', W')`: Padded.
+        `torch.Tensor` of shape `(B, C, T', H', W')`: Padded input.
     """
     padding: list[int] = []
     for size, kernel, step in zip(hidden_states.shape[2:], kernel_size, stride, strict=True):
         total = max(kernel - (size % step or step), 0)
-        padding = [total // 2, total - total // 2, *padding]  # `pad` begins with the last axis
+        padding = [total // 2, total - total // 2, *padding]  # `pad` starts with the last axis
     return nn.functional.pad(hidden_states, padding, value=value)
 
 
 class I3DBatchNorm(nn.BatchNorm3d):
     """
-    Batch norm that stays in evaluation mode if the configuration says `freeze_batch_norm`.
+    Batch norm that stays in evaluation mode if `config.freeze_batch_norm` is `True`.
 
     Args:
-        config ([`I3DConfig`]): The model's configuration.
-        num_features (`int`): Channels.
+        config ([`I3DConfig`]): Configuration of the model.
+        num_features (`int`): Number of channels.
     """
 
     def __init__(self, config: I3DConfig, num_features: int):
@@ -60,19 +61,19 @@ class I3DBatchNorm(nn.BatchNorm3d):
 
 class I3DUnit(nn.Module):
     """
-    Convolution without bias, batch norm, ReLU: `(B, C, T, H, W)` -> `(B, C', T', H', W')`.
+    Convolution without bias, followed by batch norm and ReLU. It maps `(B, C, T, H, W)` to `(B, C', T', H', W')`.
 
     Args:
-        config ([`I3DConfig`]): The model's configuration.
-        in_channels (`int`): `C`.
-        out_channels (`int`): `C'`.
-        kernel_size (`int`): The same in time and space; odd.
-        stride (`int`): The same in time and space.
+        config ([`I3DConfig`]): Configuration of the model.
+        in_channels (`int`): Number of input channels `C`.
+        out_channels (`int`): Number of output channels `C'`.
+        kernel_size (`int`): Kernel size in time and space, an odd number.
+        stride (`int`): Stride in time and space.
     """
 
     def __init__(self, config: I3DConfig, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1):
         super().__init__()
-        # With a stride of one "SAME" is symmetric, and the convolution can do it without a copy of its input.
+        # With stride 1, "SAME" padding is symmetric, so the convolution applies it without copying its input.
         padding = kernel_size // 2 if stride == 1 else 0
         self.kernel_size, self.stride = kernel_size, stride
         self.conv3d = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
@@ -86,13 +87,14 @@ class I3DUnit(nn.Module):
 
 class I3DMaxPool(nn.Module):
     """
-    Max pooling with TensorFlow's "SAME" padding: `(B, C, T, H, W)` -> `(B, C, T', H', W')`.
+    Max pooling with TensorFlow's "SAME" padding. It maps `(B, C, T, H, W)` to `(B, C, T', H', W')`.
 
-    pytorch-i3d pads with zeros, which is the same after a ReLU. An adapter's output can be negative everywhere.
+    pytorch-i3d pads with zeros, which is equivalent after a ReLU. This layer pads with `-inf` instead, because an
+    adapter can output only negative values.
 
     Args:
-        kernel_size (`tuple[int, int, int]`): In time, height and width.
-        stride (`tuple[int, int, int]`): In time, height and width.
+        kernel_size (`tuple[int, int, int]`): Kernel size in time, height and width.
+        stride (`tuple[int, int, int]`): Stride in time, height and width.
     """
 
     def __init__(self, kernel_size: tuple[int, int, int], stride: tuple[int, int, int]):
@@ -107,12 +109,12 @@ class I3DMaxPool(nn.Module):
 
 class I3DMixed(nn.Module):
     """
-    Inception block of four branches, with the names of pytorch-i3d: `(B, C, T, H, W)` -> `(B, C', T, H, W)`.
+    Inception block with four branches, named as in pytorch-i3d. It maps `(B, C, T, H, W)` to `(B, C', T, H, W)`.
 
     Args:
-        config ([`I3DConfig`]): The model's configuration.
-        in_channels (`int`): `C`.
-        widths (`tuple[int, ...]`): Channels of b0, b1a, b1b, b2a, b2b and b3b.
+        config ([`I3DConfig`]): Configuration of the model.
+        in_channels (`int`): Number of input channels `C`.
+        widths (`tuple[int, ...]`): Number of output channels of b0, b1a, b1b, b2a, b2b and b3b.
     """
 
     def __init__(self, config: I3DConfig, in_channels: int, widths: tuple[int, ...]):
@@ -138,20 +140,20 @@ class I3DMixed(nn.Module):
 
 
 class I3DStage(GradientCheckpointingLayer, nn.Sequential):
-    """Layers by the names of pytorch-i3d: `(B, C, T, H, W)` -> `(B, C', T', H', W')`."""
+    """Stage of I3D, with layers named as in pytorch-i3d. It maps `(B, C, T, H, W)` to `(B, C', T', H', W')`."""
 
 
 class I3DModel(StagesModel):
     r"""
-    I3D without its average pooling and classifier. Each of its `stages` takes one tensor and returns one,
-    `(B, C, T, H, W)`; they end with Conv3d_1a_7x7, Conv3d_2c_3x3, Mixed_3c, Mixed_4f and Mixed_5c.
+    I3D without average pooling and classifier. Each of its `stages` maps `(B, C, T, H, W)` to `(B, C', T', H', W')`.
+    The stages end with Conv3d_1a_7x7, Conv3d_2c_3x3, Mixed_3c, Mixed_4f and Mixed_5c.
 
-    The last stage gives one step of time for each 8 frames: for 16 frames of 224 x 224 pixels, 2 x 7 x 7 positions of
-    1024 channels. With gradient checkpointing, batch norms that are not frozen count each batch twice in their running
-    statistics, since the stages run twice.
+    The last stage outputs one time step per 8 frames. For 16 frames of 224 x 224 pixels, the output has 2 x 7 x 7
+    positions of 1024 channels. With gradient checkpointing, batch norm layers update their running statistics twice
+    per batch unless they are frozen, because the stages run twice.
 
     Args:
-        config ([`I3DConfig`]): The configuration.
+        config ([`I3DConfig`]): Configuration of the model.
 
     Example:
 

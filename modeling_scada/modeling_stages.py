@@ -1,4 +1,4 @@
-"""What C3D and I3D share: a list of convolutional stages, run one after the other over clips."""
+"""Base class of C3D and I3D: a sequence of convolutional stages over clips."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 @dataclass
 class StagesModelOutput(ModelOutput):
     """
-    Output of a [`StagesModel`]. `N` is time, here and in each stage.
+    Output of a [`StagesModel`]. `N` denotes the number of time steps.
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, N, h, w, C)`): Output of the last stage.
@@ -25,8 +25,8 @@ class StagesModelOutput(ModelOutput):
 
 class StagesModel(PreTrainedModel):
     """
-    A model whose subclass makes `stages`, an `nn.ModuleList`. Each takes one tensor and returns one,
-    `(B, C, T, H, W)` -> `(B, C', T', H', W')`.
+    Base class of models with convolutional stages. Subclasses define `stages`, an `nn.ModuleList`. Each stage maps
+    `(B, C, T, H, W)` to `(B, C', T', H', W')`.
     """
 
     base_model_prefix = "model"
@@ -38,21 +38,25 @@ class StagesModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Conv3d):  # C3D has no norm that could repair the scale
+        if isinstance(module, nn.Conv3d):  # C3D has no norm layer to correct the scale
             init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @can_return_tuple
     def forward(self, pixel_values_videos: torch.Tensor, output_feature_maps: bool = True) -> StagesModelOutput:
         """
+        Encode clips.
+
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of normalised RGB frames; any size.
-            output_feature_maps (`bool`): Whether to return the outputs of all stages too, and keep them in memory.
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips of normalized RGB frames of any
+                size.
+            output_feature_maps (`bool`): Whether to also return the outputs of all stages. This keeps them in memory.
 
         Returns:
-            [`StagesModelOutput`]: With `T_i`, `H_i` and `W_i` the input's size over the stage's stride, rounded up.
+            [`StagesModelOutput`]: Output of the last stage and optionally of all stages. `N_i`, `h_i` and `w_i` equal
+            the input size divided by the stride of the stage, rounded up.
 
         Raises:
-            ValueError: If the tensor is not `(clips, frames, channels, height, width)`.
+            ValueError: If the shape is not `(clips, frames, channels, height, width)`.
         """
         if pixel_values_videos.dim() != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
             raise ValueError(

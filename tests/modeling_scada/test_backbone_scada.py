@@ -199,9 +199,9 @@ def test_rectangular_patches_and_images(tiny_config):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 24, 3, 32, 32), "Received 24 frames a video; the backbone reads clips of 16"),
-        ((1, 8, 3, 32, 32), "Received 8 frames a video"),
-        ((1, 0, 3, 32, 32), "Received 0 frames a video"),
+        ((1, 24, 3, 32, 32), "Received 24 frames per video; the backbone reads clips of 16"),
+        ((1, 8, 3, 32, 32), "Received 8 frames per video"),
+        ((1, 0, 3, 32, 32), "Received 0 frames per video"),
         ((1, 16, 3, 40, 32), "Received frames of 40 x 32 pixels; the backbone's patches are 16 x 16"),
         ((1, 16, 3, 32, 40), "Received frames of 32 x 40 pixels"),
         ((1, 16, 3, 0, 32), "Received frames of 0 x 32 pixels"),
@@ -218,7 +218,7 @@ def test_input_that_does_not_fit_is_refused(backbone, shape, message):
 
 def test_an_encoder_of_another_type_is_refused():
     encoder = AutoModel.from_config(DistilBertConfig(vocab_size=10, dim=8, n_layers=1, n_heads=1, hidden_dim=8))
-    with pytest.raises(ValueError, match="model_type 'distilbert'; supported are .*'videomae'"):
+    with pytest.raises(ValueError, match="model_type 'distilbert'; expected one of .*'videomae'"):
         VideoBackbone(encoder)
 
 

@@ -668,17 +668,18 @@ def test_input_that_does_not_fit_is_refused(make_encoder, name):
     refused((*fits, 3, height + 8, width), f"Received frames of {height + 8} x {width} pixels; .* 16 x 16")
     refused((*fits, 3, height, width + 8), f"Received frames of {height} x {width + 8} pixels; .* 16 x 16")
     refused((*fits, 3, 0, width), f"Received frames of 0 x {width} pixels")
-    refused((1, 0, 3, height, width), "Received 0 frames a video")
+    refused((1, 0, 3, height, width), "Received 0 frames per video")
     refused((*fits, 1, height, width), r"expected \(videos, frames, 3, height, width\)")
     refused((case.clip_length, 3, height, width), r"expected \(videos, frames, 3, height, width\)")
     if case.clip_length > 1:
         wrong = case.clip_length + 1
-        message = f"Received {wrong} frames a video; the backbone reads clips of {case.clip_length}"
+        message = f"Received {wrong} frames per video; the backbone reads clips of {case.clip_length}"
         refused((1, wrong, 3, height, width), message)
     larger = torch.zeros(*fits, 3, height + 16, width + 16)
     if case.has_fixed_size:
         refused(
-            tuple(larger.shape), rf"frames of {height + 16} x {width + 16} pixels; {name} has positions for .*(32|48)"
+            tuple(larger.shape),
+            rf"frames of {height + 16} x {width + 16} pixels; {name} supports only the size .*(32|48)",
         )
         if height != width:
             refused((*fits, 3, width, height), f"Received frames of {width} x {height} pixels; {name} has positions")
@@ -703,7 +704,7 @@ def test_vjepa2_at_another_size(make_encoder, tmp_path):
 
 def test_an_encoder_that_is_not_supported_is_refused():
     encoder = AutoModel.from_config(CONFIG_MAPPING["vit"](image_size=32, **TINY_MLP))
-    with pytest.raises(ValueError, match="model_type 'vit'; supported are") as error:
+    with pytest.raises(ValueError, match="model_type 'vit'; expected one of") as error:
         VideoBackbone(encoder)
     assert all(f"'{name}'" in str(error.value) for name in CASES)
 

@@ -201,7 +201,7 @@ def test_model_and_adapter_come_back_from_files(make_model, batch, randomize_wei
 
 def test_another_clip_length_is_refused(make_model, batch):
     batch["pixel_values_videos"] = batch["pixel_values_videos"][:, :24]
-    with pytest.raises(ValueError, match="24 frames a video; the backbone reads clips of 16"):
+    with pytest.raises(ValueError, match="24 frames per video; the backbone reads clips of 16"):
         logits(make_model("i3d"), batch)
 
 

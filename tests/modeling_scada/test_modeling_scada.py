@@ -551,7 +551,7 @@ def test_labels_of_another_shape_are_refused(tiny_model, tiny_batch, shape):
         ({"input_ids": (3, 2, 6)}, r"Received `input_ids` of shape \(3, 2, 6\) for 2 videos"),
         ({"attention_mask": (2, 2, 5)}, r"Received `attention_mask` of shape \(2, 2, 5\)"),
         ({"sentence_mask": (2, 3)}, r"`sentence_mask` of shape \(2, 3\); expected .*\(2, 2\)"),
-        ({"pixel_values_videos": (2, 20, 3, 32, 32)}, "Received 20 frames a video"),
+        ({"pixel_values_videos": (2, 20, 3, 32, 32)}, "Received 20 frames per video"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(tiny_model, tiny_batch, changes, message):
@@ -614,7 +614,7 @@ def test_from_backbones_refuses_unknown_arguments(encoders):
 
 
 def test_from_backbones_refuses_a_video_encoder_of_another_type(encoders):
-    with pytest.raises(ValueError, match="model_type 'distilbert'; supported are .*'videomae'"):
+    with pytest.raises(ValueError, match="model_type 'distilbert'; expected one of .*'videomae'"):
         ScadaForTemporalGrounding.from_backbones(encoders[1], encoders[1])
 
 
