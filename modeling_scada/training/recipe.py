@@ -115,8 +115,8 @@ def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
     ]:
         raise ValueError(
             f"{output_dir} contains a run with different arguments ({'; '.join(differences)}). Use the same arguments "
-            "to resume it, another --output_dir for a new run, or --resume_from_checkpoint to continue from one of its "
-            "checkpoints with the new arguments."
+            "to resume it, another --output_dir for a new run, or --resume_from_checkpoint to continue from a "
+            "checkpoint with the new arguments."
         )
 
 

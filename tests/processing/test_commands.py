@@ -220,7 +220,7 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
         ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),
         (
             {"learning_rat": 1e-3},
-            "scada train: The recipe .* contains the unknown arguments ..learning_rat..; --help lists",
+            "scada train: The recipe .* contains the unknown arguments ..learning_rat..; --help",
         ),
         ({"tuning": "all"}, "scada train: Received tuning='all'; expected one of frozen"),
         (

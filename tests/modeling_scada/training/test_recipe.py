@@ -196,9 +196,9 @@ def test_an_adapter_goes_on_from_its_weights(recipe, tmp_path, arguments, recwar
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning that has .*'inner_layers': "),
-        ({"tuning": "lora"}, "'SCADA'.*tuning that has .*'LORA'"),
-        ({"tuning": "full"}, "tuning that has none.*or a model without an adapter"),
+        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning mode with .*'inner_layers': "),
+        ({"tuning": "lora"}, "'SCADA'.*tuning mode with .*'LORA'"),
+        ({"tuning": "full"}, "tuning mode with no adapter.*or a model without an adapter"),
     ],
 )
 def test_another_adapter_than_the_models_is_refused(recipe, change, message):
