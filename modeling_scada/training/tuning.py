@@ -93,7 +93,7 @@ def _resume_adapter(
     requested = config and _settings(config, num_layers)
     if config is None or existing != [requested]:
         raise ValueError(
-            f"Received a model with an adapter with {existing}, and a tuning mode with {requested or 'no adapter'}. "
+            f"Received a model with the adapter {existing}, and a tuning mode with {requested or 'no adapter'}. "
             "Use the tuning mode and layers of its training to continue, or a model without an adapter."
         )
     weights = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
