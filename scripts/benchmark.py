@@ -1,47 +1,48 @@
 r"""
-Memory and speed of what this project makes its own. Models are random and nothing is downloaded; results are checked
-for equality before anything is timed.
+Benchmark memory and speed of the components of this project. Models have random weights and nothing is downloaded. The
+script checks results for equality before timing.
 
     make bench
     python scripts/benchmark.py --output_dir outputs/bench
     python scripts/benchmark.py --parts tuning --sizes base --no_time
     python scripts/benchmark.py --parts tuning --sizes base large huge giant --num_frames 512   # with a GPU
 
-- `proposal_features`: the linear layer over 16 sampled points of all proposals, as the head computes it
-  (`embedding_bag`), as a CSR product, and literally, building the points; always on the CPU.
-- `tuning`: for each size of VideoMAE and each mode of `run_temporal_grounding.py`, with one video a batch,
+- `proposal_features`: the linear layer over 16 sampled points of all proposals, in three implementations: as in the
+  head (`embedding_bag`), as a CSR product, and with explicit points; always on the CPU.
+- `tuning`: for each size of VideoMAE and each mode of `run_temporal_grounding.py`, with one video per batch,
     - `trainable_parameters` of the backbone and of the head;
-    - `bytes_kept` for the backward pass at 1, 4 and 8 sentences, head and loss included, and
-      `bytes_kept_checkpointed`, the same with (non-reentrant) checkpointing. Both are counts and come out the same
-      each time;
-    - `peak_bytes` of a training step at 1, 4 and 8 sentences, on a GPU;
-    - `step_seconds`: forward, backward and AdamW at 1 sentence;
-    - `inference_seconds` for 1, 4 and 16 sentences, in the modes where inference differs.
-- `backbone`: a forward pass of the backbone alone, in float32, and in bfloat16 where there are instructions for it,
-    - `operations` of its matrix products and convolutions, two for a multiplication and addition;
+    - `bytes_kept`: bytes saved for the backward pass at 1, 4 and 8 sentences, including head and loss;
+    - `bytes_kept_checkpointed`: the same with (non-reentrant) checkpointing. Both counts are deterministic;
+    - `peak_bytes`: peak memory of a training step at 1, 4 and 8 sentences, on a GPU;
+    - `step_seconds`: time of forward, backward and AdamW at 1 sentence;
+    - `inference_seconds` for 1, 4 and 16 sentences, in the modes with different inference.
+- `backbone`: a forward pass of the backbone alone, in float32, and in bfloat16 on hardware with such instructions,
+    - `operations` of its matrix products and convolutions; a multiply-add counts as two;
     - `seconds`, and `operations_per_second` of a product of two matrices of 2048 x 2048 in the same run;
-    - `of_limit`: the seconds that the operations would take at that rate, over the seconds that they take.
-- `graph`: the mode `scada` compiled by `torch.compile`, a forward pass (`inference`) and a training `step` with one
-  sentence,
-    - `first_call_seconds`, which the compiler takes nearly all of;
-    - `seconds` of the later ones, and `over_eager`, the same over those of the model that is not compiled;
-- `input_pipeline`: which of the two waits, the training step or the reading of videos. For each size, with one video
-  and one sentence a batch, and with pixels as bytes, which the model normalises, and as floats,
-    - `pixel_bytes` of a batch, which leave a worker;
-    - `videos_per_second` of a `DataLoader` over the collator, with 0, 1 and 2 workers: decoding, scaling, normalising
-      and tokenizing, with nothing else to do (the decoder has threads of its own). All of them give the same
-      batches, which is checked first. The videos are made here, and stay in the system's cache: what a slow disk costs
-      is not in it;
-    - `step_seconds` of the mode `scada` on the loader's first batch, with no videos read meanwhile;
-    - `pipeline_over_step`: the loader's seconds a batch over the step's. With workers the step waits for videos where
-      this is more than 1; with 0 workers, which read between the steps, it is what reading adds to each step. On a CPU
-      workers and step also take the cores from each other.
+    - `of_limit`: ideal time of the operations at that rate, divided by their measured time.
+- `graph`: the mode `scada` compiled by `torch.compile`, for a forward pass (`inference`) and a training `step` with
+  one sentence,
+    - `first_call_seconds`, mostly compilation;
+    - `seconds` of later calls, and `over_eager`, the ratio to the time of the eager model;
+- `input_pipeline`: whether the training step or the reading of videos is the bottleneck. For each size, with one video
+  and one sentence per batch, with pixels as bytes (normalised by the model) and as floats,
+    - `pixel_bytes`: size of the pixels of a batch that a worker sends;
+    - `videos_per_second` of a `DataLoader` with the collator, with 0, 1 and 2 workers and no other load. It includes
+      decoding, scaling, normalising and tokenizing (the decoder uses its own threads). The script first checks that
+      all loaders return the same batches. It generates the videos, which stay in the system's cache, so the result
+      excludes the cost of a slow disk;
+    - `step_seconds` of the mode `scada` on the first batch of the loader, without reading videos at the same time;
+    - `pipeline_over_step`: loading time per batch, divided by the time of a step. With workers, the step waits for
+      videos if this ratio exceeds 1. With 0 workers, reading adds this ratio to each step. On a CPU, workers and step
+      also compete for the cores.
 
-Runs on a GPU, in bfloat16 but for the adapters, if there is one, else on the CPU in float32. On a GPU, what does not
-fit is `null` in the record. A CPU has no such guard: choose sizes that fit (`full` keeps model, gradients and two
-moments, 16 bytes a parameter, and 4 more for the model that it is copied from, beside `bytes_kept`).
+The benchmark runs on a GPU if available, in bfloat16 except for the adapters, otherwise on the CPU in float32. On a
+GPU, the record contains `null` for out-of-memory measurements. On a CPU, choose sizes that fit into memory. Besides
+`bytes_kept`, `full` needs 16 bytes per parameter for model, gradients and two moments, and 4 more for the original
+of its copy.
 
-Writes `benchmark.json`, with versions, device, commit and seed, anew after each measurement, and prints tables.
+The script updates `benchmark.json` after each measurement, including versions, device, commit and seed, and prints
+tables.
 """
 
 import argparse
@@ -84,18 +85,18 @@ from processing.results.provenance import get_commit
 
 
 def main() -> None:
-    """Runs the parts asked for and writes the record."""
+    """Run the selected parts and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parts = ["proposal_features", "tuning", "backbone", "graph", "input_pipeline"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="Of the backbone.")
-    sizes.add_argument("--small", action="store_true", help="Tiny shapes everywhere, to try the script itself.")
+    sizes.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="Backbone sizes.")
+    sizes.add_argument("--small", action="store_true", help="Use tiny shapes, to test the script itself.")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--num_frames", type=int, default=64, help="Frames of the video, a multiple of 16.")
-    parser.add_argument("--no_time", action="store_true", help="Count parameters and bytes only, in part `tuning`.")
-    parser.add_argument("--repeats", type=int, default=3, help="Calls that are timed, after one to warm up.")
+    parser.add_argument("--no_time", action="store_true", help="Only count parameters and bytes, in part `tuning`.")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of timed calls, after one warm-up.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     sizes_to_run = ["tiny"] if args.small else args.sizes
@@ -168,7 +169,7 @@ def main() -> None:
     if "input_pipeline" in args.parts:
         rows = []
         with tempfile.TemporaryDirectory() as folder:
-            progress.set_postfix_str("making videos")
+            progress.set_postfix_str("generating videos")
             shape = SMALL_VIDEOS if args.small else VIDEOS
             videos, facts = make_videos(Path(folder), **shape, seed=args.seed)
             results["input_pipeline"] = facts | {"rows": rows}
@@ -178,7 +179,7 @@ def main() -> None:
                 figures = benchmark_input_pipeline(plain, videos, args.num_frames, args.repeats)
                 rows.append({"size": size, "mode": PIPELINE_MODE} | figures)
                 save()
-        print(json.dumps(facts))  # It names the encoder, which is not x264 everywhere.
+        print(json.dumps(facts))  # The facts name the encoder, because it differs between machines.
         print(pipeline_table(rows))
 
 

@@ -1,6 +1,6 @@
 r"""
-What encoding a video once saves, and what an index costs. Writes `benchmark_library.json`, with versions, device,
-commit and seed, anew after each part.
+Measure the savings of encoding a video once, and the costs of an index. Update `benchmark_library.json` after each
+part, including versions, device, commit and seed.
 
     python scripts/benchmark_library.py --output_dir outputs/bench --parts asking
     python scripts/benchmark_library.py --parts long --size tiny --minutes 5 60
@@ -10,14 +10,14 @@ commit and seed, anew after each part.
 
     python scripts/benchmark_library.py --parts recall --data outputs/shapes --model outputs/run
 
-- `asking`: for a backbone's shape with random weights, a sentence about a video, encoding it, and one more sentence
-  about it once it is encoded. Results are checked for equality before anything is timed.
-- `long`: a video of so many minutes, read and encoded in windows: the most memory that this needs, and its time beside
-  that of reading and of the model alone.
-- `index`: the videos of a folder indexed, and read and encoded alone, in turns.
-- `search`: a sentence to an index of these videos, whose rows are copied up to so many windows; a model with random
-  weights and a retrieval branch.
-- `recall`: what a search finds of the sentences of a data set's test split, as `make_moving_shapes.py` writes it.
+- `asking`: time of one sentence for a video, of encoding the video, and of one more sentence for the encoded video,
+  for a backbone with random weights. The script checks the results for equality before timing.
+- `long`: peak memory and time of reading and encoding videos of `--minutes` in windows, next to the time of reading
+  alone and of the model alone.
+- `index`: time of indexing the videos of a folder, and of only reading and encoding them, in alternation.
+- `search`: time of one sentence in an index of these videos, with rows copied up to `--num_windows` windows. The model
+  has random weights and a retrieval branch.
+- `recall`: recall of a search for the sentences of the test split of a data set from `make_moving_shapes.py`.
 """
 
 import argparse
@@ -51,30 +51,40 @@ PARTS = ["asking", "long", "index", "search", "recall"]
 
 
 def main() -> None:
-    """Runs the parts asked for and writes the record."""
+    """Run the selected parts and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--size", choices=[*SIZES], default="base", help="Of the backbone, in `asking` and `long`.")
-    parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="In `asking`.")
-    parser.add_argument("--num_frames", type=int, default=64, help="Of a window, in `asking` and `long`.")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Of the videos, in `long`.")
-    parser.add_argument("--window_seconds", type=float, default=20.0, help="In `long`.")
-    parser.add_argument("--videos", type=Path, help="Folder of videos, for `index` and `search`.")
-    parser.add_argument("--model", default="hub_configs/models/moving_shapes_model", help="For all but `asking`.")
-    parser.add_argument("--num_windows", type=int, nargs="+", default=[500, 50000], help="Of the index, in `search`.")
     parser.add_argument(
-        "--num_candidates", type=int, nargs="+", default=[200], help="In `search` (the first) and `recall`."
+        "--size", choices=[*SIZES], default="base", help="Size of the backbone, for `asking` and `long`."
     )
-    parser.add_argument("--data", type=Path, help="Folder of a data set with its videos, for `recall`.")
-    parser.add_argument("--num_sentences", type=int, default=100, help="In `recall`.")
-    parser.add_argument("--repeats", type=int, default=3, help="Calls that are timed, after one to warm up.")
+    parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="Modes for `asking`.")
+    parser.add_argument("--num_frames", type=int, default=64, help="Frames per window, for `asking` and `long`.")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Video lengths, for `long`.")
+    parser.add_argument("--window_seconds", type=float, default=20.0, help="Window length, for `long`.")
+    parser.add_argument("--videos", type=Path, help="Folder with videos, for `index` and `search`.")
+    parser.add_argument(
+        "--model", default="hub_configs/models/moving_shapes_model", help="Model for `index`, `search`, `recall`."
+    )
+    parser.add_argument(
+        "--num_windows", type=int, nargs="+", default=[500, 50000], help="Windows per index, for `search`."
+    )
+    parser.add_argument(
+        "--num_candidates",
+        type=int,
+        nargs="+",
+        default=[200],
+        help="Candidates for `recall`; `search` uses the first.",
+    )
+    parser.add_argument("--data", type=Path, help="Folder of a data set with videos, for `recall`.")
+    parser.add_argument("--num_sentences", type=int, default=100, help="Number of sentences, for `recall`.")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of timed calls, after one warm-up.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.videos is None and {"index", "search"} & set(args.parts):
-        parser.error("index and search need --videos")
+        parser.error("--videos is required for index and search.")
     if args.data is None and "recall" in args.parts:
-        parser.error("recall needs --data")
+        parser.error("--data is required for recall.")
     torch.manual_seed(args.seed)
     results: dict[str, Any] = {}
     record = {

@@ -1,12 +1,12 @@
 r"""
-The first minute: grounds sentences in videos that the model has not seen, without the network and without a GPU.
+Ground sentences in unseen videos within a minute, without network access or a GPU.
 
     make demo
     python scripts/demo.py --output_dir outputs/demo
 
-Makes a few held-out videos of MovingShapes, finds three sentences in each with the model in
-`hub_configs/models/moving_shapes_model`, and prints the segments beside the true ones. A picture and a page that plays
-the segments are left for each video.
+The demo generates a few held-out videos of MovingShapes and grounds three sentences per video with the model in
+`hub_configs/models/moving_shapes_model`. It prints the predicted segments next to the true ones, and writes a picture
+and a page that plays the segments for each video.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NUM_SENTENCES = 3
 
 
 def main() -> None:
-    """Runs the demo; a folder that has the videos is used again."""
+    """Run the demo, and reuse existing videos in the output folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args()
@@ -58,9 +58,7 @@ def main() -> None:
         shown = select_shown(record)
         draw(shown, properties, args.output_dir / f"{video.stem}.png", targets[:NUM_SENTENCES])
         write_page(shown, properties, args.output_dir / f"{video.stem}.html")
-    print(
-        f"\nLook at {args.output_dir}/*.png, and open {args.output_dir}/*.html in a browser: they play the segments."
-    )
+    print(f"\nView {args.output_dir}/*.png, and open {args.output_dir}/*.html in a browser to play the segments.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 r"""
-The whole way once, on two cores and without the network: makes MovingShapes, trains, compares, reloads, draws.
+Run the full workflow on two cores without network access: generate MovingShapes, train, compare, reload and draw.
 
     make demo-train
     python scripts/demo_train.py --output_dir outputs/demo_train
 
-Four runs of the recipe hub_configs/recipes/moving_shapes.json for the same number of steps, one core each, two at a
-time; sentence encoder and head always train:
-- `scada`: the backbone trains through the Sentence-Conditioned Adapter;
-- `full`: the whole backbone trains;
-- `frozen`: the backbone is frozen;
-- `blind`: as the first, but every frame is noise.
+The demo runs the recipe hub_configs/recipes/moving_shapes.json four times for the same number of steps, two runs at a
+time with one core each. All runs train the sentence encoder and the head:
+- `scada`: trains the backbone through the Sentence-Conditioned Adapter;
+- `full`: trains the entire backbone;
+- `frozen`: keeps the backbone frozen;
+- `blind`: same as `scada`, with noise instead of frames.
 
-Writes `results.json`, `grounding.png`, the four models and the data into the output folder.
+It writes `results.json`, `grounding.png`, the four models and the data to the output folder.
 """
 
 import argparse
@@ -35,19 +35,19 @@ PICTURE_SENTENCES = 3
 
 
 def main() -> None:
-    """Runs the demo and writes everything under the output folder, which must not hold an earlier one."""
+    """Run the demo, and move the results of an earlier demo to a backup folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo_train"))
-    parser.add_argument("--max_steps", type=int, default=700, help="Steps of a run (the recipe has 2000).")
-    parser.add_argument("--num_train", type=int, default=1000, help="Videos to train on.")
-    parser.add_argument("--num_test", type=int, default=100, help="Videos to evaluate on.")
+    parser.add_argument("--max_steps", type=int, default=700, help="Number of steps per run (2000 in the recipe).")
+    parser.add_argument("--num_train", type=int, default=1000, help="Number of training videos.")
+    parser.add_argument("--num_test", type=int, default=100, help="Number of test videos.")
     args = parser.parse_args()
-    started = time.perf_counter()
+    started_seconds = time.perf_counter()
     output_dir = args.output_dir.resolve()
     if output_dir.exists() and any(output_dir.iterdir()):
-        kept = output_dir.with_name(f"{output_dir.name}_before_{time.strftime('%Y%m%d_%H%M%S')}")
-        output_dir.rename(kept)
-        print(f"An earlier demo was moved to {kept}.")
+        backup = output_dir.with_name(f"{output_dir.name}_before_{time.strftime('%Y%m%d_%H%M%S')}")
+        output_dir.rename(backup)
+        print(f"Moved the earlier demo to {backup}.")
     make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test)
 
     modes: dict[str, dict] = {
@@ -78,14 +78,14 @@ def main() -> None:
     record = {"video": video, "duration": properties.duration_seconds, "model": model, "results": results}
     draw(record, properties, output_dir / "grounding.png", targets)
 
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(time.perf_counter() - started_seconds, 1)
     (output_dir / "results.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2), encoding="utf-8")
     print(f"\n| {'':16} | " + " | ".join(f"{metric:>6}" for metric in METRICS) + " |  steps | train s |")
     print("|" + "---|" * (len(METRICS) + 3))
     for name, result in metrics.items():
         cells = " | ".join(f"{result[metric]:6.1f}" for metric in METRICS)
         print(f"| {name:16} | {cells} | {result['steps']:6} | {result['train_seconds']:7.0f} |")
-    print(f"\n{seconds:.0f} s in all; results, models and picture are in {output_dir}")
+    print(f"\nTotal time: {seconds:.0f} s. Results, models and picture are in {output_dir}")
 
 
 if __name__ == "__main__":

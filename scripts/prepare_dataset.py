@@ -1,5 +1,5 @@
 r"""
-Prepare annotations for training and evaluation: data sets as they are published, or one's own, to one schema.
+Convert the annotations of published or own data sets to a common schema for training and evaluation.
 
     python scripts/prepare_dataset.py --format charades-sta \
         --annotations charades_sta_train.txt charades_sta_test.txt \
@@ -19,22 +19,22 @@ Prepare annotations for training and evaluation: data sets as they are published
         --annotations charades_train.json charades_test_iid.json charades_test_ood.json \
         --videos Charades_v1_480 --output data/charades_cd
 
-`my.csv` has a line for each sentence, with quotes around what has a comma inside. In place of `segment` there may be
-`start` and `end`, in seconds or as `1:02:03.5`, and a sentence may have several segments, `"[[1.0, 2.5], [7, 9]]"`:
+`my.csv` has one line per sentence, with quotes around values that contain a comma. The columns `start` and `end` can
+replace `segment`, in seconds or as `1:02:03.5`. A sentence can have several segments, `"[[1.0, 2.5], [7, 9]]"`:
 
     video,sentence,segment
     kitchen.mp4,"A man opens the door, then leaves.","[12.4, 15.1]"
 
-`jsonl` has an object a line, `{"video": "kitchen.mp4", "sentence": "A man ...", "segment": [12.4, 15.1]}`, or one for
-a whole video with lists named `sentences` and `segments`. Both formats may also have `video_id`, `duration` and
-`split`, which says the split of each row. `--validation_share 0.2 --test_share 0.1` draws such splits from `train`.
+`jsonl` has one object per line, `{"video": "kitchen.mp4", "sentence": "A man ...", "segment": [12.4, 15.1]}`. Objects
+can also describe entire videos, with lists named `sentences` and `segments`. Both formats support `video_id`,
+`duration` and the `split` of each row. `--validation_share 0.2 --test_share 0.1` samples such splits from `train`.
 
-Written is a `datasets.DatasetDict` with one row a video: `video` (relative to `--videos`), `video_id`, `duration`,
-`sentences` and `segments`, one or more segments a sentence, in seconds. A split is named as its file is (`train`,
-`val_1`, `test`, ...); run again with another file to add its split to the same folder. What was read, clipped,
-repaired and dropped is printed, and written in full to `report.json`; so are videos that are longer or shorter than
-annotated, or cannot be opened. With `--check_videos` all videos are decoded once, and the broken ones listed before
-training meets them.
+The output is a `datasets.DatasetDict`, one row per video: `video` (relative to `--videos`), `video_id`, `duration`,
+`sentences` and `segments` in seconds, one or more per sentence. Each split has the name of its file (`train`, `val_1`,
+`test`, ...). Run the script again with another file to add its split to the same folder. The script prints a summary
+of read, clipped, repaired and dropped annotations, and of videos with a different duration or that fail to open.
+`report.json` contains the full report. With `--check_videos`, the script decodes all videos once, to list broken
+videos before training.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from processing.commands.data import add_prepare_arguments, prepare
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the arguments and runs; returns the exit code."""
+    """Parse the arguments, prepare the data set, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="prepare_dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

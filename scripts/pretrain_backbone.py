@@ -1,5 +1,5 @@
 r"""
-Pretrains a tiny video backbone on what is visible in a clip: colours and shapes, no motion.
+Pretrain a tiny video backbone to recognize the visible colours and shapes of a clip, without motion.
 
     python scripts/pretrain_backbone.py --output_dir hub_configs/models/moving_shapes_backbone
     python scripts/pretrain_backbone.py --output_dir outputs/backbones/c3d \
@@ -8,11 +8,11 @@ Pretrains a tiny video backbone on what is visible in a clip: colours and shapes
         --config '{"model_type": "i3d", "image_size": 32, "base_channels": 12, "freeze_batch_norm": false,
             "batch_norm_momentum": 0.1}'
 
-The first is the VideoMAE of the demo; with `--config`, any backbone that a SCADA model can have.
+The first command creates the VideoMAE of the demo. `--config` selects any other backbone of SCADA models.
 
-The task knows nothing of what happens in time: a backbone that is frozen afterwards does not either, which is the
-discrepancy between pretraining and grounding that end-to-end training is about. Clips are rendered in memory from
-seeds that no split of MovingShapes uses.
+The task contains no temporal information, so a frozen backbone has none either. End-to-end training addresses this
+discrepancy between pretraining and grounding. The script renders clips in memory, from seeds that no split of
+MovingShapes uses.
 """
 
 import argparse
@@ -35,16 +35,16 @@ CLASSES = [*COLOURS, *SHAPES]
 SEED_STREAM = 7919
 CLIPS_PER_VIDEO = 4
 FPS = 10
-# An object counts as visible in a clip if it is there in this share of the frames.
+# Minimum fraction of the frames that show an object, for it to count as visible.
 MIN_VISIBLE = 0.25
 
 
 class Classifier(nn.Module):
     """
-    A backbone and a linear layer over the mean of its features.
+    Backbone with a linear classifier on its mean features.
 
     Args:
-        encoder (`PreTrainedModel`): The backbone.
+        encoder (`PreTrainedModel`): Encoder of the backbone.
     """
 
     def __init__(self, encoder: Any):
@@ -54,17 +54,22 @@ class Classifier(nn.Module):
         self.classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(CLASSES)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels `(clips, 16, 3, H, W)` to logits `(clips, classes)`."""
+        """Return logits `(clips, classes)` for pixels `(clips, 16, 3, H, W)`."""
         features, _ = self.backbone(pixels)
         return self.classifier(features.mean(dim=(1, 2, 3)))
 
 
 def make_clips(num_videos: int, seed: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Clips of consecutive frames around random events, and which colours and shapes are visible in them.
+    Render clips of consecutive frames around random events, with targets for the visible colours and shapes.
+
+    Args:
+        num_videos (`int`): Number of videos to render.
+        seed (`int`): Random seed.
+        config (`PreTrainedConfig`): Configuration of the backbone, with its image size and number of frames.
 
     Returns:
-        `tuple`: pixels `(clips, 16, 3, H, W)`, normalised, and targets `(clips, classes)`.
+        `tuple`: Normalised pixels `(clips, 16, 3, H, W)` and targets `(clips, classes)`.
     """
     size = {"height": config.image_size, "width": config.image_size}
     processor = ScadaVideoProcessor(num_frames=config.num_frames, size=size)
@@ -88,16 +93,14 @@ def make_clips(num_videos: int, seed: int, config: Any) -> tuple[torch.Tensor, t
 
 
 def main() -> None:
-    """Renders clips, trains for the given number of steps, prints held-out accuracy and saves the backbone."""
+    """Render clips, train, print the held-out accuracy and save the backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--num_videos", type=int, default=3000)
     parser.add_argument("--num_steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--config", type=json.loads, help="Configuration of another backbone, as JSON with model_type."
-    )
+    parser.add_argument("--config", type=json.loads, help="JSON configuration of another backbone, with model_type.")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--patch_size", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=96)
@@ -147,14 +150,14 @@ def main() -> None:
     with torch.no_grad():
         correct = (classify(pixels[:held_out]) > 0) == targets[:held_out].bool()
     for name, classes in (("colours", slice(0, len(COLOURS))), ("shapes", slice(len(COLOURS), None))):
-        right = correct[:, classes].all(1).float().mean()
-        print(f"{100 * right:.1f} % of the held-out clips have all {name} right")
+        accuracy = correct[:, classes].all(1).float().mean()
+        print(f"All {name} correct in {100 * accuracy:.1f} % of the held-out clips")
     print(
-        f"{time.perf_counter() - started_seconds:.0f} s of training, "
+        f"Training time: {time.perf_counter() - started_seconds:.0f} s, "
         f"{sum(parameter.numel() for parameter in encoder.parameters()):,} parameters"
     )
     if hasattr(config, "freeze_batch_norm"):
-        config.freeze_batch_norm = True  # its statistics are there now
+        config.freeze_batch_norm = True  # its statistics are trained now
     encoder.save_pretrained(args.output_dir)
 
 

@@ -1,5 +1,5 @@
 r"""
-Compares tuning modes on one data set over backbones and seeds, at equal steps and at equal training time.
+Compare tuning modes on one data set over backbones and seeds, at equal steps and at equal training time.
 
     python scripts/study.py hub_configs/recipes/moving_shapes.json --output_dir outputs/study --num_train 1000 \
         --num_test 200
@@ -11,16 +11,16 @@ Compares tuning modes on one data set over backbones and seeds, at equal steps a
         outputs/backbones/videomae_large outputs/backbones/c3d outputs/backbones/i3d \
         --modes frozen partial full lora tia both --seeds 0
 
-`pretrain_backbone.py` makes the backbones of the last one.
+`pretrain_backbone.py` creates the backbones of the last example.
 
-Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a process of its own on one core,
-two at a time. First all runs get the recipe's number of steps; then every mode named in `--equal_time` gets as many
-steps as fit into the mean time that full fine-tuning of the same backbone took for them.
+Each run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a separate process on one core, two
+runs at a time. First, all runs use the number of steps of the recipe. Then each mode in `--equal_time` uses the number
+of steps that fits into the mean training time of full fine-tuning of the same backbone.
 
-A run is a line in `results.jsonl`, with what a training step keeps for the backward pass (`bytes_kept`, as
-`benchmark.py` counts it); a study that is started again goes on where it was. At the end stand `table.md` (mean and
-standard deviation over the seeds, and the difference to the frozen backbone), `study.png`, and the learning curves,
-`curves.png`.
+Each run adds a line to `results.jsonl`, including the bytes saved per training step for the backward pass
+(`bytes_kept`, counted as in `benchmark.py`). Repeat the command to resume an interrupted study. The final results are
+`table.md` (mean and standard deviation over the seeds, and the difference to the frozen backbone), `study.png`, and
+the learning curves in `curves.png`.
 """
 
 import argparse
@@ -40,42 +40,44 @@ from processing.data.moving_shapes import make_moving_shapes
 
 
 def main() -> None:
-    """Makes the data if it is not there, runs what is missing, and writes table and picture."""
+    """Generate missing data, run missing runs, and write table and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="A recipe of run_temporal_grounding.py.")
+    parser.add_argument("recipe", type=Path, help="Recipe of run_temporal_grounding.py.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
     parser.add_argument(
         "--modes",
         nargs="+",
         default=list(MODES),
-        help=f"Any of {', '.join(MODES)}, with other arguments of the script after a slash: both/reduction=4.",
+        help=f"Modes from {', '.join(MODES)}; other arguments of the script follow a slash: both/reduction=4.",
     )
     parser.add_argument(
-        "--backbones", nargs="*", default=[], help="Video backbones, folders or Hub ids, to run each mode on."
+        "--backbones", nargs="*", default=[], help="Folders or Hub ids of video backbones for each mode."
     )
-    parser.add_argument("--equal_time", nargs="*", default=[], help="Modes to run at equal time as well.")
+    parser.add_argument("--equal_time", nargs="*", default=[], help="Modes to also run at equal time.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
-    parser.add_argument("--num_workers", type=int, default=2, help="Runs at a time, one core each.")
-    parser.add_argument("--crowded", action="store_true", help="The crowded variant of MovingShapes.")
-    parser.add_argument("--num_train", type=int, default=1000, help="Videos to train on.")
-    parser.add_argument("--num_test", type=int, default=200, help="Videos to evaluate on.")
+    parser.add_argument(
+        "--max_steps", type=int, default=None, help="Number of steps per run; by default as in the recipe."
+    )
+    parser.add_argument("--num_workers", type=int, default=2, help="Number of parallel runs, one core each.")
+    parser.add_argument("--crowded", action="store_true", help="Use the crowded variant of MovingShapes.")
+    parser.add_argument("--num_train", type=int, default=1000, help="Number of training videos.")
+    parser.add_argument("--num_test", type=int, default=200, help="Number of test videos.")
     args = parser.parse_args()
     if args.equal_time and (missing := {"full", *args.equal_time} - set(args.modes)):
-        parser.error(f"--equal_time goes by the time of equal steps; add to --modes: {' '.join(sorted(missing))}.")
+        parser.error(f"--equal_time needs the time at equal steps; add to --modes: {' '.join(sorted(missing))}.")
     for mode in (*args.modes, *args.equal_time):
         if "video_model" in mode_arguments(mode):
-            parser.error(f"The mode {mode} names a backbone; name it in --backbones.")
+            parser.error(f"The mode {mode} sets a backbone; pass it in --backbones instead.")
     recipe = args.recipe.resolve()
     defaults = json.loads(recipe.read_text(encoding="utf-8"))
     if "video_model" not in defaults:
-        parser.error(f"The recipe {recipe} has no video_model, whose tuning is what is compared.")
-    # Absolute, as the runs start elsewhere; a Hub id stays what it is, and so does what the recipe names.
+        parser.error(f"The recipe {recipe} has no video_model; the study compares the tuning of video backbones.")
+    # Use absolute paths, because the runs start in another folder. Keep Hub ids and the name in the recipe.
     names = [str(Path(name).resolve()) if Path(name).exists() else name for name in args.backbones]
     names = names or [defaults["video_model"]]
     video_models = {Path(name).name: name for name in names}
     if len(video_models) < len(names):
-        parser.error(f"Received the backbones {names}, of which two have the same last name; the rows go by it.")
+        parser.error(f"Received the backbones {names}; expected distinct folder names, because they label the rows.")
     output_dir = args.output_dir.resolve()
     if not (output_dir / "data" / "dataset_dict.json").exists():
         make_moving_shapes(output_dir / "data", num_train=args.num_train, num_test=args.num_test, crowded=args.crowded)

@@ -1,15 +1,15 @@
 r"""
-Compares tuning modes on videos composed of short clips, by persons: groups of clips are dealt into folds, each tested
-once by models that have not seen its groups.
+Compare tuning modes on videos composed of short clips, with cross-validation over groups of clips, such as people.
+Models test each fold once, and do not train on its groups.
 
     python scripts/study_clips.py hub_configs/recipes/clips_efficientnet_lite0.json --table clips.csv --videos clips \
         --output_dir outputs/study_clips --modes frozen partial full lora tia inner outer both frozen/blind=true
 
-The table is that of compose.py. Every run is `run_temporal_grounding.py` on the recipe with another `--tuning`, in a
-process of its own on one core. All runs have the same number of steps, and the same groups of the training part choose
-which of a run's models is tested. A run is a line in the fold's `results.jsonl`; a study that is started again goes on
-where it was. At the end stand, over all folds, `results.jsonl` (with the best constant segment of each fold, mode
-"constant"), `table.md` and the learning curves, `curves.png`.
+The table has the format of compose.py. Each run is `run_temporal_grounding.py` on the recipe with another `--tuning`,
+in a separate process on one core. All runs use the same number of steps. The same validation groups, taken from the
+training part, select the checkpoint to test. Each run adds a line to `results.jsonl` of its fold. Repeat the command
+to resume an interrupted study. Final results over all folds: `results.jsonl` (including the best constant segment
+of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`.
 """
 
 import argparse
@@ -22,28 +22,30 @@ from modeling_scada.experiments.study_results import as_table, draw_curves, summ
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Composes and runs what is missing, and writes table and picture."""
+    """Compose missing videos, run missing runs, and write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="A recipe of run_temporal_grounding.py with a validation_split.")
-    parser.add_argument("--table", type=Path, required=True, help="The clips, a table of compose.py.")
-    parser.add_argument("--videos", type=Path, required=True, help="Folder of the clips.")
+    parser.add_argument("recipe", type=Path, help="Recipe of run_temporal_grounding.py with a validation_split.")
+    parser.add_argument("--table", type=Path, required=True, help="Table of the clips, in the format of compose.py.")
+    parser.add_argument("--videos", type=Path, required=True, help="Folder with the clips.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study_clips"))
     parser.add_argument(
         "--modes",
         nargs="+",
         default=list(MODES),
-        help=f"Any of {', '.join(MODES)}, with arguments: frozen/blind=true.",
+        help=f"Modes from {', '.join(MODES)}, with arguments: frozen/blind=true.",
     )
-    parser.add_argument("--folds", type=int, default=3, help="How many.")
-    parser.add_argument("--only_folds", type=int, nargs="+", help="Those to run now; all if unset.")
+    parser.add_argument("--folds", type=int, default=3, help="Number of folds.")
+    parser.add_argument("--only_folds", type=int, nargs="+", help="Folds to run now; all by default.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--max_steps", type=int, default=None, help="Steps of a run; the recipe's if unset.")
-    parser.add_argument("--num_workers", type=int, default=2, help="Runs at a time, one core each.")
-    parser.add_argument("--num_train", type=int, default=240, help="Videos to train on.")
-    parser.add_argument("--num_validation", type=int, default=30, help="Videos to choose a model by.")
-    parser.add_argument("--num_test", type=int, default=60, help="Videos to test on.")
-    parser.add_argument("--max_distractors", type=int, default=2, help="Clips without a sentence, at most.")
-    parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Longest gap; pieces of other clips.")
+    parser.add_argument(
+        "--max_steps", type=int, default=None, help="Number of steps per run; by default as in the recipe."
+    )
+    parser.add_argument("--num_workers", type=int, default=2, help="Number of parallel runs, one core each.")
+    parser.add_argument("--num_train", type=int, default=240, help="Number of training videos.")
+    parser.add_argument("--num_validation", type=int, default=30, help="Number of validation videos.")
+    parser.add_argument("--num_test", type=int, default=60, help="Number of test videos.")
+    parser.add_argument("--max_distractors", type=int, default=2, help="Maximum number of clips without a sentence.")
+    parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Maximum gap, filled with other clips.")
     args = parser.parse_args(argv)
     for mode in args.modes:
         mode_arguments(mode)

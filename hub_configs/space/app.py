@@ -1,4 +1,4 @@
-"""A Space that finds the moments of a video that sentences describe; `MODEL` is a Hub id or a folder."""
+"""Space for temporal grounding: find the segments of a video that match sentences. `MODEL` is a Hub id or a folder."""
 
 import os
 from pathlib import Path

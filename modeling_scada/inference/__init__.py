@@ -1,1 +1,1 @@
-"""Use a saved model: ground the sentences of a video, and evaluate on a data set."""
+"""Inference with a saved model: temporal grounding in a video, and evaluation on a data set."""

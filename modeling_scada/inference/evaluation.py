@@ -1,5 +1,5 @@
 """
-Evaluating a saved model on a split of a data set: predictions, metrics, and how these were made. A video is read and
+Evaluate a saved model on a split of a data set, and write predictions, metrics and settings. Each video is read and
 encoded once for all its sentences.
 """
 
@@ -32,18 +32,18 @@ from processing.video_io import VideoReadError
 from .grounding import load_pipeline
 
 
-# What is wrong with a video rather than with the model or the annotations.
-BROKEN = (OSError, VideoReadError, SegmentOutsideVideoError)
+# Errors of a single video, in contrast to errors of the model or the annotations.
+VIDEO_ERRORS = (OSError, VideoReadError, SegmentOutsideVideoError)
 
 
-class Reader:
+class RowCollator:
     """
-    Collates a row to what the model needs: in the workers of the `DataLoader`, and one video at a time.
+    Collator that reads one video and tokenizes its sentences, in the workers of a `DataLoader`.
 
     Args:
-        pipe ([`TemporalGroundingPipeline`]): Reads videos and tokenizes sentences.
-        video_root (`str`, *optional*): Folder that relative paths start from.
-        skip_broken_videos (`bool`): Whether a video that cannot be read comes as its error, instead of raising it.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline that reads videos and tokenizes sentences.
+        video_root (`str`, *optional*): Folder for relative paths.
+        skip_broken_videos (`bool`): Whether to return the error of an unreadable video instead of raising it.
     """
 
     def __init__(self, pipe: TemporalGroundingPipeline, video_root: str | None, skip_broken_videos: bool):
@@ -56,7 +56,7 @@ class Reader:
         try:
             video = self.video_files.find(row["video"])
             return row, self.pipe.preprocess({"video": video, "sentence": row["sentences"]})
-        except BROKEN as error:
+        except VIDEO_ERRORS as error:
             if not self.skip_broken_videos:
                 raise
             return row, str(error)
@@ -66,20 +66,22 @@ def predict(
     pipe: TemporalGroundingPipeline, rows: DataLoader, top_k: int, skip_broken_videos: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
+    Predict the segments of all sentences of a data set.
+
     Args:
-        pipe ([`TemporalGroundingPipeline`]): The model.
-        rows (`DataLoader`): Over a data set of [`load_annotations`], collated by a [`Reader`].
-        top_k (`int`): At most so many segments a sentence.
-        skip_broken_videos (`bool`): As for the [`Reader`]; a long video is read here, window by window.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model.
+        rows (`DataLoader`): Loader over a data set of [`load_annotations`], with a [`RowCollator`].
+        top_k (`int`): Maximum number of segments per sentence.
+        skip_broken_videos (`bool`): Whether to skip unreadable videos. Long videos are read here, window by window.
 
     Returns:
-        `tuple`: a dict for each sentence, as a line of `predictions.jsonl`, with `targets` clipped to what the file
-        has of its video, as in training; and `{"video", "sentences", "reason"}` for each video that could not be read,
-        with the number of its sentences.
+        `tuple`: Predictions and unreadable videos. Each prediction is a line of `predictions.jsonl` for one sentence;
+        its `targets` are clipped to the duration of the video file, as in training. Each unreadable video is
+        `{"video", "sentences", "reason"}`, with the number of its sentences.
 
     Raises:
-        VideoReadError: If no video could be read, or one of them, unless these are left out.
-        SegmentOutsideVideoError: If a target lies outside its video, unless such videos are left out.
+        VideoReadError: If all videos are unreadable, or if one is and `skip_broken_videos` is not set.
+        SegmentOutsideVideoError: If a target is outside its video and `skip_broken_videos` is not set.
     """
     predictions, broken = [], []
     for row, inputs in tqdm(rows, desc="videos"):
@@ -87,9 +89,9 @@ def predict(
         if reason is None:
             try:
                 outputs: Any = pipe.forward(inputs)
-                (of_video,) = outputs["outputs"]
-                of_row = clip_targets(row["segments"], row["sentences"], of_video["timelines"])
-            except BROKEN as error:
+                (video_outputs,) = outputs["outputs"]
+                row_targets = clip_targets(row["segments"], row["sentences"], video_outputs["timelines"])
+            except VIDEO_ERRORS as error:
                 if not skip_broken_videos:
                     if isinstance(error, SegmentOutsideVideoError):
                         raise SegmentOutsideVideoError(f"{video_name(row['video'])}: {error}") from error
@@ -97,11 +99,11 @@ def predict(
                 reason = str(error)
         if reason is not None:
             name = video_name(row["video"])
-            tqdm.write(f"Left out {name}, which is broken: {reason}")
+            tqdm.write(f"Skipped {name}: {reason}")
             broken.append({"video": name, "sentences": len(row["sentences"]), "reason": reason})
             continue
         found = pipe.postprocess(outputs, top_k=top_k)
-        for sentence, targets, ranked in zip(row["sentences"], of_row, found, strict=True):
+        for sentence, targets, ranked in zip(row["sentences"], row_targets, found, strict=True):
             predictions.append(
                 {
                     "video": row.get("video_id") or video_name(row["video"]),
@@ -111,16 +113,20 @@ def predict(
                 }
             )
     if broken and not predictions:
-        raise VideoReadError(f"None of the {len(broken)} videos could be read. The first: {broken[0]['reason']}")
+        raise VideoReadError(f"All {len(broken)} videos are unreadable. First error: {broken[0]['reason']}")
     return predictions, broken
 
 
 def as_submission(predictions: list[dict[str, Any]], annotations: Path) -> list[dict[str, Any]]:
     """
-    The predictions with the `qid` of QVHighlights' own annotation file.
+    Return the predictions in the submission format of QVHighlights, with the `qid` of its annotation file.
+
+    Args:
+        predictions (`list[dict]`): Predictions of [`predict`].
+        annotations (`Path`): Annotation file of QVHighlights.
 
     Raises:
-        ValueError: If a sentence of the file was not predicted: its evaluation fails on such a submission.
+        ValueError: If the predictions lack a sentence of the file, because the official evaluation requires all.
     """
     segments = {(row["video"], row["sentence"]): row["segments"] for row in predictions}
     submission = []
@@ -128,7 +134,7 @@ def as_submission(predictions: list[dict[str, Any]], annotations: Path) -> list[
         row = json.loads(line)
         key = (row["vid"], clean_sentence(row["query"]))
         if key not in segments:
-            raise ValueError(f"There is no prediction for {row['query']!r} of {row['vid']} (qid {row['qid']}).")
+            raise ValueError(f"Missing the prediction for {row['query']!r} in {row['vid']} (qid {row['qid']}).")
         submission.append({name: row[name] for name in ("qid", "query", "vid")})
         submission[-1]["pred_relevant_windows"] = segments[key]
     return submission
@@ -150,53 +156,53 @@ def evaluate_model(
     qvhighlights: Path | None = None,
 ) -> dict[str, Any]:
     """
-    Evaluates a model, and writes `predictions.jsonl` and `metrics.json`.
+    Evaluate a model, and write `predictions.jsonl` and `metrics.json`.
 
     Args:
-        model (`str`): A model, or an adapter: Hub id or folder.
+        model (`str`): Hub id or folder of a model or adapter.
         dataset (`str`): Annotations, as for [`load_annotations`].
         split (`str`): Split to evaluate on.
-        output_dir (`Path`): Where the files go.
-        video_root (`str`, *optional*): Folder of the videos; the data set's own folder if not given.
-        top_k (`int`, *optional*, defaults to 10): At most so many segments a sentence.
-        strict (`bool`, *optional*, defaults to `False`): Whether IoU thresholds are reached by > instead of >=.
-        num_workers (`int`, *optional*, defaults to 2): Processes that read videos.
-        dtype (`str`, *optional*, defaults to `"float32"`): Of the weights.
-        device (`str`, *optional*): Where the model runs; a GPU if there is one.
-        skip_broken_videos (`bool`, *optional*, defaults to `False`): Whether videos that cannot be read are left out.
-        streaming (`bool`, *optional*, defaults to `False`): Whether annotations are read while evaluating.
-        qvhighlights (`Path`, *optional*): QVHighlights' annotation file, to write `submission.jsonl` too.
+        output_dir (`Path`): Folder for the results.
+        video_root (`str`, *optional*): Folder of the videos; by default the folder of the data set.
+        top_k (`int`, *optional*, defaults to 10): Maximum number of segments per sentence.
+        strict (`bool`, *optional*, defaults to `False`): Whether IoU thresholds use > instead of >=.
+        num_workers (`int`, *optional*, defaults to 2): Number of processes that read videos.
+        dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights.
+        device (`str`, *optional*): Device of the model; by default a GPU if available.
+        skip_broken_videos (`bool`, *optional*, defaults to `False`): Whether to skip unreadable videos.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to stream the annotations.
+        qvhighlights (`Path`, *optional*): Annotation file of QVHighlights, to also write `submission.jsonl`.
 
     Returns:
-        `dict[str, Any]`: What `metrics.json` says: `metrics` in percent (those of [`multi_segment_metrics`] too where
-        sentences have several segments, of [`rejection_metrics`] where some are not in their
-        video), what was evaluated, and `how`.
+        `dict[str, Any]`: Content of `metrics.json`: `metrics` in percent, the evaluated data, and the settings as
+        `how`. Sentences with several segments add [`multi_segment_metrics`]; negative sentences add
+        [`rejection_metrics`].
 
     Raises:
-        OSError: If the folder cannot be written to; that is tried before anything is read.
-        FileNotFoundError, VideoReadError: If a video cannot be read, unless these are left out; or if none can.
-        ValueError: If `qvhighlights` has a sentence that was not predicted, or see [`load_annotations`].
+        OSError: If the folder is not writable, before anything is read.
+        FileNotFoundError, VideoReadError: If a video is unreadable and `skip_broken_videos` is not set, or if all are.
+        ValueError: If the predictions lack a sentence of `qvhighlights`, or if [`load_annotations`] raises it.
     """
     make_result_folder(output_dir)
     if qvhighlights is not None and not qvhighlights.is_file():
-        raise FileNotFoundError(f"There is no annotation file of QVHighlights at {qvhighlights}.")
+        raise FileNotFoundError(f"Found no annotation file of QVHighlights at {qvhighlights}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     annotations = load_annotations(dataset, split, streaming)
     pipe: Any = load_pipeline(model, dtype=dtype, device=device)
     video_processor = pipe.processor.video_processor
-    reader = Reader(pipe, resolve_video_root(dataset, video_root), skip_broken_videos)
+    collator = RowCollator(pipe, resolve_video_root(dataset, video_root), skip_broken_videos)
     started_seconds = time.perf_counter()
-    rows: DataLoader = DataLoader(annotations, collate_fn=reader, num_workers=num_workers)  # type: ignore[arg-type]
+    rows: DataLoader = DataLoader(annotations, collate_fn=collator, num_workers=num_workers)  # type: ignore[arg-type]
     predictions, broken = predict(pipe, rows, top_k, skip_broken_videos)
     seconds = time.perf_counter() - started_seconds
 
-    there = [row for row in predictions if row["targets"]]
-    found, targets = ([row[name] for row in there] for name in ("segments", "targets"))
-    # Without a sentence that is there, only rejecting is measured.
-    metrics = temporal_grounding_metrics(found, targets, strict=strict) if there or not predictions else {}
+    positives = [row for row in predictions if row["targets"]]
+    found, targets = ([row[name] for row in positives] for name in ("segments", "targets"))
+    # With negatives alone, measure only their rejection.
+    metrics = temporal_grounding_metrics(found, targets, strict=strict) if positives or not predictions else {}
     if any(len(sentence_targets) > 1 for sentence_targets in targets):
         metrics |= multi_segment_metrics(found, targets, strict=strict)
-    if len(there) < len(predictions):
+    if len(positives) < len(predictions):
         scores = np.array([row["segments"][0][2] for row in predictions])
         is_present = np.array([bool(row["targets"]) for row in predictions])
         metrics |= rejection_metrics(scores, is_present, pipe.processor.found_threshold)
@@ -208,7 +214,7 @@ def evaluate_model(
         "metrics": metrics,
         "videos": len({row["video"] for row in predictions}),
         "sentences": len(predictions),
-        "broken_videos": broken,  # no part of the metrics
+        "broken_videos": broken,  # excluded from the metrics
         "how": {
             "num_frames": video_processor.num_frames,
             "size": dict(video_processor.size),

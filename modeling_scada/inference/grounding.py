@@ -1,4 +1,4 @@
-"""Finding the segments of a video that sentences describe, with a saved model."""
+"""Find the segments of a video that match sentences, with a saved model."""
 
 from typing import Any
 
@@ -15,16 +15,18 @@ def load_pipeline(
     model: str, device: str | int | None = None, dtype: str | torch.dtype = "auto"
 ) -> TemporalGroundingPipeline:
     """
+    Load a model or adapter with its processor into a pipeline.
+
     Args:
-        model (`str`): A model, or an adapter: Hub id or folder.
-        device (`str` or `int`, *optional*): As `transformers.pipeline` takes it.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of the weights; by default as saved.
+        model (`str`): Hub id or folder of a model or adapter.
+        device (`str` or `int`, *optional*): Device, as for `transformers.pipeline`.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Type of the weights; as saved by default.
 
     Raises:
-        RuntimeError: If the model cannot be loaded. The message is one line.
+        RuntimeError: If loading fails, with a message of one line.
     """
     with loading_model(model):
-        # Not by `pipeline`, which tries twice and puts both tracebacks into the message.
+        # Load the model before `pipeline`, which tries twice and reports both tracebacks.
         loaded = AutoModelForTemporalGrounding.from_pretrained(model, dtype=dtype)
         processor = ScadaProcessor.from_pretrained(model)
     return pipeline("temporal-grounding", model=loaded, processor=processor, device=device)  # type: ignore[call-overload]
@@ -32,17 +34,19 @@ def load_pipeline(
 
 def check_device(device: str | None) -> None:
     """
+    Check that a device exists.
+
     Args:
-        device (`str`, *optional*): A device of torch, such as `"cpu"` or `"cuda:1"`.
+        device (`str`, *optional*): Device of torch, such as `"cpu"` or `"cuda:1"`.
 
     Raises:
-        ValueError: If this machine does not have it.
+        ValueError: If this machine does not have the device.
     """
     if device is None:
         return
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch was built without the backend
         reason = str(error).splitlines()[0]
         raise ValueError(f"Received the device {device}, which this machine does not have ({reason}).") from error
 
@@ -55,20 +59,22 @@ def find_segments(
     nms: float | None = 0.5,
 ) -> list[dict[str, Any]]:
     """
+    Find the segments of a video for one or more sentences.
+
     Args:
-        pipe ([`TemporalGroundingPipeline`]): The model.
-        video (`str` or [`EncodedVideo`]): The video file, or what `pipe.encode` gave.
-        sentences (`str` or `list[str]`): What to look for, a sentence or several.
-        top_k (`int`): At most so many segments a sentence.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model.
+        video (`str` or [`EncodedVideo`]): Video file, or output of `pipe.encode`.
+        sentences (`str` or `list[str]`): One or more sentences to find.
+        top_k (`int`): Maximum number of segments per sentence.
         nms (`float`, *optional*, defaults to 0.5):
-            Width of the decay of soft non-maximum suppression; `None` ranks by score alone.
+            Decay width of soft non-maximum suppression; `None` ranks by score alone.
 
     Returns:
-        `list[dict]`: For each sentence itself and its `segments`, `{"score", "start", "end"}`, best first. Times in
-        seconds from the first frame. With `found` if the processor has a threshold for it.
+        `list[dict]`: The `sentence` and its `segments`, per sentence. Each segment is `{"score", "start", "end"}` in
+        seconds from the first frame, best first, with `found` if the processor has a threshold.
 
     Raises:
-        OSError, ValueError, VideoReadError: As from the pipeline.
+        OSError, ValueError, VideoReadError: If the pipeline raises it.
     """
     sentences = as_sentences(sentences)
     found: Any = pipe(video, sentences, top_k=top_k, nms=nms)

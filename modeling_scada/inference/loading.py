@@ -1,4 +1,4 @@
-"""Whatever goes wrong while a model is loaded, in one line: the model's name, the last cause, what to do."""
+"""Report errors of loading a model in one line: name of the model, cause, and advice."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 
-# All that transformers, peft and safetensors raise for a folder or a repository that is not as it should be.
+# All errors that transformers, peft and safetensors raise for an invalid folder or repository.
 LOADING_ERRORS = (
     ImportError,
     KeyError,
@@ -26,14 +26,14 @@ LOADING_ERRORS = (
 @contextmanager
 def loading_model(name_or_path: str, option: str = "--model") -> Iterator[None]:
     """
-    Name the model in every error that loading it raises.
+    Raise errors of loading within the context as one `RuntimeError` with the name of the model.
 
     Args:
         name_or_path (`str`): Hub id or folder of the model.
-        option (`str`, *optional*, defaults to `"--model"`): The option that it was given with.
+        option (`str`, *optional*, defaults to `"--model"`): Command line option with the name.
 
     Raises:
-        RuntimeError: Instead of what was raised inside.
+        RuntimeError: If loading fails; it replaces the original error.
 
     Example:
 
@@ -44,15 +44,15 @@ def loading_model(name_or_path: str, option: str = "--model") -> Iterator[None]:
     ...     pass
     Traceback (most recent call last):
         ...
-    RuntimeError: Could not load the model /moved: it is neither a folder here nor a Hub id. Give the folder of a saved model, or an id such as my-name/my-model, with --model.
+    RuntimeError: Could not load the model /moved: it is neither a local folder nor a Hub id. Pass the folder of a saved model, or a Hub id such as my-name/my-model, with --model.
 
     ```
     """  # noqa: E501  one line of output
     folder = Path(name_or_path)
-    give = f"Give the folder of a saved model, or an id such as my-name/my-model, with {option}."
+    advice = f"Pass the folder of a saved model, or a Hub id such as my-name/my-model, with {option}."
     start = f"Could not load the model {name_or_path}:"
     if not folder.is_dir() and not _is_hub_id(name_or_path):
-        raise RuntimeError(f"{start} it is neither a folder here nor a Hub id. {give}")
+        raise RuntimeError(f"{start} it is neither a local folder nor a Hub id. {advice}")
     try:
         _check_base_model(folder)
         yield
@@ -60,12 +60,12 @@ def loading_model(name_or_path: str, option: str = "--model") -> Iterator[None]:
         cause = " ".join(str(error).split()).rstrip(".!")
         if not isinstance(error, (ImportError, OSError, RuntimeError, ValueError)):
             cause = f"{type(error).__name__}: {cause}"
-        if damaged := _damaged_weights(folder):
-            advice = f"Damaged or cut off: {', '.join(damaged)}. Copy or download these again."
+        if corrupt := _corrupt_weights(folder):
+            advice = f"Corrupt or truncated: {', '.join(corrupt)}. Copy or download again."
         elif folder.is_dir():
-            advice = f"Check the folder, or give another with {option}."
+            advice = f"Check the folder, or pass another one with {option}."
         else:
-            advice = f"There is no such folder here. {give}"
+            advice = f"It is not a local folder. {advice}"
         raise RuntimeError(f"{start} {cause}. {advice}") from error
 
 
@@ -78,23 +78,23 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _check_base_model(folder: Path) -> None:
-    """An adapter alone names its base model, which may have moved."""
+    """Check the base model of an adapter alone, because its folder may have moved."""
     path = folder / "adapter_config.json"
     if path.is_file() and not (folder / "config.json").is_file():
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
         if base and not Path(base).is_dir() and not _is_hub_id(base):
             raise FileNotFoundError(
-                f"its {path.name} names the base model {base}, which is neither a folder here nor a Hub id; write "
-                "into that file where it is"
+                f"the base model {base} in {path.name} is neither a local folder nor a Hub id; correct "
+                "base_model_name_or_path in that file"
             )
 
 
-def _damaged_weights(folder: Path) -> list[str]:
-    damaged = []
+def _corrupt_weights(folder: Path) -> list[str]:
+    corrupt = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
                 pass
         except (OSError, SafetensorError):
-            damaged.append(path.name)
-    return damaged
+            corrupt.append(path.name)
+    return corrupt

@@ -1,1 +1,1 @@
-"""Train: the Trainer, the tuning modes, the run of a recipe, and publishing with a model card."""
+"""Training: the `Trainer`, the tuning modes, running a recipe, and publishing with a model card."""

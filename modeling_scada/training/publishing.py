@@ -1,6 +1,6 @@
 """
-Publishing what a run left: the files that loading needs, and a model card (model_card_template.md) that says what was
-measured and how, from the records of the run. No number in it comes from elsewhere.
+Publish the folder of a run: the files for loading, and a model card (model_card_template.md) with metrics and
+settings. All numbers of the card come from the records of the run.
 """
 
 import json
@@ -16,14 +16,14 @@ from processing.pipeline_temporal_grounding import ADAPTER_CONFIG, set_base_mode
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# What is uploaded; all else that a run leaves (checkpoints, pickled arguments, logs) is of no use to others.
+# Files to upload; other users do not need checkpoints, pickled arguments or logs.
 PATTERNS = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.py", "README.md"),
     *("processor_config.json", "video_preprocessor_config.json", "tokenizer*", "vocab*", "special_tokens_map.json"),
     *("merges.txt", "sentencepiece*", "spiece.model", "run_arguments.json", "train_results.json", "metrics.json"),
 )
 GENERATED = "<!-- made by scripts/push_to_hub.py -->"
-# What is in a card that nobody wrote: ours, peft's, `Trainer`'s.
+# Markers of generated model cards: of this module, peft and `Trainer`.
 GENERATED_CARDS = (
     GENERATED,
     "<!-- Provide a quick summary of what the model is/does. -->",
@@ -32,12 +32,12 @@ GENERATED_CARDS = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a record of the run; empty if the run left none."""
+    """Return the content of a JSON record of the run, or an empty dict without such a file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def exists_on_hub(name: str | None, repo_type: str = "model") -> bool:
-    """Whether a name is that of a repository, rather than of a folder, of this machine or of the one that trained."""
+    """Return whether a name is a Hub repository. A folder on this or another machine is not."""
     if not name or Path(name).exists():
         return False
     try:
@@ -47,14 +47,20 @@ def exists_on_hub(name: str | None, repo_type: str = "model") -> bool:
 
 
 def public_name(name: str, repo_type: str = "model") -> str:
-    """The id of a repository; of a folder of this machine its last part alone."""
+    """Return the id of a Hub repository, or the last part of a local path."""
     return name if exists_on_hub(name, repo_type) else Path(name).name
 
 
 def make_card(folder: Path, repo_id: str) -> ModelCard:
     """
-    The model card of a folder, from `run_arguments.json`, `train_results.json`, `metrics.json` (of `evaluate.py`) and
-    `adapter_config.json`; what one of them does not say is left out.
+    Return the model card of a folder.
+
+    The card uses `run_arguments.json`, `train_results.json`, `metrics.json` (of `evaluate.py`) and
+    `adapter_config.json`. It omits missing values.
+
+    Args:
+        folder (`Path`): Folder with a model, an adapter, or both.
+        repo_id (`str`): Name of the repository.
     """
     arguments, training = read_json(folder / "run_arguments.json"), read_json(folder / "train_results.json")
     record = read_json(folder / "metrics.json")
@@ -89,10 +95,10 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
         tags=["temporal-grounding", "scada", *(["custom_code"] if has_model else [])],
         eval_results=results or None,
     )
-    for named in (arguments, record, adapter):
+    for source in (arguments, record, adapter):
         for key in ("dataset", "video_model", "text_model", "model_name_or_path", "base_model_name_or_path"):
-            if named.get(key):
-                named[key] = public_name(named[key], "dataset" if key == "dataset" else "model")
+            if source.get(key):
+                source[key] = public_name(source[key], "dataset" if key == "dataset" else "model")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -110,19 +116,21 @@ def push_folder(
     folder: Path, repo_id: str, base_model: str | None = None, metrics: Path | None = None, private: bool | None = None
 ) -> str:
     """
+    Upload a model or adapter to the Hub, with its processor, records and model card.
+
     Args:
-        folder (`Path`): A folder with a model, an adapter, or both.
-        repo_id (`str`): Name of the repository, made if it does not exist.
-        base_model (`str`, *optional*): Hub id of the model that an adapter without its model belongs to.
-        metrics (`Path`, *optional*): `metrics.json` of `evaluate.py`; the folder's own if not given.
+        folder (`Path`): Folder with a model, an adapter, or both.
+        repo_id (`str`): Name of the repository; a missing repository is created.
+        base_model (`str`, *optional*): Hub id of the base model of an adapter, for a folder with an adapter alone.
+        metrics (`Path`, *optional*): `metrics.json` of `evaluate.py`; by default the file in the folder.
         private (`bool`, *optional*): Whether a new repository is private.
 
     Returns:
         `str`: URL of the commit.
 
     Raises:
-        FileNotFoundError: If the folder has neither a model nor an adapter, or there is no file `metrics`.
-        ValueError: If an adapter without its model belongs to one that is not on the Hub.
+        FileNotFoundError: If the folder has neither a model nor an adapter, or if the file `metrics` does not exist.
+        ValueError: If the base model of an adapter alone is not on the Hub.
     """
     has_model = any(folder.glob("model*.safetensors"))
     has_adapter = (folder / "adapter_model.safetensors").exists()
@@ -136,18 +144,18 @@ def push_folder(
         if metrics is not None:
             shutil.copyfile(metrics, staged / "metrics.json")
         if has_adapter and not has_model:
-            named = base_model or read_json(staged / ADAPTER_CONFIG).get("base_model_name_or_path")
-            if not exists_on_hub(named):
+            base = base_model or read_json(staged / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if not exists_on_hub(base):
                 raise ValueError(
-                    f"The adapter in {folder} belongs to {named!r}, which others do not have. Push that model first, "
-                    "and name it with --base_model."
+                    f"The base model {base!r} of the adapter in {folder} is not on the Hub. Push it first, and pass "
+                    "its Hub id with --base_model."
                 )
-            set_base_model(staged, str(named))
+            set_base_model(staged, str(base))
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if has_adapter and has_model:
             set_base_model(staged, repo_id)
         readme = staged / "README.md"
-        # peft and `Trainer` write cards that say little, with placeholders and paths of this machine.
+        # Replace the cards of peft and `Trainer`, which contain placeholders and local paths.
         if not readme.exists() or any(mark in readme.read_text(encoding="utf-8") for mark in GENERATED_CARDS):
             make_card(staged, repo_id).save(readme)
         return str(api.upload_folder(repo_id=repo_id, folder_path=staged))

@@ -1,7 +1,4 @@
-"""
-Training with `Trainer`: a learning rate for each part of the model, metrics in the course of training, and checkpoints
-that show whether they are whole.
-"""
+"""`Trainer` with a learning rate per part of the model, metrics during training, and marked complete checkpoints."""
 
 import math
 import time
@@ -34,25 +31,25 @@ from processing.timeline import Timeline
 NUM_RANKED = 5
 PADDING = -100.0
 ABSENT_LABEL = -1.0
-# A checkpoint that has this file is whole: it is written last.
+# Marker of a complete checkpoint, written last.
 COMPLETE = "checkpoint_is_complete"
 
-# Arguments of `Trainer` that would be ignored here, or fail in the middle of a run, and why.
+# Arguments that `Trainer` would ignore here, or fail on during a run, with the reason.
 UNSUPPORTED_ARGUMENTS = {
-    "label_smoothing_factor": "targets are segments, not classes that could be smoothed",
+    "label_smoothing_factor": "targets are segments, not classes",
     "neftune_noise_alpha": "it adds noise to the word embeddings of language models",
     "use_liger_kernel": "its kernels are those of language models",
-    "use_cache": "nothing is generated token by token",
-    "include_num_input_tokens_seen": "the model's input are pixels, which would be counted as tokens",
-    "batch_eval_metrics": "recall is computed over all sentences at the end, from five numbers a sentence",
-    "include_for_metrics": "metrics need no more than five numbers a sentence, and inputs are all pixels",
-    "optim_target_modules": "parameters are grouped by the part of the model that they belong to",
-    "label_names": "targets are called `labels`",
-    "debug": "its search for overflows fails on masks; training stops at the first loss that is not finite",
-    "do_predict": "a run trains and evaluates; `scada evaluate` writes the predictions of a saved model",
-    "hub_token": "`HF_TOKEN` or `hf auth login` gives it, and no command line has to show it",
+    "use_cache": "the model does not generate tokens",
+    "include_num_input_tokens_seen": "`Trainer` would count pixels as tokens",
+    "batch_eval_metrics": "recall needs all sentences, and keeps only a few numbers per sentence",
+    "include_for_metrics": "metrics need only a few numbers per sentence, and the inputs contain all pixels",
+    "optim_target_modules": "the optimizer groups parameters by part of the model",
+    "label_names": "the targets are always `labels`",
+    "debug": "its overflow detection fails on masks; training stops at the first non-finite loss",
+    "do_predict": "use `scada evaluate` to write the predictions of a saved model",
+    "hub_token": "set `HF_TOKEN` or run `hf auth login`, to keep the token out of the command line",
     "hub_revision": "uploads go to the main branch",
-    "hub_always_push": "the upload comes once, when training has ended",
+    "hub_always_push": "the only upload is at the end of training",
 }
 WITH_LENGTHS = ("group_by_length", "batch_rebalance")
 
@@ -60,58 +57,55 @@ WITH_LENGTHS = ("group_by_length", "batch_rebalance")
 @dataclass
 class TemporalGroundingTrainingArguments(TrainingArguments):
     """
-    `TrainingArguments`; `learning_rate` is the head's.
+    `TrainingArguments` with a learning rate per part of the model. `learning_rate` applies to the head.
 
     Raises:
-        ValueError: If an argument of `Trainer` is given that has no meaning for these models, or `bf16` without a GPU
-            that has it.
+        ValueError: If an argument of `Trainer` is unsupported, or if `bf16` is set and the GPU does not support it.
     """
 
-    output_dir: str = field(default="outputs/run", metadata={"help": "Where model, processor and metrics go."})
+    output_dir: str = field(default="outputs/run", metadata={"help": "Folder for model, processor and metrics."})
     backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the video backbone."})
-    adapter_learning_rate: float = field(default=4e-4, metadata={"help": "Learning rate of an adapter."})
+    adapter_learning_rate: float = field(default=4e-4, metadata={"help": "Learning rate of the adapter."})
     text_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the sentence encoder."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share of all."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub: upload when training has ended."})
-    length_column_name: str = field(default="duration", metadata={"help": "Column that lengths are grouped by."})
-    # It puts the mean of earlier losses in the place of one that is not finite.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and inf out of eval_loss."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps, or fraction of all steps."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Maximum norm of the gradient, for clipping."})
+    hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub: upload at the end of training."})
+    length_column_name: str = field(default="duration", metadata={"help": "Column with the lengths for grouping."})
+    # The filter would replace a non-finite loss by the mean of earlier losses.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Filter NaN and inf from the logged loss."})
 
     def __post_init__(self):
         if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
             raise ValueError(
-                "Received bf16=True on a machine without a GPU that computes in it; leave --bf16 out (or add `--bf16 "
-                "false` after a recipe that has it), or train on the CPU in it with --use_cpu."
+                "Received bf16=True on a machine without a GPU that supports it; omit --bf16 (or add `--bf16 false` "
+                "after a recipe that sets it), or train in bfloat16 on the CPU with --use_cpu."
             )
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         for name, reason in UNSUPPORTED_ARGUMENTS.items():
             if (value := getattr(self, name)) not in (None, False, 0.0, "no", []):
-                raise ValueError(f"Received {name}={value!r}, which has no meaning here: {reason}.")
+                raise ValueError(f"Received {name}={value!r}, which is unsupported: {reason}.")
         if not self.eval_do_concat_batches:
-            raise ValueError("Received eval_do_concat_batches=False; metrics are computed over all batches together.")
+            raise ValueError("Received eval_do_concat_batches=False; metrics need all batches together.")
         if self.accelerator_config.dispatch_batches:
             raise ValueError(
-                "Received dispatch_batches=True; batches that one process makes for all cannot be joined, as the "
-                "numbers of sentences differ."
+                "Received dispatch_batches=True; batches that one process makes for all processes cannot be "
+                "concatenated, because their numbers of sentences differ."
             )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
-                f"Received hub_strategy={self.hub_strategy!r}; expected 'end': the others upload pickles too."
+                f"Received hub_strategy={self.hub_strategy!r}; expected 'end', because the others also upload pickles."
             )
         if self.remove_unused_columns:
-            raise ValueError(
-                "Received remove_unused_columns=True; the collator reads videos from the data set's columns."
-            )
+            raise ValueError("Received remove_unused_columns=True; the collator needs all columns of the data set.")
 
 
 class CheckpointLogCallback(TrainerCallback):
-    """Logs at each checkpoint too, so that no logged mean of losses spans a stop."""
+    """Callback that also logs at each checkpoint, so that a resumed run logs the same mean losses."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
@@ -120,14 +114,14 @@ class CheckpointLogCallback(TrainerCallback):
 
 
 def rounded(logs: dict[str, Any]) -> dict[str, Any]:
-    """Four digits of each number that is logged, to be printed; `Trainer` makes texts of them."""
+    """Return logs with numbers rounded to four digits for printing; `Trainer` converts them to strings."""
     shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
     shown.pop("total_flos", None)
     return shown
 
 
 class PrintNumbersCallback(PrinterCallback):
-    """Prints logs as numbers."""
+    """Callback that prints logs as numbers."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_local_process_zero:
@@ -135,7 +129,7 @@ class PrintNumbersCallback(PrinterCallback):
 
 
 class ProgressNumbersCallback(ProgressCallback):
-    """Progress bars, with logs as numbers."""
+    """Callback with progress bars and logs as numbers."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
@@ -143,50 +137,56 @@ class ProgressNumbersCallback(ProgressCallback):
 
 
 def last_checkpoint(output_dir: str) -> str | None:
-    """The last checkpoint in a folder that was written to its end; `None` if there is none."""
-    whole = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+    """Return the last complete checkpoint in a folder, or `None`."""
+    complete = [marker.parent for marker in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
 
 @contextmanager
 def writing(folder: str, run_dir: str) -> Iterator[None]:
     """
+    Convert errors of writing within the context to an `OSError` with advice.
+
+    Args:
+        folder (`str`): Folder that the context writes.
+        run_dir (`str`): Folder of the run, with its checkpoints.
+
     Raises:
-        OSError: If what is written within fails, with the folder, and the checkpoint that is still whole.
+        OSError: If writing fails. The message names the folder and the last complete checkpoint.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk, torch and safetensors have their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own for a full disk
         last = last_checkpoint(run_dir)
-        kept = (
-            f"The last whole checkpoint is {last}: make room, and"
+        advice = (
+            f"The last complete checkpoint is {last}: free some disk space, then resume from it with the same command."
             if last
-            else "No checkpoint is whole: make room, and"
+            else "No checkpoint is complete: free some disk space, then start again."
         )
-        again = "the same command goes on from it" if last else "start again"
-        raise OSError(f"{folder} could not be written ({error}). {kept} {again}.") from error
+        raise OSError(f"Could not write {folder} ({error}). {advice}") from error
 
 
 class TemporalGroundingTrainer(Trainer):
     """
-    `Trainer` with a learning rate for each part of the model, and checkpoints that show whether they are whole.
+    `Trainer` with a learning rate per part of the model, and a marker in each complete checkpoint.
 
-    A plain `Trainer` trains these models too, at one rate. It takes [`ranked_ious`] as its
-    `preprocess_logits_for_metrics`, beside [`compute_metrics`], and `remove_unused_columns=False` among its arguments.
-    It cannot join the labels of an evaluation's batches if sentences have unlike numbers of segments; this one can.
+    A plain `Trainer` also trains these models, with a single learning rate. Pass [`ranked_ious`] as its
+    `preprocess_logits_for_metrics`, [`compute_metrics`] as its `compute_metrics`, and set
+    `remove_unused_columns=False`. A plain `Trainer` cannot concatenate the labels of evaluation batches if sentences
+    have different numbers of segments; this class can.
 
     Args:
-        args ([`TemporalGroundingTrainingArguments`]): Learning rates and all else.
+        args ([`TemporalGroundingTrainingArguments`]): Learning rates and all other arguments.
         data_collator ([`TemporalGroundingCollator`]):
-            Makes the batches. Where the model's configuration has the processor's mean and deviation, and the collator
-            does not say otherwise, pixels leave it as `uint8`.
+            Collator of the batches. If the model's configuration has the processor's mean and standard deviation, the
+            collator returns pixels as `uint8` by default.
         eval_collator ([`TemporalGroundingCollator`], *optional*):
-            Deprecated: the collator takes all sentences of a row, and a [`RowSampler`] draws those of training.
-        kwargs: As `Trainer` takes them.
+            Deprecated: the collator uses all sentences of a row, and a [`RowSampler`] samples sentences for training.
+        kwargs: Arguments of `Trainer`.
 
     Raises:
-        ValueError: If videos are to be grouped by a length that they do not have, or the best model is to be loaded of
-            an adapter that is not called "default"; or see `Trainer`.
+        ValueError: If videos lack the length for grouping, if `load_best_model_at_end` is set for an adapter not
+            named "default", or if `Trainer` raises it.
     """
 
     def __init__(self, *args, eval_collator: TemporalGroundingCollator | None = None, **kwargs):
@@ -197,19 +197,19 @@ class TemporalGroundingTrainer(Trainer):
         self.eval_collator = eval_collator
         if eval_collator is not None:
             warnings.warn(
-                "The argument eval_collator of TemporalGroundingTrainer is deprecated; one data_collator serves, and "
-                "RowSampler draws the sentences of training.",
+                "The argument eval_collator of TemporalGroundingTrainer is deprecated; use data_collator alone, and "
+                "RowSampler to sample the sentences of training.",
                 FutureWarning,
                 stacklevel=2,
             )
         self.evaluation_processor_seconds = 0.0
         if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
-            # Of another name, it lies a folder deeper, where `Trainer` does not look: the last one would stay.
+            # `Trainer` does not find an adapter with another name, because its folder is one level deeper.
             if self.model.active_adapters != ["default"]:
                 raise ValueError(
                     f"Received load_best_model_at_end=True for the adapters {self.model.active_adapters}; `Trainer` "
-                    "finds the best one again only if it is called 'default'. Leave out adapter_name, or pick a "
-                    "checkpoint by yourself."
+                    "finds the best adapter only if its name is 'default'. Omit adapter_name, or select a checkpoint "
+                    "manually."
                 )
         if self.args.train_sampling_strategy in WITH_LENGTHS:
             for dataset in (self.train_dataset, self.eval_dataset):
@@ -227,20 +227,23 @@ class TemporalGroundingTrainer(Trainer):
         strategy, column = self.args.train_sampling_strategy, self.args.length_column_name
         if not isinstance(dataset, Dataset) or column not in dataset.column_names or None in dataset[column]:
             raise ValueError(
-                f"Received train_sampling_strategy={strategy!r} for annotations that are a stream, or in which a "
-                f"video has no {column!r}; prepare them with their videos, which adds it, or name another column "
-                "(length_column_name)."
+                f"Received train_sampling_strategy={strategy!r} for streamed annotations, or for annotations without "
+                f"{column!r} for each video; prepare them with --videos to add it, or set length_column_name to "
+                "another column."
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
-        As `Trainer` has it.
+        Train as `Trainer` does, and stop at a non-finite loss.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): Checkpoint to resume, or `True` for the last one.
 
         Raises:
-            ValueError: If the checkpoint is none to go on from: it was saved without optimizer and schedule, or its
-                weights, or those of the best model, are not the model's.
-            FloatingPointError: If the loss or the gradient is not finite. The weights are still those of the step
-                before, and nothing is saved.
+            ValueError: If the checkpoint lacks optimizer and schedule, or if its weights, or the weights of the best
+                model, do not match the model.
+            FloatingPointError: If the loss or the gradient is not finite. The weights remain as before the step, and
+                nothing is saved.
         """
         if resume_from_checkpoint:
             folder = resume_from_checkpoint
@@ -251,12 +254,12 @@ class TemporalGroundingTrainer(Trainer):
 
     def _check_resumable(self, checkpoint: Path) -> None:
         if not checkpoint.is_dir():
-            raise ValueError(f"There is no checkpoint to go on from at {checkpoint}; name its folder.")
+            raise ValueError(f"Found no checkpoint to resume from at {checkpoint}; pass the folder of a checkpoint.")
         if not (checkpoint / SCHEDULER_NAME).exists():
             raise ValueError(
-                f"{checkpoint} has no optimizer and no schedule, as --save_only_model leaves it, so a training cannot "
-                "go on from it as if it had not been stopped. Start anew in another --output_dir; its model can be "
-                "what training starts from (--model_name_or_path)."
+                f"{checkpoint} has no optimizer and no schedule, because --save_only_model omits them. Training "
+                "cannot resume from it. Start a new run in another --output_dir, optionally from the model of the "
+                "checkpoint (--model_name_or_path)."
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -268,7 +271,7 @@ class TemporalGroundingTrainer(Trainer):
         super()._load_best_model()
 
     def _check_adapter(self, checkpoint: Path) -> None:
-        # `Trainer` does not look at what peft says of missing weights. FSDP and DeepSpeed have files of their own.
+        # `Trainer` ignores peft's report of missing weights. FSDP and DeepSpeed use their own file formats.
         if isinstance(self.model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             name = self.model.active_adapters[0]
             path = checkpoint / ("" if name == "default" else name) / SAFETENSORS_WEIGHTS_NAME
@@ -282,25 +285,25 @@ class TemporalGroundingTrainer(Trainer):
     def _check_names(self, missing: Collection[str], unexpected: Collection[str]) -> None:
         if missing or unexpected:
             shown = [
-                f"{what} {len(names)} weights ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-                for what, names in (("it lacks", missing), ("it has besides", unexpected))
+                f"{len(names)} {kind} weights ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+                for kind, names in (("missing", missing), ("unexpected", unexpected))
                 if names
             ]
             raise ValueError(
-                f"The checkpoint is of another model: {' and '.join(shown)}. Give the arguments that the run was "
-                "started with, or start anew in another --output_dir."
+                f"The checkpoint does not match the model: {' and '.join(shown)}. Use the arguments of the original "
+                "run, or start a new run in another --output_dir."
             )
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
-            # The run had ended, in the middle of an epoch; `Trainer` would go one step further.
+            # The run had ended during an epoch; `Trainer` would run one more step.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        # Of all processes, so that they stop together and none saves what comes of it.
+        # Gather the losses, so that all processes stop together and none saves the result.
         losses = self.accelerator.gather(loss.reshape(1))
         if not losses.isfinite().all():
             self._raise_non_finite("loss", losses)
@@ -308,19 +311,19 @@ class TemporalGroundingTrainer(Trainer):
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # The scaler of fp16 leaves out steps of which the gradient is not finite.
+        # The gradient scaler of fp16 skips steps with a non-finite gradient.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
             self._raise_non_finite("norm of the gradient", norm)
         return norm
 
-    def _raise_non_finite(self, what: str, value: Any) -> None:
+    def _raise_non_finite(self, name: str, value: Any) -> None:
         optimizer: Any = self.optimizer
         rates = {group.get("part", "all"): group["lr"] for group in optimizer.param_groups}
         shown = ", ".join(f"{rate:.3g} ({part})" for part, rate in rates.items())
         raise FloatingPointError(
-            f"The {what} of step {self.state.global_step + 1} is {torch.as_tensor(value).tolist()}; learning rates: "
-            f"{shown}. Training stops before the weights take it on; what was saved before stays. Try lower rates, a "
-            "longer warm-up, or bfloat16 in place of float16."
+            f"The {name} of step {self.state.global_step + 1} is {torch.as_tensor(value).tolist()}; learning rates: "
+            f"{shown}. Training stopped before updating the weights; earlier checkpoints remain. Try lower learning "
+            "rates, a longer warm-up, or bfloat16 instead of float16."
         )
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -331,15 +334,15 @@ class TemporalGroundingTrainer(Trainer):
             self.data_collator = train_collator
 
     def evaluate(self, *args, **kwargs):
-        # Of several splits this one is called again for each, within.
+        # With several splits, `Trainer` calls this method recursively for each split.
         before_seconds, started_seconds = self.evaluation_processor_seconds, time.process_time()
         metrics = super().evaluate(*args, **kwargs)
         self.evaluation_processor_seconds = before_seconds + time.process_time() - started_seconds
         return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        # Reduced to a few numbers a sentence here, before anything is gathered; the first target of a sentence stands
-        # for its labels from here on, since the number of targets may differ from batch to batch.
+        # Reduce the outputs to a few numbers per sentence before gathering. Keep only the first target of a sentence
+        # as its label, because the number of targets differs between batches.
         loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if outputs is None:
             return loss, None, None
@@ -350,7 +353,7 @@ class TemporalGroundingTrainer(Trainer):
         marker = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE
         if self.args.should_save:
             marker.unlink(missing_ok=True)
-        # Older checkpoints go only when this one is whole.
+        # Delete older checkpoints only after this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with writing(str(marker.parent), str(run_dir)):
@@ -364,10 +367,13 @@ class TemporalGroundingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        As `Trainer` has it.
+        Save the model as `Trainer` does.
+
+        Args:
+            output_dir (`str`, *optional*): Folder to write; the folder of the run by default.
 
         Raises:
-            OSError: If the model could not be written, with the checkpoint that is still whole.
+            OSError: If writing fails. The message names the last complete checkpoint.
         """
         if _internal_call:  # within a checkpoint
             super().save_model(output_dir, _internal_call)
@@ -376,7 +382,7 @@ class TemporalGroundingTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def push_to_hub(self, *args, **kwargs):
-        """Does nothing: `save_model` calls it, and it uploads pickles too; [`push_folder`] does not."""
+        """Do nothing: the `Trainer` method also uploads pickles, unlike [`push_folder`]."""
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -413,17 +419,16 @@ class TemporalGroundingTrainer(Trainer):
 @torch.no_grad()
 def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
     """
-    Reduces all proposals to the IoU of each sentence's best segments. IoU does not depend on the unit of time, so no
-    seconds are needed.
+    Reduce all proposals to the IoUs of the best segments per sentence. IoU is independent of the unit of time.
 
     Args:
         outputs (`tuple[torch.Tensor, ...]`): `logits` `(B, M, P)` and `pred_segments` `(B, M, P, 2)`.
         labels (`torch.Tensor` of shape `(B, M, K, 2)`): Targets in `[0, 1]`, padded with -100.
 
     Returns:
-        `torch.Tensor` of shape `(B, M, 6)`: IoU of the five segments after soft-NMS with the best target, best ranked
-        first, -1 for a sentence that is not in its video; and the score of the first. All -100 for padding and for
-        sentences of a video that could not be read.
+        `torch.Tensor` of shape `(B, M, 6)`: IoUs of the top five segments after soft-NMS with their best target, in
+        the order of their scores, and the score of the first segment. The IoUs of a negative sentence are -1. All
+        values are -100 for padding and for sentences of an unreadable video.
     """
     targets = labels.double().cpu().numpy()
     is_measured = targets[..., 0, 0] != PADDING
@@ -432,21 +437,25 @@ def ranked_ious(outputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torc
     found = post_process_temporal_grounding(proposals, whole_videos, is_measured, NUM_RANKED)
     ious = np.full((*targets.shape[:2], NUM_RANKED + 1), PADDING)
     for row, result in zip(np.argwhere(is_measured), chain.from_iterable(found), strict=True):
-        of_row, sentence_targets = ious[tuple(row)], targets[tuple(row)]
+        values, sentence_targets = ious[tuple(row)], targets[tuple(row)]
         sentence_targets = sentence_targets[sentence_targets[:, 0] >= 0]
-        of_row[-1] = result["scores"][0]
-        of_row[:-1] = 0.0 if len(sentence_targets) else ABSENT_LABEL
+        values[-1] = result["scores"][0]
+        values[:-1] = 0.0 if len(sentence_targets) else ABSENT_LABEL
         if len(sentence_targets):
-            of_row[: len(result["segments"])] = temporal_iou(result["segments"], sentence_targets).max(1)
+            values[: len(result["segments"])] = temporal_iou(result["segments"], sentence_targets).max(1)
     return torch.from_numpy(ious).to(labels.device)
 
 
 def compute_metrics(prediction: EvalPrediction, found_threshold: float | None = None) -> dict[str, float]:
     """
-    `R@n, IoU=m` and mIoU in percent, over all sentences that are in their video; and how many these are.
+    Return `R@n, IoU=m` and mIoU in percent over all positive sentences, and the number of these sentences.
 
-    Where others are too, also `AUROC` of telling them apart by the score of the first segment, `RejF1` of rejecting
-    them below `found_threshold`, and that `found_threshold`; if it is not given, the one with the best `RejF1`.
+    With negative sentences, also return `AUROC` of separating them by the score of the first segment, `RejF1` of
+    rejecting them below `found_threshold`, and `found_threshold` itself.
+
+    Args:
+        prediction (`EvalPrediction`): Values of [`ranked_ious`].
+        found_threshold (`float`, *optional*): Threshold of the score; by default the one with the best `RejF1`.
     """
     ranked = np.asarray(prediction.predictions).reshape(-1, NUM_RANKED + 1)
     ranked = ranked[ranked[:, -1] != PADDING]

@@ -1,6 +1,4 @@
-"""
-Which parameters train: the tuning modes, on one switch, so that they can be compared (docs/design.md section 10).
-"""
+"""Select the trainable parameters: all tuning modes on one switch, for comparisons (docs/design.md section 10)."""
 
 import warnings
 from typing import Any
@@ -20,9 +18,9 @@ from ..adapter_scada import ScadaAdapterConfig, resolve_layers
 from ..modeling_scada import ScadaForTemporalGrounding
 
 
-# Queries and values, by the names that encoders have for them (TimeSformer has one layer for all three). Convolutions:
-# C3D's and I3D's; ConvNeXt's, EfficientNet-Lite's and the outer ones of a block of ResNet and RegNet, none of which is
-# in groups: those have few weights, and LoRA's rank would have to be a multiple of their number.
+# Query and value layers under the names of each encoder (TimeSformer has one layer for query, key and value).
+# Convolutions of C3D, I3D, ConvNeXt and EfficientNet-Lite, and the outer convolutions of ResNet and RegNet blocks. No
+# grouped convolutions, because they have few weights and require a LoRA rank divisible by their number of groups.
 LORA_TARGETS = (
     r".*video_backbone\..*\.(query|value|q_proj|v_proj|qkv|conv\d\w?|conv3d|pwconv\d"
     r"|(expand|project)\.conv|layer\.[023]\.convolution)"
@@ -30,7 +28,7 @@ LORA_TARGETS = (
 
 
 def peft_config(args: TuningArguments) -> PeftConfig | None:
-    """The adapter that `tuning` stands for; `None` where there is none."""
+    """Return the adapter configuration of a tuning mode, or `None` for a mode without an adapter."""
     modules_to_save = ["head", "text_encoder"] if args.train_text else ["head"]
     if args.tuning == "lora":
         return LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=modules_to_save)
@@ -48,18 +46,19 @@ def peft_config(args: TuningArguments) -> PeftConfig | None:
 
 def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> ScadaForTemporalGrounding | PeftModel:
     """
-    Sets which parameters train; adds the adapter where there is one. A model that was saved with such an adapter goes
-    on with it.
+    Freeze and unfreeze parameters for a tuning mode, and add its adapter.
+
+    Training continues from the adapter of a model that has one.
 
     Args:
-        model ([`ScadaForTemporalGrounding`]): It is changed in place.
-        args ([`TuningArguments`]): The mode, and what belongs to it.
+        model ([`ScadaForTemporalGrounding`]): Model, changed in place.
+        args ([`TuningArguments`]): Tuning mode and its arguments.
 
     Returns:
-        [`ScadaForTemporalGrounding`] or `peft.PeftModel`: What to train: the model itself, or peft's around it.
+        [`ScadaForTemporalGrounding`] or `peft.PeftModel`: Model to train; with an adapter, wrapped by peft.
 
     Raises:
-        ValueError: If the layers cannot be resolved, see [`ScadaAdapterConfig`], or if the model has another adapter.
+        ValueError: If layers are invalid, see [`ScadaAdapterConfig`], or if the model has a different adapter.
 
     Example:
 
@@ -88,18 +87,18 @@ def prepare_tuning(model: ScadaForTemporalGrounding, args: TuningArguments) -> S
 def _resume_adapter(
     model: ScadaForTemporalGrounding, trained: list[PeftConfig], config: PeftConfig | None
 ) -> PeftModel:
-    """peft's model around one with an adapter, whose weights stay what they are."""
+    """Return a `PeftModel` around a model that has an adapter, with the weights of the adapter unchanged."""
     num_layers = len(model.model.video_backbone.layers)
-    there = [_settings(adapter, num_layers) for adapter in trained]
-    asked = config and _settings(config, num_layers)
-    if config is None or there != [asked]:
+    existing = [_settings(adapter, num_layers) for adapter in trained]
+    requested = config and _settings(config, num_layers)
+    if config is None or existing != [requested]:
         raise ValueError(
-            f"Received a model that has an adapter with {there}, and a tuning that has {asked or 'none'}. Give the "
-            "tuning and the layers that it was trained with to go on with it, or a model without an adapter."
+            f"Received a model with the adapter {existing}, and a tuning mode with {requested or 'no adapter'}. "
+            "Use the tuning mode and layers of its training to continue, or a model without an adapter."
         )
     weights = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
     with warnings.catch_warnings():
-        # That there is an adapter already, whose weights peft draws anew.
+        # peft warns about the existing adapter, because it re-initializes its weights.
         warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         peft_model = get_peft_model(model, config)
@@ -108,7 +107,7 @@ def _resume_adapter(
 
 
 def _settings(config: PeftConfig, num_layers: int) -> dict[str, Any]:
-    """What two adapters have in common if their weights fit each other."""
+    """Return the settings that determine the shapes of the weights of an adapter."""
     names = ("peft_type", "r", "reduction", "kernel_size", "conditioning")
     settings = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     settings["peft_type"] = getattr(config.peft_type, "value", config.peft_type)

@@ -218,7 +218,10 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
         ({"video_model": "no weights"}, r"scada train: Could not load the model no weights: .*--video_model"),
         ({"model_name_or_path": "empty"}, r"scada train: Could not load the model empty: .*--model_name"),
         ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),
-        ({"learning_rat": 1e-3}, "scada train: The recipe .* has ..learning_rat.., which are no arguments"),
+        (
+            {"learning_rat": 1e-3},
+            "scada train: The recipe .* contains the unknown arguments ..learning_rat..; --help",
+        ),
         ({"tuning": "all"}, "scada train: Received tuning='all'; expected one of frozen"),
         (
             {"tuning": "full", "learning_rate": 1e18, "optim": "sgd", "max_grad_norm": 0, "max_steps": 30},

@@ -217,7 +217,7 @@ def test_videos_that_break_in_different_ways_are_counted(saved, make_clip, capsy
 def test_no_video_can_be_read(saved):
     for name in ("a.mp4", "b.webm"):
         (saved / name).write_bytes(b"")
-    with pytest.raises(VideoReadError, match=r"None of the 2 videos could be read.*a\.mp4: it is empty"):
+    with pytest.raises(VideoReadError, match=r"All 2 videos are unreadable.*a\.mp4: it is empty"):
         evaluate(saved, "--skip_broken_videos")
 
 
@@ -231,7 +231,7 @@ def test_results_that_cannot_be_written(saved, monkeypatch, capsys):
         assert re.fullmatch(rf"scada evaluate: .*{reason}: '.*{folder}'\n", capsys.readouterr().err)
     options = ["--output_dir", str(saved / "out"), "--qvhighlights", str(saved / "gone.jsonl")]
     assert command_line.main([*command, *options]) == 1
-    assert re.fullmatch(r"scada evaluate: There is no annotation file .*gone\.jsonl\.\n", capsys.readouterr().err)
+    assert re.fullmatch(r"scada evaluate: Found no annotation file .*gone\.jsonl\.\n", capsys.readouterr().err)
 
 
 def test_workers_and_streams_find_the_same(saved):

@@ -46,21 +46,21 @@ def message_of(load, *args) -> str:
 def test_a_model_that_moved(tmp_path):
     for name in (str(tmp_path / "gone"), "../gone/model", "a b/c"):
         message = message_of(load_pipeline, name)
-        assert message.startswith(f"Could not load the model {name}: it is neither a folder here nor a Hub id.")
+        assert message.startswith(f"Could not load the model {name}: it is neither a local folder nor a Hub id.")
         assert message.endswith("with --model.") and "Repo id" not in message
 
 
 def test_a_model_that_is_not_on_the_hub():
     message = message_of(load_pipeline, "no-such/model")
     assert message.startswith("Could not load the model no-such/model: We couldn't connect")
-    assert "There is no such folder here. Give the folder" in message
+    assert "It is not a local folder. Pass the folder" in message
 
 
 def test_an_adapter_whose_base_model_moved(folder):
     (folder / "config.json").unlink()
     change(folder / "adapter_config.json", base_model_name_or_path="/gone/base")
     message = message_of(load_pipeline, str(folder))
-    assert f"{folder}: its adapter_config.json names the base model /gone/base, which is neither" in message
+    assert f"{folder}: the base model /gone/base in adapter_config.json is neither" in message
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
@@ -69,7 +69,7 @@ def test_weights_that_were_cut_off_are_named(folder, name):
         file.truncate(200)
     message = message_of(load_pipeline, str(folder))
     assert message.startswith(f"Could not load the model {folder}: ")
-    assert message.endswith(f"Damaged or cut off: {name}. Copy or download these again.")
+    assert message.endswith(f"Corrupt or truncated: {name}. Copy or download again.")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_last_cause_is_said_and_what_to_do(folder, damage, cause):
     message = message_of(load_pipeline, str(folder))
     assert message.startswith(f"Could not load the model {folder}: ")
     assert re.search(re.escape(cause), message), message
-    assert message.endswith("Check the folder, or give another with --model.")
+    assert message.endswith("Check the folder, or pass another one with --model.")
 
 
 def test_training_names_the_model_and_its_option(folder, tmp_path):

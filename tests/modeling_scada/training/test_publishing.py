@@ -198,9 +198,13 @@ TRAIN = "train_results.json"
         ((METRICS, "sentences"), 98, ["98 sentences"]),
         ((METRICS, "split"), "val_2", ["`val_2`", "split: val_2"]),
         ((METRICS, "dataset"), "lmms-lab/tacos", ["`lmms-lab/tacos`"]),
-        ((METRICS, "broken_videos"), [{"video": "a"}, {"video": "b"}, {"video": "c"}], ["3 videos could not be read"]),
+        (
+            (METRICS, "broken_videos"),
+            [{"video": "a"}, {"video": "b"}, {"video": "c"}],
+            ["3 unreadable videos are excluded"],
+        ),
         ((METRICS, "how", "num_frames"), 96, ["96 frames"]),
-        ((METRICS, "how", "thresholds_reached_by"), ">", ["reached by `>`"]),
+        ((METRICS, "how", "thresholds_reached_by"), ">", ["thresholds with `>`"]),
         ((METRICS, "how", "dtype"), "float32", ["float32"]),
         ((METRICS, "how", "device"), "NVIDIA X", ["NVIDIA X"]),
         ((METRICS, "how", "date"), "2032-01-01", ["2032-01-01"]),
@@ -250,7 +254,7 @@ def test_no_number_that_is_not_in_the_records(make_folder):
 def test_without_records_no_number(make_folder):
     card = card_of(make_folder(records={}))
     assert numbers_of(card) == set()
-    assert "|" not in card and "## Measured" not in card and "## Training" not in card
+    assert "|" not in card and "## Results" not in card and "## Training" not in card
     assert {"model-index", "metrics", "datasets", "base_model"}.isdisjoint(card_metadata(card))
     assert "None" not in card and "{{" not in card and "{%" not in card
 
@@ -258,7 +262,7 @@ def test_without_records_no_number(make_folder):
 @pytest.mark.parametrize("name", RECORDS)
 def test_each_record_may_be_missing(make_folder, name):
     card = card_of(make_folder(records={other: value for other, value in RECORDS.items() if other != name}))
-    assert ("## Measured" in card) == (name != METRICS)
+    assert ("## Results" in card) == (name != METRICS)
     assert ("## Training" in card) == (name != TRAIN)
     assert "None" not in card and "{{" not in card and "\n\n\n" not in card
 

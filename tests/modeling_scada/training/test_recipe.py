@@ -196,9 +196,9 @@ def test_an_adapter_goes_on_from_its_weights(recipe, tmp_path, arguments, recwar
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning that has .*'inner_layers': "),
-        ({"tuning": "lora"}, "'SCADA'.*tuning that has .*'LORA'"),
-        ({"tuning": "full"}, "tuning that has none.*or a model without an adapter"),
+        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning mode with .*'inner_layers': "),
+        ({"tuning": "lora"}, "'SCADA'.*tuning mode with .*'LORA'"),
+        ({"tuning": "full"}, "tuning mode with no adapter.*or a model without an adapter"),
     ],
 )
 def test_another_adapter_than_the_models_is_refused(recipe, change, message):
@@ -403,9 +403,9 @@ def test_a_stopped_run_of_the_backbone_goes_on_as_if_it_had_not_been(long_recipe
 def test_a_finished_run_with_other_arguments_is_not_gone_on_with(recipe):
     finished = recipe | {"save_strategy": "steps", "save_steps": 1}
     run(*parse(finished))
-    with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.01 now.*another --output_dir"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 then, 0.01 now.*another --output_dir"):
         run(*parse(finished | {"learning_rate": 1e-2}))
-    with pytest.raises(ValueError, match=r"tuning: 'scada' there, 'frozen' now"):
+    with pytest.raises(ValueError, match=r"tuning: 'scada' then, 'frozen' now"):
         run(*parse(finished | {"tuning": "frozen"}))
 
 
@@ -462,8 +462,8 @@ def test_videos_in_training_and_evaluation_are_warned_of_once(monkeypatch):
     assert lines == []
     warn_of_shared_videos(train, {"validation": dataset("c.mp4"), "test": dataset("b.mp4", "c.mp4", "d.mp4")})
     warn_of_shared_videos(dataset("x/1.mp4", video_id=["v1"]), {"test": dataset("y/1.webm", video_id=["v1"])})
-    assert lines[0].startswith("2 videos, such as b.mp4, are both trained and evaluated on")
-    assert lines[1].startswith("1 videos, such as y/1.webm, are both") and len(lines) == 2
+    assert lines[0].startswith("Training and evaluation share 2 videos, for example b.mp4.")
+    assert lines[1].startswith("Training and evaluation share 1 videos, for example y/1.webm.") and len(lines) == 2
 
 
 def test_accumulated_gradients_are_those_of_one_batch(recipe):

@@ -290,9 +290,9 @@ def test_a_checkpoint_that_lacks_a_weight_or_has_another_is_refused(make_trainer
     for changed, message in (
         (
             {key: value for key, value in weights.items() if key != name},
-            r"it lacks 1 weights \(.*(value\.bias|up\.weight)\)",
+            r"1 missing weights \(.*(value\.bias|up\.weight)\)",
         ),
-        (weights | {"model.other.weight": torch.zeros(2)}, r"it has besides 1 weights \(.*model\.other\.weight\)"),
+        (weights | {"model.other.weight": torch.zeros(2)}, r"1 unexpected weights \(.*model\.other\.weight\)"),
     ):
         save_file(changed, path, metadata={"format": "pt"})
         with pytest.raises(ValueError, match=message):
