@@ -1,7 +1,7 @@
 """
-The application: a page on which one drops in a video, or searches an index, and plays and cuts what was found.
+Web application to ground sentences in an uploaded video or search an index, and to play and cut the segments found.
 
-It needs Gradio, which is imported here alone.
+It requires Gradio, which only this module imports.
 """
 
 import html
@@ -32,10 +32,11 @@ from .library.search import search as search_library
 try:
     import gradio as gr
 except ImportError as error:
-    raise RuntimeError('The application needs Gradio; install it with `pip install ".[app]"`.') from error
+    raise RuntimeError('The application requires Gradio; install it with `pip install ".[app]"`.') from error
 
 
-# The page lies in a frame, which is as high as the page, and as light or dark as the application.
+TITLE = "Temporal grounding in videos"
+# Frame around the page of results. It adopts the height of the page, and the light or dark theme of the application.
 FRAME = (
     '<iframe title="Segments" style="width: 100%; height: 40rem; border: 0" srcdoc="{page}" '
     'onload="const frame = this, root = frame.contentDocument.documentElement, body = frame.contentDocument.body; '
@@ -44,26 +45,26 @@ FRAME = (
     'new ResizeObserver(() => {{ frame.style.height = body.offsetHeight + 8 + &quot;px&quot;; }}).observe(body)">'
     "</iframe>"
 )
-# The button of a segment sends the frame an event.
-PASS_ON = "element.addEventListener('cut', event => trigger('click', {segment: event.detail}));"
+# Forward the cut event, which the button of a segment dispatches to the frame's element, to Gradio.
+FORWARD_CUT = "element.addEventListener('cut', event => trigger('click', {segment: event.detail}));"
 SHOW_CLIP = "() => document.getElementById('clip').scrollIntoView({behavior: 'smooth', block: 'center'})"
-# The message says what is wrong; a badge in the place of the answer says no more.
+# Gradio's error badge is hidden, because the error message already explains the problem.
 STYLE = "#found .error { display: none }"
-# Uploads and clips are deleted after a day, looked for each hour; an encoded video after an hour.
+# Delete uploads and clips after a day, checked every hour, and encoded videos after an hour.
 DELETE_CACHE = (3600, 86400)
-FORGET_SECONDS = 3600
+ENCODED_VIDEO_SECONDS = 3600
 
 
 def split_sentences(text: str) -> list[str]:
     """
-    The sentences of a text, one a line.
+    Split a text into sentences, one per line.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the text contains no sentence.
     """
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
     if not sentences:
-        raise ValueError("There is no sentence yet. Type what to look for, one sentence a line.")
+        raise ValueError("There is no sentence yet. Type at least one sentence, one per line.")
     return sentences
 
 
@@ -72,37 +73,37 @@ def ground_video(
     path: str | None,
     text: str,
     top_k: int,
-    known: tuple[str, EncodedVideo] | None,
+    cache: tuple[str, EncodedVideo] | None,
     nms: float | None = 0.5,
     progress: Callable[[float], Any] | None = None,
 ) -> tuple[dict[str, Any], tuple[str, EncodedVideo]]:
     """
-    Finds the moments of one video; it is encoded unless it is the one that was before.
+    Ground sentences in a video. The video is encoded, unless it is the same as in the previous call.
 
     Args:
-        pipe ([`TemporalGroundingPipeline`]): The model.
-        path (`str`): The video file.
-        text (`str`): What to look for, one sentence a line.
-        top_k (`int`): At most so many segments a sentence.
-        known (`tuple[str, EncodedVideo]`, *optional*): What the call before gave.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model.
+        path (`str`): Path of the video.
+        text (`str`): Sentences, one per line.
+        top_k (`int`): Maximum number of segments per sentence.
+        cache (`tuple[str, EncodedVideo]`, *optional*): Path and encoded video of the previous call.
         nms (`float`, *optional*, defaults to 0.5): As for the pipeline.
-        progress (`Callable`, *optional*): Called with the share of the video that is encoded, from 0 to 1.
+        progress (`Callable`, *optional*): Function called with the encoded share of the video, from 0 to 1.
 
     Returns:
-        `tuple[dict, tuple[str, EncodedVideo]]`: The record as of `scada ground --json`, and what to pass the next
-        time.
+        `tuple[dict, tuple[str, EncodedVideo]]`: Record in the format of `scada ground --json`, and the `cache` for the
+        next call.
 
     Raises:
-        ValueError, OSError, VideoReadError: If there is no video or no sentence, or the video cannot be read.
+        ValueError, OSError, VideoReadError: If the video or the sentences are missing, or the video cannot be read.
     """
     sentences = split_sentences(text)
     if path is None:
-        raise ValueError("There is no video yet. Drop one in first.")
-    if known is None or known[0] != path:
-        known = (path, pipe.encode(path, progress=progress))
-    encoded = known[1]
+        raise ValueError("There is no video yet. Upload one first.")
+    if cache is None or cache[0] != path:
+        cache = (path, pipe.encode(path, progress=progress))
+    encoded = cache[1]
     results = find_segments(pipe, encoded, sentences, top_k, nms)
-    return {"video": path, "duration": encoded.timelines[-1].end_seconds, "results": results}, known
+    return {"video": path, "duration": encoded.timelines[-1].end_seconds, "results": results}, cache
 
 
 def search_sentences(
@@ -114,21 +115,21 @@ def search_sentences(
     progress: Callable[[float], Any] | None = None,
 ) -> dict[str, Any]:
     """
-    Finds the moments of all videos of an index.
+    Search all videos of an index.
 
     Args:
-        pipe ([`TemporalGroundingPipeline`]): The model of the index.
-        library ([`Library`]): The index.
-        text (`str`): What to look for, one sentence a line.
-        top_k (`int`): At most so many segments a sentence, of all videos together.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model that encoded the index.
+        library ([`Library`]): Index to search.
+        text (`str`): Sentences, one per line.
+        top_k (`int`): Maximum number of segments per sentence, over all videos.
         nms (`float`, *optional*, defaults to 0.5): As for the pipeline.
-        progress (`Callable`, *optional*): Called with the share of the windows that were asked, from 0 to 1.
+        progress (`Callable`, *optional*): Function called with the share of the windows scored, from 0 to 1.
 
     Returns:
-        `dict`: The record as of `scada search --json`.
+        `dict`: Record in the format of `scada search --json`.
 
     Raises:
-        ValueError: If there is no sentence, or the index was made with another model.
+        ValueError: If the text contains no sentence, or the index belongs to another model.
     """
     results = search_library(library, split_sentences(text), pipe, top_k, nms=nms, progress=progress)
     for result in results:
@@ -138,8 +139,8 @@ def search_sentences(
     return {"index": str(library.path), "duration": duration, "results": results}
 
 
-def show(record: dict[str, Any], model_name: str) -> str:
-    """The page that plays the segments of a record, as a frame whose videos this application serves."""
+def render_frame(record: dict[str, Any], model_name: str) -> str:
+    """Return an HTML frame with a page that plays the segments of a record. This application serves the videos."""
     record = record | {"model": model_name, "can_cut": True}
     if "video" in record:
         video, properties = record["video"], probe(record["video"])
@@ -151,30 +152,30 @@ def show(record: dict[str, Any], model_name: str) -> str:
 
 
 def file_url(video: str) -> str:
-    """Where this application serves a file; without a slash at the front, so that it holds behind a proxy too."""
+    """Return the URL of a file that this application serves, relative so that it also works behind a proxy."""
     return f"gradio_api/file={urllib.parse.quote(video)}"
 
 
 def cut_segment(record: dict[str, Any], number: int, rank: int, folder: Path) -> str:
     """
-    Cuts a segment out, from its start to its end.
+    Cut a segment out of its video, exactly from its start to its end.
 
     Args:
-        record (`dict`): What `ground_video` or `search_sentences` gave.
-        number (`int`): Of the sentence, from 0.
-        rank (`int`): Of the segment, from 0.
-        folder (`Path`): Where the clip goes.
+        record (`dict`): Record of [`ground_video`] or [`search_sentences`].
+        number (`int`): Index of the sentence, from 0.
+        rank (`int`): Index of the segment, from 0.
+        folder (`Path`): Folder for the clip.
 
     Returns:
-        `str`: The clip.
+        `str`: Path of the clip.
 
     Raises:
-        OSError, VideoReadError: If the video is gone, or cannot be cut.
+        OSError, VideoReadError: If the video is missing or cannot be cut.
     """
     result = record["results"][number]
-    one = record | {"results": [{"sentence": result["sentence"], "segments": [result["segments"][rank]]}]}
+    selected = record | {"results": [{"sentence": result["sentence"], "segments": [result["segments"][rank]]}]}
     clip: Any
-    (clip,) = cut_segments(one, folder, exact=True)
+    (clip,) = cut_segments(selected, folder, exact=True)
     return str(clip.path)
 
 
@@ -186,58 +187,60 @@ def make_app(
     nms: float | None = 0.5,
 ) -> gr.Blocks:
     """
+    Build the application.
+
     Args:
-        pipe ([`TemporalGroundingPipeline`]): The model.
-        model_name (`str`): How the page calls it.
-        library ([`Library`], *optional*): An index that can be searched, besides videos that are dropped in.
-        threshold (`float`, *optional*): Lowest score of a segment that counts as found, to begin with.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model.
+        model_name (`str`): Name of the model on the page.
+        library ([`Library`], *optional*): Index that users can search, in addition to uploaded videos.
+        threshold (`float`, *optional*): Initial value of the lowest score that counts as found.
         nms (`float`, *optional*, defaults to 0.5): As for the pipeline.
 
     Returns:
-        `gradio.Blocks`: To be started with [`launch`].
+        `gradio.Blocks`: Application that [`launch`] starts.
 
     Raises:
-        ValueError: If the first layer of the model depends on the sentence, so that no video can be encoded.
+        ValueError: If the first layer of the model depends on the sentence, so that it cannot encode videos alone.
     """
     check_can_encode(pipe)
 
-    # An answer starts by taking away what is there, so that a message never stands next to another video's segments.
+    # Clear the previous results first, so that an error message never appears next to another video's segments.
     def find(
-        where: str,
+        target: str,
         path: str | None,
         text: str,
         top_k: int,
-        lowest: float,
-        known: tuple[str, EncodedVideo] | None,
-        progress: Any = gr.Progress(),  # noqa: B008  Gradio looks for it there
+        min_score: float,
+        cache: tuple[str, EncodedVideo] | None,
+        progress: Any = gr.Progress(),  # noqa: B008  Gradio requires it as a default
     ) -> Iterator[tuple]:
-        yield (*nothing(), known)
-        in_index = library is not None and (where == "index" or (where == "either" and path is None))
+        yield (*clear_results(), cache)
+        in_index = library is not None and (target == "index" or (target == "either" and path is None))
 
         def show_share(share: float) -> None:
-            progress(share, desc=f"Looking through the {'index' if in_index else 'video'}")
+            progress(share, desc=f"Searching the {'index' if in_index else 'video'}")
 
-        def ask() -> tuple:
+        def compute_results() -> tuple:
             if library is not None and in_index:
-                return fill(search_sentences(pipe, library, text, top_k, nms, show_share), lowest), known
-            record, encoded = ground_video(pipe, path, text, top_k, known, nms, show_share)
-            return fill(record, lowest), encoded
+                return show_results(search_sentences(pipe, library, text, top_k, nms, show_share), min_score), cache
+            record, new_cache = ground_video(pipe, path, text, top_k, cache, nms, show_share)
+            return show_results(record, min_score), new_cache
 
         show_share(0.0)
         folders = [os.path.dirname(path)] if path else []
         if library is not None:
             videos = library.video_path(".")
             folders += [videos, os.path.abspath(videos), os.path.realpath(videos), str(library.path)]
-        answer, encoded = _as_message(folders, ask)
-        yield (*answer, encoded)
+        results, new_cache = _show_errors(folders, compute_results)
+        yield (*results, new_cache)
 
-    def nothing() -> tuple:
+    def clear_results() -> tuple:
         return "", None, gr.Video(value=None, visible=False)
 
-    def fill(record: dict[str, Any], lowest: float) -> tuple:
-        results = apply_threshold(record["results"], lowest or None)
+    def show_results(record: dict[str, Any], min_score: float) -> tuple:
+        results = apply_threshold(record["results"], min_score or None)
         shown = select_shown(record | {"results": results})
-        return show(shown, model_name), shown, gr.Video(value=None, visible=False)
+        return render_frame(shown, model_name), shown, gr.Video(value=None, visible=False)
 
     def cut(record: dict[str, Any], event: gr.EventData) -> Iterator[Any]:
         number, rank = event.segment
@@ -245,41 +248,41 @@ def make_app(
         video = segment.get("video") or record["video"]
         is_long = record["duration"] >= LONG_SECONDS
         start, end = (format_time(segment[name], is_long) for name in ("start", "end"))
-        # Gradio copies the clip to where it serves it.
+        # Gradio copies the clip into its cache before the folder is deleted.
         with tempfile.TemporaryDirectory() as folder:
-            clip = _as_message([os.path.dirname(video), folder], cut_segment, record, number, rank, Path(folder))
+            clip = _show_errors([os.path.dirname(video), folder], cut_segment, record, number, rank, Path(folder))
             yield gr.Video(value=clip, label=f"Clip, {start} to {end}{'' if is_long else ' s'}", visible=True)
 
-    with gr.Blocks(title="Moments in videos", analytics_enabled=False, delete_cache=DELETE_CACHE) as app:
-        gr.Markdown("# Moments in videos\nType what happens, one sentence a line, and play what is found.")
-        known = gr.State(None, time_to_live=FORGET_SECONDS)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as app:
+        gr.Markdown(f"# {TITLE}\nDescribe events, one sentence per line, and play the segments found.")
+        cache = gr.State(None, time_to_live=ENCODED_VIDEO_SECONDS)
         record = gr.State(None)
         video = gr.File(label="Video", elem_id="video")
         text = gr.Textbox(
-            label="Sentences, one a line", lines=2, elem_id="sentences", info="Shift+Enter starts the search."
+            label="Sentences, one per line", lines=2, elem_id="sentences", info="Shift+Enter starts the search."
         )
         with gr.Row():
             button = gr.Button("Find in the video", variant="primary", elem_id="find")
             search_button = gr.Button("Find in the index", visible=library is not None, elem_id="search")
         with gr.Accordion("Settings", open=False):
-            top_k = gr.Slider(1, 20, value=3, step=1, precision=0, label="At most so many segments a sentence")
-            lowest = gr.Slider(0, 1, value=threshold or 0, step=0.01, label="Lowest score that counts as found")
+            top_k = gr.Slider(1, 20, value=3, step=1, precision=0, label="Maximum number of segments per sentence")
+            min_score = gr.Slider(0, 1, value=threshold or 0, step=0.01, label="Lowest score that counts as found")
         clip = gr.Video(
             visible=False, interactive=False, autoplay=True, buttons=["download"], height=320, elem_id="clip"
         )
-        page = gr.HTML(elem_id="found", js_on_load=PASS_ON)
-        shown = [page, record, clip]
-        for where, on in (("video", button.click), ("index", search_button.click), ("either", text.submit)):
-            inputs = [gr.State(where), video, text, top_k, lowest, known]
-            # One question at a time goes through the model.
-            on(find, inputs, [*shown, known], concurrency_id="model", show_progress_on=page)
-        video.change(nothing, None, shown, queue=False, show_progress="hidden")
+        page = gr.HTML(elem_id="found", js_on_load=FORWARD_CUT)
+        outputs = [page, record, clip]
+        for target, on_event in (("video", button.click), ("index", search_button.click), ("either", text.submit)):
+            inputs = [gr.State(target), video, text, top_k, min_score, cache]
+            # The model processes one request at a time.
+            on_event(find, inputs, [*outputs, cache], concurrency_id="model", show_progress_on=page)
+        video.change(clear_results, None, outputs, queue=False, show_progress="hidden")
         page.click(cut, record, clip).success(None, js=SHOW_CLIP)
     return app
 
 
 def servable_paths(library: Library) -> list[str]:
-    """The folder of an index's videos, and the indexed videos that links lead to elsewhere."""
+    """Return the folder of an index's videos, and the targets of indexed links outside that folder."""
     folder = os.path.realpath(library.video_path("."))
     videos = (os.path.realpath(library.video_path(video)) for video in set(library.videos))
     return [folder, *sorted(video for video in videos if not video.startswith(os.path.join(folder, "")))]
@@ -287,8 +290,10 @@ def servable_paths(library: Library) -> list[str]:
 
 def check_address(host: str | None, port: int | None) -> None:
     """
+    Check that a server can listen at an address.
+
     Raises:
-        OSError: If no server can listen at this address.
+        OSError: If no server can listen there.
     """
     if host is None and port is None:
         return
@@ -303,23 +308,24 @@ def check_address(host: str | None, port: int | None) -> None:
 
 def launch(app: gr.Blocks, library: Library | None = None, host: str | None = None, port: int | None = None) -> None:
     """
-    Starts the application, until it is interrupted.
+    Start the application and run it until it is interrupted.
 
     Args:
-        app (`gradio.Blocks`): As `make_app` gives it.
-        library ([`Library`], *optional*): The index, whose folder of videos is served, and the videos linked there.
-        host (`str`, *optional*): Address to listen on; else `GRADIO_SERVER_NAME`, or this machine's own.
-        port (`int`, *optional*): Port to listen on; else `GRADIO_SERVER_PORT`, or the first free one from 7860 on.
+        app (`gradio.Blocks`): Application of [`make_app`].
+        library ([`Library`], *optional*): Index whose folder of videos is served, including the linked videos.
+        host (`str`, *optional*): Address to listen on. Defaults to `GRADIO_SERVER_NAME`, or to the local machine.
+        port (`int`, *optional*):
+            Port to listen on. Defaults to `GRADIO_SERVER_PORT`, or to the first free port from 7860.
     """
     url = start(app, library, host, port)
-    print(f"Open {url} in a browser. Ctrl+C ends the application.", file=sys.stderr)
+    print(f"Open {url} in a browser. Press Ctrl+C to stop the application.", file=sys.stderr)
     app.block_thread()
 
 
 def start(app: gr.Blocks, library: Library | None = None, host: str | None = None, port: int | None = None) -> str:
-    """As [`launch`], which waits for the end; returns the address of the page."""
+    """Start the application as [`launch`] does, but return its URL immediately."""
     paths = [] if library is None else servable_paths(library)
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no downloaded fonts
     _, url, _ = app.launch(
         server_name=host,
         server_port=port,
@@ -334,11 +340,8 @@ def start(app: gr.Blocks, library: Library | None = None, host: str | None = Non
     return url
 
 
-def _as_message(folders: list[str], function: Any, *args: Any) -> Any:
-    """
-    Calls a function; what is wrong with what was given becomes a message on the page, without the folders and without
-    the numbers of errors.
-    """
+def _show_errors(folders: list[str], function: Any, *args: Any) -> Any:
+    """Call a function, and show an input error as one message on the page, without folder paths and error numbers."""
     try:
         return function(*args)
     except INPUT_ERRORS as error:

@@ -1,1 +1,1 @@
-"""Studies and benchmarks: what the figures in docs/ were made with."""
+"""Run the studies and benchmarks that produced the figures in docs/."""

@@ -1,6 +1,8 @@
 """
-A study on short clips: videos are composed of them, groups (persons, say) are dealt into folds, each tested once, and
-the modes run on each fold. Which of a run's models counts, a group of the training part chooses, the same for all.
+Run a study with cross-validation on videos composed of short clips.
+
+The groups of the clips, such as people, are split into folds. Each fold is the test set once, and all modes run on it.
+One group outside the fold serves as the validation set that selects the checkpoint, the same group for all modes.
 """
 
 import json
@@ -17,43 +19,48 @@ from datasets import load_from_disk
 from processing.data.composition import compose, read_clip_table
 from processing.metrics import recall_at
 from processing.post_processing import temporal_iou
+from processing.results.provenance import read_rows
 
 from .study import run_study, select
 from .study_results import paired_differences
 
 
-# Of a video, that a constant segment may begin and end at.
+# Number of equal steps of a video where a constant segment may start and end.
 CONSTANT_STEPS = 20
 
 
 def assign_folds(groups: Sequence[str], num_folds: int, seed: int) -> list[tuple[list[str], list[str]]]:
     """
-    Groups in folds of about equal size.
+    Split groups into folds of about equal size.
 
     Args:
-        groups (`Sequence[str]`): Names of groups.
-        num_folds (`int`): How many.
-        seed (`int`): Of the order in which they are dealt out.
+        groups (`Sequence[str]`): Names of the groups.
+        num_folds (`int`): Number of folds.
+        seed (`int`): Seed of the random order of the groups.
 
     Returns:
-        `list[tuple[list[str], list[str]]]`: Of each fold the groups to test on, and the one to choose a model by: the
-        first of the next fold.
+        `list[tuple[list[str], list[str]]]`: Test groups and validation group of each fold. The validation group is the
+        first group of the next fold.
 
     Raises:
-        ValueError: If there are fewer than two folds, or no group would be left to train on.
+        ValueError: If there are fewer than two folds, or no group is left for training.
     """
     if not 2 <= num_folds <= len(groups) or len(groups) < 3:
         raise ValueError(
-            f"Received {num_folds} folds of {len(groups)} groups; expected two folds or more and three groups or "
-            "more, a fold having at least one."
+            f"Received {num_folds} folds of {len(groups)} groups; expected at least two folds, at least three groups, "
+            "and at least one group per fold."
         )
     order = np.random.default_rng(seed).permutation(sorted(groups)).tolist()
-    tested = [order[first::num_folds] for first in range(num_folds)]
-    return [(fold, [tested[(index + 1) % num_folds][0]]) for index, fold in enumerate(tested)]
+    folds = [order[first::num_folds] for first in range(num_folds)]
+    return [(fold, [folds[(index + 1) % num_folds][0]]) for index, fold in enumerate(folds)]
 
 
-def constant_floor(data_dir: Path) -> dict[str, Any]:
-    """What a constant segment, a share of the video, reaches in the test part: the one best in the training part."""
+def constant_baseline(data_dir: Path) -> dict[str, Any]:
+    """
+    Return the metrics of a constant segment on the test split.
+
+    The segment is a fixed share of each video, selected on the training split.
+    """
     ious: dict[str, np.ndarray] = {}
     edges = np.arange(CONSTANT_STEPS + 1) / CONSTANT_STEPS
     candidates = np.array(list(combinations(edges, 2)))
@@ -61,8 +68,8 @@ def constant_floor(data_dir: Path) -> dict[str, Any]:
         targets = [np.array(segments[0]) / row["duration"] for row in rows for segments in row["segments"]]
         ious[split] = temporal_iou(candidates, np.array(targets))
     best = int((ious["train"] >= 0.5).mean(1).argmax())
-    reached = recall_at(ious["test"][best][:, None])
-    return {"segment": candidates[best].tolist()} | {name: round(value, 2) for name, value in reached.items()}
+    metrics = recall_at(ious["test"][best][:, None])
+    return {"segment": candidates[best].tolist()} | {name: round(value, 2) for name, value in metrics.items()}
 
 
 def study_clips(
@@ -79,30 +86,33 @@ def study_clips(
     **composition: Any,
 ) -> list[dict]:
     """
-    Composes the videos of each fold where they are not there yet, and runs what its `results.jsonl` does not have.
+    Compose the videos of each fold if needed, and run all jobs that the fold's `results.jsonl` does not contain yet.
 
     Args:
-        recipe (`Path`): A recipe with a `validation_split`.
-        table (`Path`), videos (`Path`): The clips, see [`compose`].
-        output_dir (`Path`): A folder `fold_0` and so on with videos and runs of each fold, and `results.jsonl` of all.
-        modes (`list[str]`): See [`arguments_of`].
-        num_folds (`int`): Folds.
-        only_folds (`Sequence[int]`): Those to run now.
-        seeds (`list[int]`): Of the runs.
-        max_steps (`int`): Steps of a run.
-        num_workers (`int`): Runs at a time, one core each.
+        recipe (`Path`): Recipe with a `validation_split`.
+        table (`Path`), videos (`Path`): Table and folder of the clips, see [`compose`].
+        output_dir (`Path`):
+            Folder of the study. It gets a subfolder per fold, such as `fold_0`, with the videos and runs, and a
+            `results.jsonl` over all folds.
+        modes (`list[str]`): Modes, see [`mode_arguments`].
+        num_folds (`int`): Number of folds.
+        only_folds (`Sequence[int]`): Folds to run now.
+        seeds (`list[int]`): Seeds of the runs.
+        max_steps (`int`): Number of steps per run.
+        num_workers (`int`): Number of parallel runs, on one core each.
         **composition: Arguments of [`compose`].
 
     Returns:
-        `list[dict]`: The lines of `results.jsonl`, each with its `fold`, and of each fold one of the mode "constant".
+        `list[dict]`: Rows of `results.jsonl`, each with its `fold`, including one row of the mode "constant" per fold.
 
     Raises:
-        ValueError: If the recipe has no video model or validation split, or see [`assign_folds`] and [`compose`].
+        ValueError: If the recipe has no video model or no validation split, or as for [`assign_folds`] and
+            [`compose`].
         RuntimeError: If a run fails.
     """
     defaults = json.loads(recipe.read_text(encoding="utf-8"))
     if missing := {"video_model", "validation_split"} - set(defaults):
-        raise ValueError(f"The recipe {recipe} lacks {sorted(missing)}; a study on clips needs both.")
+        raise ValueError(f"The recipe {recipe} lacks {sorted(missing)}; a clip study requires both arguments.")
     groups = sorted({clip.group for clip in read_clip_table(table)})
     folds = assign_folds(groups, num_folds, seed=0)
     rows = []
@@ -121,18 +131,21 @@ def study_clips(
             video_models = {Path(defaults["video_model"]).name: defaults["video_model"]}
             run_study(recipe, fold_dir, modes, video_models, [], seeds, max_steps, num_workers)
         if (fold_dir / "results.jsonl").exists():
-            fold_rows = [
-                json.loads(line) for line in (fold_dir / "results.jsonl").read_text(encoding="utf-8").splitlines()
-            ]
+            fold_rows = read_rows(fold_dir / "results.jsonl")
             rows += [row | {"fold": fold, "test_groups": test_groups} for row in fold_rows]
-            rows.append({"mode": "constant", "fold": fold} | constant_floor(fold_dir / "data"))
+            rows.append({"mode": "constant", "fold": fold} | constant_baseline(fold_dir / "data"))
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (output_dir / "results.jsonl").write_text(text, encoding="utf-8")
     return rows
 
 
 def compare_to_frozen(rows: list[dict]) -> list[str]:
-    """A line for each mode: its difference to frozen in R@1, IoU=0.5: mean, deviation, and Student's paired t."""
+    """
+    Compare each mode with the frozen backbone in R@1, IoU=0.5.
+
+    Returns:
+        `list[str]`: One line per mode, with the mean difference, its standard deviation and Student's paired t.
+    """
     rows = [row for row in rows if row["mode"] != "constant"]
     lines = []
     for backbone in dict.fromkeys(row["backbone"] for row in rows):

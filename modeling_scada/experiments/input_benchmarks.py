@@ -1,4 +1,4 @@
-"""Measure the input pipeline: read videos, and ground them through `pipeline`."""
+"""Measure the input pipeline: read videos with a `DataLoader`, and compare with the time of a training step."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -24,9 +24,9 @@ from .model_benchmarks import DEVICE, PIPELINE_MODE, numbers_text, prepare_step,
 
 
 NUM_WORKERS = (0, 1, 2)
-# How pixels leave the collator, and whether it normalises them.
+# Dtype of the collator's pixels, and whether the collator normalizes them.
 PIXELS = {"uint8": False, "float32": True}
-# Such as data sets of people's videos hold; sizes in pixels.
+# Typical of data sets of people's videos. Sizes are in pixels.
 VIDEOS = {"num_videos": 12, "duration_seconds": 30, "fps": 25, "height": 360, "width": 480}
 SMALL_VIDEOS = {"num_videos": 4, "duration_seconds": 2, "fps": 10, "height": 48, "width": 64}
 
@@ -35,21 +35,21 @@ def make_videos(
     folder: Path, num_videos: int, duration_seconds: int, fps: int, height: int, width: int, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
-    Writes videos, which the seed determines, as h264 in mp4, or as MPEG-4 part 2 where PyAV comes without x264.
+    Write reproducible videos as h264 in mp4, or as MPEG-4 part 2 if PyAV was built without x264.
 
     Args:
-        folder (`Path`): To write to.
-        num_videos (`int`): How many.
-        duration_seconds (`int`): Length of each, in seconds.
+        folder (`Path`): Folder to write to.
+        num_videos (`int`): Number of videos.
+        duration_seconds (`int`): Length of each video in seconds.
         fps (`int`): Frames per second.
-        height (`int`), width (`int`): In pixels, even.
-        seed (`int`): Of all randomness.
+        height (`int`), width (`int`): Even size of the frames in pixels.
+        seed (`int`): Seed of the frames.
 
     Returns:
-        `tuple`: Their rows, as the collator takes them, with one sentence each; and what the record says of them.
+        `tuple`: Rows for the collator, with one sentence each, and the facts to record.
     """
     encoder = available_encoder()
-    # One thread, and no instructions of this CPU alone: otherwise equal frames give slightly different files.
+    # One thread and CPU-independent code, because otherwise equal frames give slightly different files.
     x264_options = {"preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
     rows = []
     for index in range(num_videos):
@@ -57,7 +57,7 @@ def make_videos(
         frames = draw_frames(np.random.default_rng([seed, index]), duration_seconds * fps, height, width)
         bit_rate = int(BITS_PER_PIXEL * fps * height * width)
         write_video(path, frames, fps, encoder, x264_options if encoder == "libx264" else {}, bit_rate)
-        # Another segment for each video, as its pixels are others too: batches in another order differ in both.
+        # Each video has its own pixels and segment, so that batches in another order differ in both.
         start_seconds = duration_seconds * index / (2 * num_videos)
         segment = [start_seconds, start_seconds + duration_seconds / 4]
         rows.append({"video": str(path), "sentences": ["the red circle moves left"], "segments": [[segment]]})
@@ -75,31 +75,31 @@ def make_videos(
 
 
 def make_loader(rows: list[dict[str, Any]], collator: TemporalGroundingCollator, num_workers: int) -> DataLoader:
-    """The loader that `Trainer` makes of the rows, but in their order and with one video a batch."""
+    """Return a loader like the one of `Trainer`, but in the order of the rows and with one video per batch."""
     return DataLoader(
         rows,  # type: ignore[arg-type]
         batch_size=1,
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=DEVICE.type == "cuda",
-        # Started once, by the check: an epoch is many more videos than there are here.
+        # The check starts the workers once, because a real epoch has many more videos than this benchmark.
         persistent_workers=num_workers > 0,
     )
 
 
 def check_same_batches(loaders: Mapping[int, Iterable[dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
     """
-    Checks that loaders give equal batches in the same order.
+    Check that loaders yield equal batches in the same order.
 
     Args:
-        loaders (`Mapping[int, Iterable]`): By number of workers.
+        loaders (`Mapping[int, Iterable]`): Loaders by number of workers.
 
     Returns:
-        `dict[str, torch.Tensor]`: The first batch.
+        `dict[str, torch.Tensor]`: First batch.
 
     Raises:
         AssertionError: If a batch differs.
-        ValueError: If one of the loaders gives more batches than another.
+        ValueError: If a loader yields more batches than another.
     """
     first_batch: dict[str, torch.Tensor] = {}
     for index, batches in enumerate(zip(*loaders.values(), strict=True)):
@@ -107,12 +107,14 @@ def check_same_batches(loaders: Mapping[int, Iterable[dict[str, torch.Tensor]]])
         first_batch = first_batch or expected
         for num_workers, batch in zip(loaders, batches, strict=True):
             if set(batch) != set(expected) or not all(torch.equal(batch[name], expected[name]) for name in expected):
-                raise AssertionError(f"Batch {index} with {num_workers} workers is not that of {next(iter(loaders))}.")
+                raise AssertionError(
+                    f"Batch {index} with {num_workers} workers differs from the batch with {next(iter(loaders))}."
+                )
     return first_batch
 
 
 def read_all(loader: Iterable[object]) -> None:
-    """A pass over all batches of the loader."""
+    """Iterate over all batches of a loader."""
     for _ in loader:
         pass
 
@@ -121,15 +123,17 @@ def benchmark_input_pipeline(
     plain: ScadaForTemporalGrounding, rows: list[dict[str, Any]], num_frames: int, repeats: int
 ) -> dict[str, Any]:
     """
+    Compare the time to read a batch with the time of a training step.
+
     Args:
-        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU.
-        rows (`list[dict[str, Any]]`): Of the videos, see [`make_videos`].
-        num_frames (`int`): Frames sampled from a video.
-        repeats (`int`): Passes over all videos, and steps, that are timed.
+        plain (`ScadaForTemporalGrounding`): Model without an adapter, in float32, on the CPU.
+        rows (`list[dict[str, Any]]`): Rows of the videos, see [`make_videos`].
+        num_frames (`int`): Number of frames sampled per video.
+        repeats (`int`): Number of timed passes over all videos, and of timed steps.
 
     Returns:
-        `dict[str, Any]`: The figures that the module's docstring names, by type of the pixels and number of workers
-        where there are several; `None` for those that the GPU's memory was not enough for.
+        `dict[str, Any]`: Figures that `scripts/benchmark.py` describes, by dtype of the pixels and number of workers
+        where applicable. A figure is `None` if the GPU ran out of memory.
     """
     image_size = plain.config.video_config.image_size
     processor = ScadaProcessor(
@@ -160,7 +164,7 @@ def benchmark_input_pipeline(
 
 
 def pipeline_table(rows: list[dict[str, Any]]) -> str:
-    """Lines for each of the results of [`benchmark_input_pipeline`] with their `size` and `mode`."""
+    """Format results of [`benchmark_input_pipeline`], each with its `size` and `mode`, as a markdown table."""
     workers = " / ".join(map(str, NUM_WORKERS))
     return to_markdown(
         [
@@ -168,10 +172,10 @@ def pipeline_table(rows: list[dict[str, Any]]) -> str:
                 "size": row["size"],
                 "mode": row["mode"],
                 "pixels": pixels,
-                "a video, MB": numbers_text([row["pixel_bytes"][pixels] / 1e6]),
+                "video, MB": numbers_text([row["pixel_bytes"][pixels] / 1e6]),
                 f"videos per second: {workers} workers": numbers_text(row["videos_per_second"][pixels].values()),
                 "step, s": numbers_text([row["step_seconds"]]),
-                f"reading a batch, of a step: {workers} workers": numbers_text(
+                f"batch reading time / step time: {workers} workers": numbers_text(
                     row["pipeline_over_step"][pixels].values()
                 ),
             }

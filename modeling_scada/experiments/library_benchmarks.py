@@ -1,4 +1,4 @@
-"""What encoding once saves, costs and finds; for `scripts/benchmark_library.py`."""
+"""Measure the time, memory and recall of encoded videos and indexes, for `scripts/benchmark_library.py`."""
 
 import math
 import multiprocessing
@@ -31,12 +31,12 @@ from .model_benchmarks import DEVICE, apply_tuning_mode, model_config
 
 SENTENCES = ["the red circle moves left", "the blue square appears"]
 TOKENIZER = REPOSITORY / "hub_configs" / "models" / "moving_shapes_text"
-# Small, or it would take long to make; what memory a video takes is a matter of its length.
+# Small frames, so that the video is written quickly. The memory to encode a video depends on its length.
 LONG_VIDEO = {"num_videos": 1, "fps": 10, "height": 120, "width": 160}
 
 
 def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
-    """A pipeline with random weights."""
+    """Return a pipeline with random weights."""
     config: Any = model_config(size)
     image_size = config.video_config.image_size
     video_processor = ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size})
@@ -48,9 +48,12 @@ def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingP
 
 def benchmark_queries(size: str, mode: str, num_frames: int, folder: Path, repeats: int, seed: int) -> dict[str, Any]:
     """
+    Compare direct grounding with encoding a video once and grounding a sentence in the encoded video.
+
     Returns:
-        `dict[str, Any]`: Seconds of the direct call, of `encode`, and of a sentence about what it gave; the last over
-        the first; and the bytes that are kept of the video.
+        `dict[str, Any]`: Seconds of the direct call (`direct_seconds`), of `encode` (`encode_seconds`) and of a
+        sentence in the encoded video (`ask_seconds`); the last over the first (`ask_over_direct`); and the `bytes` of
+        the encoded video.
     """
     shape = SMALL_VIDEOS if size == "tiny" else VIDEOS
     rows, _ = make_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
@@ -59,7 +62,7 @@ def benchmark_queries(size: str, mode: str, num_frames: int, folder: Path, repea
     encoded = pipe.encode(video)
     for found, expected in zip(pipe(encoded, SENTENCES[1]), pipe(video, SENTENCES[1]), strict=True):
         if abs(found["score"] - expected["score"]) > 1e-5:
-            raise RuntimeError(f"Asked of the encoded video, the score is {found}; the direct call has {expected}.")
+            raise RuntimeError(f"The encoded video gives {found}; expected {expected}, as in the direct call.")
     ways: dict[str, Callable[[], object]] = {
         "direct_seconds": partial(pipe, video, SENTENCES[0]),
         "encode_seconds": partial(pipe.encode, video),
@@ -74,12 +77,12 @@ def benchmark_long(
     size: str, num_frames: int, window_seconds: float, duration_seconds: int, folder: Path, repeats: int, seed: int
 ) -> dict[str, Any]:
     """
-    Encodes a long video with a frozen backbone, in a process of its own, whose peak memory is this video's.
+    Encode a long video with a frozen backbone, in a separate process so that its peak memory can be measured.
 
     Returns:
-        `dict[str, Any]`: Its windows, and the bytes that are kept of them; the most bytes that the process had;
-        seconds of reading alone, of the model alone on as many windows, and of `encode`; the last over the larger of
-        the two.
+        `dict[str, Any]`: Number of `windows`, the `bytes` of the encoded video, and the `peak_bytes` of the process;
+        seconds of reading alone, of the model alone on the same number of windows, and of `encode`
+        (`encode_seconds`); and `encode_seconds` over the larger of the other two.
     """
     (folder / str(duration_seconds)).mkdir()
     shape = LONG_VIDEO | {"duration_seconds": duration_seconds}
@@ -94,7 +97,7 @@ def _encode_long(video: str, size: str, num_frames: int, window_seconds: float, 
     processor = pipe.processor.video_processor
     processor.window_seconds = window_seconds
     encoded = pipe.encode(video)
-    # Before anything else is measured, which may need more. Linux counts in kB.
+    # Read first, because later measurements may need more memory. Linux reports kB.
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     windows = partial(processor.iterate_windows, video, do_normalize=False)
     pixels = next(windows())["pixel_values_videos"].to(DEVICE)
@@ -122,11 +125,11 @@ def _encode_long(video: str, size: str, num_frames: int, window_seconds: float, 
 
 def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path, rounds: int) -> dict[str, Any]:
     """
-    Indexes the videos of a folder, and reads and encodes the same ones alone, in turns: a part of them each round.
+    Compare indexing the videos of a folder with only encoding them. Each round does both for one part of the videos.
 
     Returns:
-        `dict[str, Any]`: Videos per second of both by the clock and by the processor's time, which what else the
-        machine does hardly changes, and how much more time the index takes.
+        `dict[str, Any]`: Videos per second of both, and the overhead of the index. Each is given in wall-clock time
+        and in processor time, which other load on the machine hardly affects.
     """
     names = list(find_videos(videos).videos)
     (folder / "first").mkdir(parents=True)
@@ -165,28 +168,29 @@ def benchmark_index(videos: Path, pipe: TemporalGroundingPipeline, folder: Path,
 
 
 def copy_rows(index: Path, num_windows: int) -> None:
-    """Makes an index larger: shards of its own rows under other names, with noise in the embeddings."""
+    """Enlarge an index with copies of its rows under new names, with random embeddings."""
     paths = list(index.glob("part-*.arrow"))
     path, table = paths[0], pa.concat_tables([read_shard(path) for path in paths]).combine_chunks()
     videos = table.column("video").to_pylist()
     generator = np.random.default_rng(0)
     for number in range(1, -(-num_windows // len(videos))):
         copy = table.set_column(0, table.schema.field(0), pa.array([f"{number:06}/{video}" for video in videos]))
-        place = table.column_names.index("proposal_embeds")
-        noise = generator.standard_normal(len(videos) * table.schema.field(place).type.list_size, dtype=np.float32)
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array((noise / 8).astype(np.float16)), table.schema.field(place).type.list_size
-        )
-        copy = copy.set_column(place, table.schema.field(place), column)
+        position = table.column_names.index("proposal_embeds")
+        field = table.schema.field(position)
+        noise = generator.standard_normal(len(videos) * field.type.list_size, dtype=np.float32)
+        embeds = pa.array((noise / 8).astype(np.float16))
+        copy = copy.set_column(position, field, pa.FixedSizeListArray.from_arrays(embeds, field.type.list_size))
         write_shard(path.with_name(f"{path.stem}-{number:06}.arrow"), copy)
 
 
 @torch.no_grad()
 def benchmark_search(index: Path, pipe: TemporalGroundingPipeline, num_candidates: int) -> dict[str, Any]:
     """
+    Measure a search for one sentence.
+
     Returns:
-        `dict[str, Any]`: Seconds to open the index, of the first stage, and of a whole search for one sentence, each
-        the first time and again; bytes a window; the process's peak memory so far, which counts what is mapped.
+        `dict[str, Any]`: Seconds to open the index; seconds of the first stage and of the whole search, each for the
+        first and the second call; bytes per window; and the peak memory of the process so far, mapped files included.
     """
     started = time.perf_counter()
     library = Library(index)
@@ -218,19 +222,17 @@ def benchmark_recall(
     folder: Path, index: Path, pipe: TemporalGroundingPipeline, num_sentences: int, candidates: list[int], seed: int
 ) -> dict[str, Any]:
     """
-    What a search finds of a data set's test split, whose videos are indexed together with all others in its folder.
+    Measure the recall of a search on the test split of a data set. The index holds all videos in its folder.
 
     Returns:
-        `dict[str, Any]`: [`library_metrics`] of a search in which the head looks at all windows, and of those that
-        look at so many candidates; seconds a sentence; the same if each sentence's video is known; and by chance:
-        random videos, and in them the segment that is best of all constant ones.
+        `dict[str, Any]`: [`library_metrics`] and seconds per sentence of a search with each number of candidates, and
+        of a search where the head scores all windows (`searches`); the metrics if the video of each sentence is known
+        (`video_known`); and the metrics of random videos with the best constant segment (`chance`).
     """
     rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
     targets_by_sentence = {sentence: videos for sentence, videos in group_by_sentence(rows).items() if videos}
     num_sentences = min(num_sentences, len(targets_by_sentence))
-    sentences = [
-        str(one) for one in np.random.default_rng(seed).choice(sorted(targets_by_sentence), num_sentences, False)
-    ]
+    sentences = np.random.default_rng(seed).choice(sorted(targets_by_sentence), num_sentences, False).tolist()
     index_videos(folder, pipe, index)
     library = Library(index)
     searches = []
@@ -259,19 +261,20 @@ def benchmark_recall(
 def _chance(
     rows: list[dict[str, Any]], targets_by_sentence: list[dict[str, Any]], num_videos: int
 ) -> dict[str, float]:
+    """Return the recall of random videos with the best constant segment, in percent."""
     durations = {row["video"]: row["duration"] for row in rows}
     shares = [(start / 20, stop / 20) for start in range(20) for stop in range(start + 1, 21)]
     best = {1: 0.0, 10: 0.0}
     for share in shares:
-        right = []  # of each sentence, the number of videos in which this segment is
+        num_hits = []  # per sentence, the number of videos where the segment is a hit
         for videos in targets_by_sentence:
             ious = [
                 temporal_iou(np.array([share]) * durations[video], np.array(targets)).max()
                 for video, targets in videos.items()
             ]
-            right.append(sum(iou >= 0.5 for iou in ious))
+            num_hits.append(sum(iou >= 0.5 for iou in ious))
         for k in best:
-            seen = min(k, num_videos)
-            none = [math.comb(num_videos - count, seen) / math.comb(num_videos, seen) for count in right]
-            best[k] = max(best[k], 100 * (1 - float(np.mean(none))))
+            drawn = min(k, num_videos)
+            misses = [math.comb(num_videos - count, drawn) / math.comb(num_videos, drawn) for count in num_hits]
+            best[k] = max(best[k], 100 * (1 - float(np.mean(misses))))
     return {f"R{k}@0.5": value for k, value in best.items()}

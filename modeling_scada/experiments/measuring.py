@@ -1,4 +1,4 @@
-"""Time and memory of code that runs on a CPU or a GPU, and tables of what came out."""
+"""Measure the time and memory of code on a CPU or a GPU, and format the results as tables."""
 
 import platform
 import statistics
@@ -13,22 +13,22 @@ from torch import nn
 
 
 def cpu_name() -> str:
-    """What is known of the processor that times depend on."""
+    """Return the architecture and instruction set of the processor."""
     return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def none_if_out_of_memory(measure: Callable[[], Any]) -> Any:
-    """What `measure` returns; `None` if the GPU's memory was not enough."""
+    """Return the result of `measure`, or `None` if the GPU runs out of memory."""
     try:
         return measure()
     except torch.OutOfMemoryError:
-        pass  # Until here the exception holds the tensors.
+        pass  # The exception holds the tensors until the end of this block.
     torch.cuda.empty_cache()
     return None
 
 
 def measure_seconds(function: Callable[[], object]) -> float:
-    """Time of a call, in seconds, until the device is through with it."""
+    """Return the duration of a call in seconds, until the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started_seconds = time.perf_counter()
@@ -40,11 +40,14 @@ def measure_seconds(function: Callable[[], object]) -> float:
 
 def median_seconds(functions: dict[Any, Callable[[], object]], repeats: int) -> dict[Any, Any]:
     """
-    Times functions in turns, so that what else the machine does meets all of them.
+    Time functions in turns, so that other load on the machine affects all of them.
+
+    Args:
+        functions (`dict[Any, Callable]`): Functions by name.
+        repeats (`int`): Number of timed calls per function, after one warm-up call.
 
     Returns:
-        `dict[Any, Any]`: Median time of a call of each, in seconds, after one call to warm up; `None` where the GPU's
-        memory was not enough.
+        `dict[Any, Any]`: Median seconds per call of each function, or `None` if the GPU runs out of memory.
     """
     rounds = [
         {name: none_if_out_of_memory(partial(measure_seconds, function)) for name, function in functions.items()}
@@ -55,47 +58,47 @@ def median_seconds(functions: dict[Any, Callable[[], object]], repeats: int) -> 
 
 
 class _Packed:
-    """A tensor kept for the backward pass. It lives as long as the graph holds it."""
+    """Tensor saved for the backward pass, alive as long as the graph holds it."""
 
     def __init__(self, tensor: torch.Tensor):
-        # With its own graph it would be part of a circle that nothing frees, not even once the loss is gone.
+        # Detached, because its own graph would form a reference cycle that is never freed, even without the loss.
         self.tensor = tensor.detach()
 
 
 def saved_activation_bytes(model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
     """
-    Bytes that a forward pass keeps for the backward pass of its loss.
+    Return the number of bytes that a forward pass saves for the backward pass of its loss.
 
-    Each storage counts once and in full, whatever part of it is kept; parameters, buffers and pixels do not count, as
-    they are there anyway. What only the outputs beside the loss hold does not count either.
+    Each storage counts once and in full, even if only a part is saved. Parameters, buffers and pixels do not count,
+    because they are in memory anyway. Tensors that only outputs other than the loss hold do not count either.
 
     Args:
-        model (`nn.Module`): Returns outputs with a `loss`.
-        batch (`dict[str, torch.Tensor]`): Its arguments; the pixels are `pixel_values_videos`.
+        model (`nn.Module`): Model that returns outputs with a `loss`.
+        batch (`dict[str, torch.Tensor]`): Arguments of the model. The pixels are `pixel_values_videos`.
 
     Returns:
-        `int`: Bytes.
+        `int`: Number of bytes.
     """
-    # Weakly: a checkpointed layer drops some of what it packed as soon as it is through.
+    # Weak references, because a checkpointed layer drops some packed tensors as soon as it ends.
     packed: weakref.WeakSet[_Packed] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> _Packed:
-        kept = _Packed(tensor)
-        packed.add(kept)
-        return kept
+        saved = _Packed(tensor)
+        packed.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         loss = model(**batch).loss
-    present = [*model.parameters(), *model.buffers(), batch["pixel_values_videos"]]
-    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in packed}
-    del loss  # It held the graph.
-    for tensor in present:
+    excluded = [*model.parameters(), *model.buffers(), batch["pixel_values_videos"]]
+    storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage().nbytes() for saved in packed}
+    del loss  # frees the graph
+    for tensor in excluded:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())
 
 
 def to_markdown(lines: list[dict[str, str]]) -> str:
-    """Lines by title to a markdown table; titles under which no line has anything are left out."""
+    """Format lines, keyed by column title, as a markdown table. Columns with only `-` are left out."""
     titles = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
     cells = [titles, ["---"] * len(titles), *([line[title] for title in titles] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,6 +1,6 @@
 """
-What `scripts/benchmark.py` measures: memory and speed of what this project makes its own. Models are random, and
-results are checked for equality before anything is timed.
+Measure the memory and speed of the model, for `scripts/benchmark.py`. Models have random weights, and results are
+checked for equality before any timing.
 """
 
 import copy
@@ -39,14 +39,14 @@ SIZES = {
 }
 MODES = ("full", "frozen", "partial", "lora", "tia", "scada", "scada_inner", "scada_outer")
 CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
-# The others' inference is that of `frozen`, or hardly differs.
+# In the other modes, inference is the same as in `frozen`, or nearly so.
 INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
-# A CPU without instructions for bfloat16 emulates them, which takes minutes.
+# A CPU without bfloat16 instructions emulates them, which takes minutes.
 HAS_BFLOAT16 = DEVICE.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 BACKBONE_DTYPES = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
-# Rows and columns of a matrix whose product with another runs at the rate that is called the limit.
+# Rows and columns of the matrices whose product defines the limit of operations per second.
 MATRIX_SIZE = 2048
 PIPELINE_MODE = "scada"
 
@@ -54,8 +54,10 @@ PIPELINE_MODE = "scada"
 @torch.no_grad()
 def benchmark_proposal_features(grid_size: int, dim: int, num_sentences: int, repeats: int) -> dict[str, float]:
     """
+    Compare implementations of the linear layer over sampled proposal features.
+
     Returns:
-        `dict[str, float]`: Seconds of the head's way, and the other ways' times as multiples of it.
+        `dict[str, float]`: Seconds of the head's implementation, and the times of the others relative to it.
     """
     layer = ProposalFeatures(dim, 16)
     proposals = all_proposals(grid_size)
@@ -87,7 +89,7 @@ def benchmark_proposal_features(grid_size: int, dim: int, num_sentences: int, re
 
 
 def model_config(size: str) -> ScadaConfig:
-    """The model of a size: the backbone's shape, and with `tiny` a small head and sentence encoder too."""
+    """Return the configuration of a model size. `tiny` also has a small head and sentence encoder."""
     width, num_layers, num_heads, mlp_width, patch_size, image_size = SIZES[size]
     tiny = size == "tiny"
     text_shape = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64} if tiny else {}
@@ -111,9 +113,11 @@ def model_config(size: str) -> ScadaConfig:
 
 def make_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
     """
+    Create a random batch.
+
     Returns:
-        `dict[str, torch.Tensor]`: One video of noise, 16 sentences of 12 tokens, and the middle of the video as the
-        target of each.
+        `dict[str, torch.Tensor]`: One video of noise and 16 sentences of 12 tokens. The target of every sentence is
+        the middle of the video.
     """
     num_sentences = max(INFERENCE_SENTENCES)
     return {
@@ -124,12 +128,12 @@ def make_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
 
 
 def select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
-    """The batch with the sentences `start` to `end - 1` alone."""
+    """Return the batch with only the sentences `start` to `end - 1`."""
     return {name: value if name == "pixel_values_videos" else value[:, start:end] for name, value in batch.items()}
 
 
 def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
-    """Prepares the model as `run_temporal_grounding.py` does; `scada_inner` and `scada_outer` have one branch each."""
+    """Prepare the model as `run_temporal_grounding.py` does. `scada_inner` and `scada_outer` have one branch each."""
     tuning, _, branches = mode.partition("_")
     return prepare_tuning(model, TuningArguments(tuning=tuning, scada_branches=branches or "both"))
 
@@ -137,11 +141,13 @@ def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
 @torch.no_grad()
 def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor]) -> None:
     """
-    Checks, in float32 and on the first two clips of the video, that a fresh adapter changes nothing, and that the
-    first and the last of 16 sentences get alone what they get together once the adapter has random weights.
+    Check that a mode keeps the results of the model, in float32 on the first two clips of the video.
+
+    A new adapter must not change the logits. With random adapter weights, the first and the last of 16 sentences must
+    get the same logits alone as in the batch.
 
     Raises:
-        AssertionError: If not.
+        AssertionError: If the logits differ.
     """
     num_frames = 2 * plain.config.video_config.num_frames
     batch = {
@@ -149,7 +155,7 @@ def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str,
         "input_ids": batch["input_ids"].to(DEVICE),
     }
     assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
-    # cuDNN's convolutions round to TF32 otherwise.
+    # Otherwise cuDNN's convolutions round to TF32.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         model: Any = copy.deepcopy(plain)
         model.to(DEVICE).eval()
@@ -165,7 +171,7 @@ def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str,
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
-    """Forward and backward pass and the optimizer's update."""
+    """Run the forward pass, the backward pass and the optimizer's update."""
     optimizer.zero_grad()
     model(**batch).loss.backward()
     optimizer.step()
@@ -175,11 +181,13 @@ def prepare_step(
     plain: ScadaForTemporalGrounding, mode: str
 ) -> tuple[Any, Any, Callable[[dict[str, torch.Tensor]], None]]:
     """
+    Prepare a copy of the model for training in a mode.
+
     Returns:
-        `tuple`: A copy of the model on the device, the same prepared for the mode and in training mode, and its
+        `tuple`: Copy of the model on the device, the same model prepared for the mode in training mode, and its
         training step.
     """
-    gc.collect()  # A checkpointed model refers to itself, and the last one would count towards this one's peak.
+    gc.collect()  # A checkpointed model refers to itself, so the previous one would count towards this peak.
     base: Any = copy.deepcopy(plain)
     model: Any = apply_tuning_mode(base.to(DEVICE, DTYPE), mode).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -187,15 +195,15 @@ def prepare_step(
 
 
 def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch where and how the model wants it."""
+    """Move the batch to the device, with floating-point pixels in the model's dtype."""
     batch = {name: value.to(DEVICE) for name, value in batch.items()}
     pixels = batch["pixel_values_videos"]
     return batch | {"pixel_values_videos": pixels.to(DTYPE) if pixels.is_floating_point() else pixels}
 
 
 def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
-    """The most bytes on the GPU at a time during a training step, model, optimizer and pixels included."""
-    step(batch)  # The first one makes the optimizer's state.
+    """Return the peak GPU memory of a training step in bytes, including the model, the optimizer and the pixels."""
+    step(batch)  # The first step creates the optimizer's state.
     torch.cuda.reset_peak_memory_stats()
     step(batch)
     return torch.cuda.max_memory_allocated()
@@ -205,14 +213,16 @@ def measure_memory(
     model: nn.Module, step: Callable[[dict[str, torch.Tensor]], None], batches: dict[int, dict[str, torch.Tensor]]
 ) -> dict[str, dict[int, int | None]]:
     """
+    Measure the memory of a training step.
+
     Args:
-        model (`nn.Module`): In training mode.
-        step (`Callable`): Its training step.
-        batches (`dict[int, dict[str, torch.Tensor]]`): By number of sentences.
+        model (`nn.Module`): Model in training mode.
+        step (`Callable`): Training step of the model.
+        batches (`dict[int, dict[str, torch.Tensor]]`): Batches by number of sentences.
 
     Returns:
-        `dict[str, dict[int, int | None]]`: `saved_activation_bytes`, and on a GPU `peak_bytes`, by number of
-        sentences.
+        `dict[str, dict[int, int | None]]`: Saved activations (`bytes_kept`), and on a GPU `peak_bytes`, by number of
+        sentences. See [`saved_activation_bytes`].
     """
     measures = {"bytes_kept": partial(saved_activation_bytes, model)}
     if DEVICE.type == "cuda":
@@ -225,7 +235,7 @@ def measure_memory(
 
 @torch.no_grad()
 def inference_seconds(model: nn.Module, batch: dict[str, torch.Tensor], repeats: int) -> dict[int, float | None]:
-    """Seconds for 1, 4 and 16 sentences of the video."""
+    """Measure the seconds of inference with 1, 4 and 16 sentences of the video."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return median_seconds(
         {count: partial(model, **select_sentences(inputs, 0, count)) for count in INFERENCE_SENTENCES}, repeats
@@ -236,15 +246,17 @@ def benchmark_mode(
     plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor], repeats: int | None
 ) -> dict[str, Any]:
     """
+    Measure the memory and speed of a tuning mode.
+
     Args:
-        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU; it is copied.
+        plain (`ScadaForTemporalGrounding`): Model without an adapter, in float32, on the CPU. It is copied.
         mode (`str`): One of `MODES`.
-        batch (`dict[str, torch.Tensor]`): A video and 16 sentences, the pixels in float32, on the CPU.
-        repeats (`int` or `None`): Calls that are timed; `None` to time nothing.
+        batch (`dict[str, torch.Tensor]`): Video and 16 sentences, with pixels in float32, on the CPU.
+        repeats (`int` or `None`): Number of timed calls. `None` skips all timing.
 
     Returns:
-        `dict[str, Any]`: The figures that the module's docstring names, by number of sentences where there are
-        several; `None` for those that the GPU's memory was not enough for.
+        `dict[str, Any]`: Figures that `scripts/benchmark.py` describes, by number of sentences where applicable. A
+        figure is `None` if the GPU ran out of memory.
     """
     if repeats is not None and mode in INFERENCE_MODES:
         check_equality(plain, mode, batch)
@@ -265,7 +277,7 @@ def benchmark_mode(
             result["inference_seconds"] = inference_seconds(model, batch, repeats)
             model.train()
     if mode in CHECKPOINTED_MODES:
-        # transformers 5.18 has the second name alone, which later releases deprecate.
+        # transformers 5.18 has only the second name, which later releases deprecate.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
         result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
@@ -277,15 +289,17 @@ def benchmark_backbone(
     plain: ScadaForTemporalGrounding, pixel_values_videos: torch.Tensor, repeats: int
 ) -> dict[str, Any]:
     """
+    Measure the speed of the backbone's forward pass relative to a matrix product.
+
     Args:
-        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU.
-        pixel_values_videos (`torch.Tensor` of shape `(1, T, 3, H, W)`): In float32, on the CPU.
-        repeats (`int`): Forward passes that are timed.
+        plain (`ScadaForTemporalGrounding`): Model without an adapter, in float32, on the CPU.
+        pixel_values_videos (`torch.Tensor` of shape `(1, T, 3, H, W)`): Pixels in float32, on the CPU.
+        repeats (`int`): Number of timed forward passes.
 
     Returns:
-        `dict[str, Any]`: The figures that the module's docstring names, by dtype where there are several.
+        `dict[str, Any]`: Figures that `scripts/benchmark.py` describes, by dtype where applicable.
     """
-    # Attention as matrix products, which are all that is counted.
+    # Eager attention consists of matrix products, which the counter recognizes.
     counted: Any = copy.deepcopy(plain.model.video_backbone).to("meta")
     counted.encoder.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
@@ -313,16 +327,18 @@ def benchmark_graph(
     plain: ScadaForTemporalGrounding, batch: dict[str, torch.Tensor], repeats: int
 ) -> dict[str, dict[str, float]]:
     """
+    Compare the compiled model with the eager model.
+
     Args:
-        plain (`ScadaForTemporalGrounding`): The model without an adapter, in float32, on the CPU; it is copied.
-        batch (`dict[str, torch.Tensor]`): A video and its sentences, of which the first one is used.
-        repeats (`int`): Calls that are timed.
+        plain (`ScadaForTemporalGrounding`): Model without an adapter, in float32, on the CPU. It is copied.
+        batch (`dict[str, torch.Tensor]`): Video and its sentences. Only the first sentence is used.
+        repeats (`int`): Number of timed calls.
 
     Returns:
-        `dict[str, dict[str, float]]`: The figures that the module's docstring names, of `inference` and `step`.
+        `dict[str, dict[str, float]]`: Figures that `scripts/benchmark.py` describes, for `inference` and `step`.
 
     Raises:
-        AssertionError: If the compiled model's logits are others.
+        AssertionError: If the logits of the compiled model differ.
     """
     batch = select_sentences(to_device(batch), 0, 1)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -337,16 +353,16 @@ def benchmark_graph(
         ways["step"][name] = partial(step, batch)
 
     figures: dict[str, dict[str, float]] = {}
-    for what, by_name in ways.items():
+    for phase, way_by_name in ways.items():
         for model in models.values():
-            model.train(what == "step")
-        first_call_seconds = measure_seconds(by_name["compiled"])
-        if what == "inference":
-            expected, found = (way() for way in by_name.values())
+            model.train(phase == "step")
+        first_call_seconds = measure_seconds(way_by_name["compiled"])
+        if phase == "inference":
+            expected, found = (way() for way in way_by_name.values())
             tolerance = 1e-4 if DTYPE == torch.float32 else 5e-2
             torch.testing.assert_close(found.logits, expected.logits, rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]
-        seconds = median_seconds(by_name, repeats)
-        figures[what] = {
+        seconds = median_seconds(way_by_name, repeats)
+        figures[phase] = {
             "first_call_seconds": first_call_seconds,
             "seconds": seconds["compiled"],
             "over_eager": seconds["compiled"] / seconds["eager"],
@@ -355,17 +371,17 @@ def benchmark_graph(
 
 
 def backbone_table(rows: list[dict[str, Any]]) -> str:
-    """A line for each of the results of [`benchmark_backbone`] with their `size`."""
+    """Format results of [`benchmark_backbone`], each with its `size`, as a markdown table."""
     return to_markdown(
         [
             {
                 "size": row["size"],
                 "operations, 10^9": numbers_text([row["operations"] / 1e9]),
                 "forward pass, s: float32 / bfloat16": numbers_text(row["seconds"].values()),
-                "matrix product, 10^9 a second": numbers_text(
+                "matrix product, 10^9 per second": numbers_text(
                     rate / 1e9 for rate in row["operations_per_second"].values()
                 ),
-                "of the limit": numbers_text(row["of_limit"].values()),
+                "relative to the limit": numbers_text(row["of_limit"].values()),
             }
             for row in rows
         ]
@@ -373,18 +389,20 @@ def backbone_table(rows: list[dict[str, Any]]) -> str:
 
 
 def numbers_text(values: Iterable[float | None]) -> str:
-    """The numbers of a cell."""
+    """Format the numbers of a table cell."""
     return " / ".join("out of memory" if value is None else f"{value:.3f}" for value in values) or "-"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """
+    Format results of [`benchmark_mode`] as a markdown table.
+
     Args:
-        rows (`list[dict[str, Any]]`): Results of [`benchmark_mode`] with their `size` and `mode`.
+        rows (`list[dict[str, Any]]`): Results, each with its `size` and `mode`.
 
     Returns:
-        `str`: A line for each; "of full" is relative to the mode `full` at as many sentences. Columns of what was not
-        measured are left out.
+        `str`: Table with one line per result. "relative to full" compares with the mode `full` at the same number of
+        sentences. Columns without measurements are left out.
     """
 
     def over(values: dict[int, Any], units: dict[int, Any]) -> dict[int, float | None]:
@@ -394,19 +412,23 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     gib = dict.fromkeys(TRAINING_SENTENCES, 2**30)
     lines = []
     for row in rows:
-        full: dict[str, Any] = next((it for it in rows if it["size"] == row["size"] and it["mode"] == "full"), {})
+        full: dict[str, Any] = next(
+            (other for other in rows if other["size"] == row["size"] and other["mode"] == "full"), {}
+        )
         step_seconds, inference_seconds = row.get("step_seconds", {}), row.get("inference_seconds", {})
         trainable = [f"{count / 1e6:.2f}" for count in row["trainable_parameters"].values()]
         numbers = {
-            "kept for backward, GiB: 1 / 4 / 8 sentences": over(row["bytes_kept"], gib),
-            "kept, of full": over(row["bytes_kept"], full.get("bytes_kept", {})),
-            "kept, checkpointed, GiB": over(row.get("bytes_kept_checkpointed", {}), gib),
+            "saved activations, GiB: 1 / 4 / 8 sentences": over(row["bytes_kept"], gib),
+            "saved activations, relative to full": over(row["bytes_kept"], full.get("bytes_kept", {})),
+            "saved activations, checkpointed, GiB": over(row.get("bytes_kept_checkpointed", {}), gib),
             "peak, GiB": over(row.get("peak_bytes", {}), gib),
             "peak, checkpointed, GiB": over(row.get("peak_bytes_checkpointed", {}), gib),
             "step, s": step_seconds,
-            "step, of full": over(step_seconds, full.get("step_seconds", {})),
+            "step, relative to full": over(step_seconds, full.get("step_seconds", {})),
             "inference, s: 1 / 4 / 16 sentences": inference_seconds,
-            "inference, of 1": over(inference_seconds, dict.fromkeys(inference_seconds, inference_seconds.get(1))),
+            "inference, relative to 1 sentence": over(
+                inference_seconds, dict.fromkeys(inference_seconds, inference_seconds.get(1))
+            ),
         }
         names = {"size": row["size"], "mode": row["mode"], "trainable, M: backbone + head": " + ".join(trainable)}
         lines.append(names | {title: numbers_text(values.values()) for title, values in numbers.items()})

@@ -1,6 +1,8 @@
 """
-The loop of a study: runs of a recipe in several modes, on several backbones, with several seeds, each in a process of
-its own, at equal steps and at equal training time. One that is started again goes on where it was.
+Run a study: a recipe in several modes, on several backbones and with several seeds.
+
+Each run has its own process. Modes are compared at equal steps and at equal training time. A restarted study skips
+the finished runs.
 """
 
 import json
@@ -32,7 +34,7 @@ from ..training.tuning import prepare_tuning
 from .measuring import saved_activation_bytes
 
 
-# What a name in the table stands for: arguments of a recipe.
+# Recipe arguments by mode.
 MODES = {
     "frozen": {"tuning": "frozen"},
     "partial": {"tuning": "partial"},
@@ -46,33 +48,33 @@ MODES = {
 BUDGETS = ("equal_steps", "equal_time")
 VALIDATION_METRIC = "validation_R1@0.5"
 METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU")
-# For glibc: large tensors are otherwise given back to the system and zeroed by it anew in every step, which takes a
-# sixth of a tiny model's training time.
+# Settings of glibc. By default, it returns large tensors to the system, which zeroes them again in every step. This
+# takes a sixth of a tiny model's training time.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-# Evaluations in the course of a run; their time is no training time.
+# Number of evaluations during a run. Their time does not count as training time.
 CURVE_POINTS = 4
-# In the lines that `Trainer` prints every `logging_steps`.
+# Loss in the lines that `Trainer` prints every `logging_steps`.
 LOGGED_LOSS = re.compile(r"'loss': '?([^',}]+)")
 
 
 def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str, Any]:
     """
-    One run of a recipe in a process of its own, on one core.
+    Run a recipe in a separate process, on one core.
 
     Args:
-        recipe (`Path`): The recipe.
-        data_dir (`Path`): The data set.
-        run_dir (`Path`): Where model, results and `train.log` go; a folder of an earlier run is replaced.
-        **overrides: Arguments that replace the recipe's.
+        recipe (`Path`): Recipe file.
+        data_dir (`Path`): Folder of the data set.
+        run_dir (`Path`): Folder for the model, the results and `train.log`. An existing folder is replaced.
+        **overrides: Arguments that override the recipe.
 
     Returns:
-        `dict[str, Any]`: The evaluation's metrics in percent, `steps`, `train_seconds` (processor time, which is
-        the time it takes alone on a core, without evaluations), `trainable_backbone`, the number of parameters that
-        trained in the backbone, and `curve`, the metrics of each evaluation with its `step`; of a recipe with a
-        `validation_split` its R@1, IoU=0.5 too.
+        `dict[str, Any]`: Metrics of the evaluation in percent, `steps`, `train_seconds` (processor time without
+        evaluations, which equals the time on an otherwise idle core), `trainable_backbone` (number of trainable
+        parameters in the backbone), and `curve` (metrics of each evaluation with its `step`). If the recipe has a
+        `validation_split`, the curve includes its R@1, IoU=0.5.
 
     Raises:
-        RuntimeError: If the run fails; its output is in `train.log`.
+        RuntimeError: If the run fails. Its output is in `train.log`.
     """
     if run_dir.exists():
         shutil.rmtree(run_dir)
@@ -110,7 +112,7 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
     result |= {"steps": arguments["max_steps"], "train_seconds": round(training["train_processor_seconds"], 1)}
     result["trainable_backbone"] = training["trainable_backbone"]
     log = json.loads((run_dir / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    # With a validation split, an evaluation is two entries, and the last one, on the test split, a third.
+    # With a validation split, an evaluation has two entries, and the final test evaluation adds a third.
     prefix = "eval_test_" if arguments.get("validation_split") else "eval_"
     points: dict[int, dict] = {}
     for entry in log:
@@ -127,33 +129,33 @@ def train(recipe: Path, data_dir: Path, run_dir: Path, **overrides) -> dict[str,
 
 def mode_arguments(mode: str) -> dict:
     """
-    The script's arguments that a mode stands for.
+    Return the recipe arguments of a mode, such as `outer` or `frozen/learning_rate=0.001`.
 
     Raises:
-        ValueError: If the mode is unknown, or an argument after its slash is not `name=value` with a JSON value.
+        ValueError: If the mode is unknown, or an argument after a slash is not `name=value` with a JSON value.
     """
     name, *pairs = re.split(r"/(?=\w+=)", mode)  # a value may be a path
     if name not in MODES:
-        raise ValueError(f"Received the mode {mode!r}; expected one of {list(MODES)}, then /argument=value.")
+        raise ValueError(f"Received the mode {mode!r}; expected one of {list(MODES)}, followed by /argument=value.")
     return MODES[name] | {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def measure_saved_bytes(recipe: Path) -> int:
     """
-    What a training step of a run keeps for the backward pass, see [`saved_activation_bytes`], on the CPU.
+    Measure the activations that a training step saves for the backward pass, on the CPU.
 
     Args:
-        recipe (`Path`): The run's own. The batch is the first rows of its data set, the same for all modes.
+        recipe (`Path`): Recipe of the run. The batch consists of the first rows of its data set, equal in all modes.
 
     Returns:
-        `int`: Bytes.
+        `int`: Number of bytes, see [`saved_activation_bytes`].
     """
-    with chdir(REPOSITORY):  # Where the runs start, too: a recipe's paths may be relative.
+    with chdir(REPOSITORY):  # the runs start there too, and a recipe's paths may be relative
         model_args, data_args, training_args = parse_arguments([str(recipe)])
         base_model, processor = build_model(model_args)
         model: Any = prepare_tuning(base_model, model_args).train()
         if training_args.gradient_checkpointing:
-            # transformers 5.18 has the second name alone, which later releases deprecate.
+            # transformers 5.18 has only the second name, which later releases deprecate.
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable(training_args.gradient_checkpointing_kwargs)
         collator = TemporalGroundingCollator(processor, resolve_video_root(data_args.dataset, data_args.video_root))
@@ -167,15 +169,21 @@ def measure_saved_bytes(recipe: Path) -> int:
 
 def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output_dir: Path, num_workers: int) -> None:
     """
-    Runs the jobs (`backbone`, `mode`, `budget`, `seed`, `max_steps`) that `results.jsonl` does not have yet;
-    `video_models` says where a backbone is.
+    Run the jobs that `results.jsonl` does not contain yet.
+
+    Args:
+        jobs (`list[dict]`): Jobs, each with `backbone`, `mode`, `budget`, `seed` and `max_steps`.
+        video_models (`dict[str, str]`): Checkpoint of each backbone.
+        recipe (`Path`): Recipe file.
+        output_dir (`Path`): Folder of the study.
+        num_workers (`int`): Number of parallel runs, on one core each.
     """
     results_path = output_dir / "results.jsonl"
     rows = read_rows(results_path)
     key = itemgetter("backbone", "mode", "budget", "seed")
     done = {key(row) for row in rows}
     jobs = [job for job in jobs if key(job) not in done]
-    kept_by = {(row["backbone"], row["mode"]): row["bytes_kept"] for row in rows}
+    saved_bytes = {(row["backbone"], row["mode"]): row["bytes_kept"] for row in rows}
     commit = get_commit()
 
     def run_dir(job: dict) -> Path:
@@ -186,7 +194,7 @@ def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output
         overrides = mode_arguments(job["mode"]) | {name: job[name] for name in ("seed", "max_steps")}
         overrides["video_model"] = video_models[job["backbone"]]
         steps = max(1, job["max_steps"] // CURVE_POINTS)
-        # Of a recipe that chooses a model by its validation split, each of these is a candidate.
+        # If the recipe selects a checkpoint on its validation split, each of these is a candidate.
         overrides |= {"eval_strategy": "steps", "eval_steps": steps, "save_steps": steps}
         return train(recipe, output_dir / "data", run_dir(job), **overrides)
 
@@ -196,23 +204,23 @@ def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output
             for finished in tqdm(as_completed(running), total=len(jobs), desc="runs"):
                 job, result = running[finished], finished.result()
                 model = (job["backbone"], job["mode"])
-                # Here and not in `run`, since loading a model is not safe in two threads at a time.
-                if model not in kept_by:
-                    kept_by[model] = measure_saved_bytes(run_dir(job) / "recipe.json")
-                facts = {"bytes_kept": kept_by[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
+                # Not in `run`, because loading models in two threads at once is not safe.
+                if model not in saved_bytes:
+                    saved_bytes[model] = measure_saved_bytes(run_dir(job) / "recipe.json")
+                facts = {"bytes_kept": saved_bytes[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
                 append_row(results_path, job | result | facts)
         finally:
-            # After a failure, runs that nobody would read the results of do not start.
+            # After a failure, the remaining runs do not start, because their results would be lost.
             pool.shutdown(cancel_futures=True)
 
 
 def select(rows: list[dict], backbone: str, mode: str, budget: str) -> list[dict]:
-    """The runs of a backbone in a mode and budget, one for each seed."""
+    """Return the runs of a backbone in a mode and budget, one per seed."""
     return [row for row in rows if (row["backbone"], row["mode"], row["budget"]) == (backbone, mode, budget)]
 
 
 def mean_seconds(rows: list[dict], backbone: str, mode: str) -> float:
-    """Mean training time of a backbone in a mode at equal steps, in seconds."""
+    """Return the mean training time of a backbone in a mode at equal steps, in seconds."""
     return statistics.mean(row["train_seconds"] for row in select(rows, backbone, mode, "equal_steps"))
 
 
@@ -227,21 +235,23 @@ def run_study(
     num_workers: int,
 ) -> list[dict]:
     """
-    Runs what `results.jsonl` does not have yet: all modes for the same number of steps, then those at equal time for
-    as many as fit into the mean time that full fine-tuning of the same backbone took.
+    Run all jobs of a study that `results.jsonl` does not contain yet.
+
+    First, all modes run for the same number of steps. Then the modes in `equal_time` run for as many steps as fit into
+    the mean training time of full fine-tuning of the same backbone.
 
     Args:
-        recipe (`Path`): The recipe.
-        output_dir (`Path`): It has the data set, as `data`.
-        modes (`list[str]`): See [`mode_arguments`].
-        video_models (`dict[str, str]`): Where a backbone of a name is.
-        equal_time (`list[str]`): Modes that run at equal time as well.
-        seeds (`list[int]`): Of the runs.
-        max_steps (`int`): Steps of a run.
-        num_workers (`int`): Runs at a time, one core each.
+        recipe (`Path`): Recipe file.
+        output_dir (`Path`): Folder of the study, with the data set in `data`.
+        modes (`list[str]`): Modes, see [`mode_arguments`].
+        video_models (`dict[str, str]`): Checkpoint of each backbone, by name.
+        equal_time (`list[str]`): Modes that also run at equal time.
+        seeds (`list[int]`): Seeds of the runs.
+        max_steps (`int`): Number of steps per run.
+        num_workers (`int`): Number of parallel runs, on one core each.
 
     Returns:
-        `list[dict]`: The lines of `results.jsonl`.
+        `list[dict]`: Rows of `results.jsonl`.
 
     Raises:
         RuntimeError: If a run fails.

@@ -1,4 +1,4 @@
-"""The results of a study: means over the seeds, as a table and as pictures."""
+"""Summarize the results of a study over the seeds, as a table and as figures."""
 
 import math
 import statistics
@@ -16,30 +16,30 @@ MARKERS = "osD^vP*X<>"
 
 
 def ordered_modes(rows: list[dict]) -> list[str]:
-    """The modes of the rows, in the order of `MODES`."""
+    """Return the modes of the rows, in the order of `MODES`."""
     return sorted({row["mode"] for row in rows}, key=lambda mode: (list(MODES).index(mode.split("/")[0]), mode))
 
 
 def list_backbones(rows: list[dict]) -> list[str]:
-    """The backbones of the rows, in the order of the rows."""
+    """Return the backbones, in the order of the rows."""
     return list(dict.fromkeys(row["backbone"] for row in rows))
 
 
 def over_frozen(group: list[dict], frozen: list[dict]) -> float | None:
-    """Mean difference in R@1, IoU=0.5 over the seeds, and folds, that both have; `None` if there are none."""
+    """Return the mean difference in R@1, IoU=0.5 over shared seeds and folds, or `None` without shared runs."""
     differences = paired_differences(group, frozen)
     return statistics.mean(differences) if differences else None
 
 
 def paired_differences(group: list[dict], others: list[dict]) -> list[float]:
-    """Differences in R@1, IoU=0.5 of runs with the same seed, on the same fold where there are folds."""
+    """Return the differences in R@1, IoU=0.5 between runs with the same seed and, if any, the same fold."""
     score_by_pair = {(row.get("fold"), row["seed"]): row["R1@0.5"] for row in others}
     keys = [(row.get("fold"), row["seed"]) for row in group]
     return [row["R1@0.5"] - score_by_pair[key] for row, key in zip(group, keys, strict=True) if key in score_by_pair]
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """One row for each budget, backbone and mode: mean and standard deviation over the seeds."""
+    """Return the mean and standard deviation over the seeds, as one row per budget, backbone and mode."""
     summary = []
     for budget, backbone, mode in product(BUDGETS, list_backbones(rows), ordered_modes(rows)):
         group = select(rows, backbone, mode, budget)
@@ -57,8 +57,8 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def as_table(summary: list[dict]) -> str:
-    """The summary as a markdown table; metrics in percent, mean ± standard deviation of several seeds."""
-    titles = ["backbone", "mode", "budget", "seeds", "trainable in the backbone", "kept for backward, MiB"]
+    """Format the summary as a markdown table, with metrics in percent as mean ± standard deviation."""
+    titles = ["backbone", "mode", "budget", "seeds", "trainable in the backbone", "saved activations, MiB"]
     titles += ["steps", "training, s", *METRICS, "R1@0.5, difference to frozen"]
     lines = []
     for row in summary:
@@ -75,7 +75,7 @@ def as_table(summary: list[dict]) -> str:
 
 
 def draw_modes(rows: list[dict], path: Path) -> None:
-    """R@1, IoU=0.5 of every run as a point over its mode, equal steps beside equal time."""
+    """Plot R@1, IoU=0.5 of every run as a point above its mode, with equal steps next to equal time."""
     plt = import_pyplot(path.name)
     modes = ordered_modes(rows)
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(modes), 3.6), layout="constrained")
@@ -83,9 +83,9 @@ def draw_modes(rows: list[dict], path: Path) -> None:
         for position, mode in enumerate(modes):
             values = [row["R1@0.5"] for row in rows if row["mode"] == mode and row["budget"] == budget]
             if values:
-                place = position - 0.15 + 0.3 * shift
-                axes.scatter([place] * len(values), values, color=colour, s=18)
-                axes.hlines(statistics.mean(values), place - 0.12, place + 0.12, color=colour)
+                x = position - 0.15 + 0.3 * shift
+                axes.scatter([x] * len(values), values, color=colour, s=18)
+                axes.hlines(statistics.mean(values), x - 0.12, x + 0.12, color=colour)
         axes.scatter([], [], color=colour, s=18, label=budget.replace("_", " "))
     axes.set(xticks=range(len(modes)), xticklabels=modes, ylabel="R@1, IoU=0.5 (%)")
     axes.spines[["right", "top"]].set_visible(False)
@@ -95,7 +95,7 @@ def draw_modes(rows: list[dict], path: Path) -> None:
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
-    """Learning curves at equal steps: R@1 (lines) and R@5 (dashed), IoU=0.5, each the mean over the seeds."""
+    """Plot the learning curves at equal steps: mean R@1 (lines) and R@5 (dashed), IoU=0.5, over the seeds."""
     plt = import_pyplot(path.name)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for index, mode in enumerate(ordered_modes(rows)):
@@ -114,8 +114,9 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 def draw_backbones(summary: list[dict], path: Path) -> None:
     """
-    R@1, IoU=0.5 of every row of the summary over the parameters that train in the backbone, and over what a training
-    step keeps for the backward pass; points at equal time are hollow.
+    Plot R@1, IoU=0.5 of every summary row over the trainable backbone parameters and over the saved activations.
+
+    Points at equal time are hollow.
     """
     plt = import_pyplot(path.name)
     modes = {mode: f"C{index}" for index, mode in enumerate(ordered_modes(summary))}
@@ -127,7 +128,7 @@ def draw_backbones(summary: list[dict], path: Path) -> None:
         style["markerfacecolor"] = colour if row["budget"] == "equal_steps" else "white"
         for axes, x in zip(panels, (row["trainable_backbone"], row["bytes_kept"] / 2**20), strict=True):
             axes.errorbar(x, row["R1@0.5"], yerr=row["R1@0.5_sd"] or None, **style)
-    # Logarithmic but for the 0 of the frozen backbone.
+    # Logarithmic, except for the 0 of the frozen backbone.
     trained = [row["trainable_backbone"] for row in summary if row["trainable_backbone"]]
     decades = [math.floor(math.log10(count)) for count in trained or [1]]
     powers = [10.0**decade for decade in range(min(decades), max(decades) + 1)]
@@ -135,19 +136,19 @@ def draw_backbones(summary: list[dict], path: Path) -> None:
     panels[0].set_xticks([0, *powers])
     panels[1].set_xscale("log")
     panels[0].set(xlabel="trainable parameters of the backbone", ylabel="R@1, IoU=0.5 (%)")
-    panels[1].set(xlabel="kept for the backward pass (MiB)")
+    panels[1].set(xlabel="saved activations (MiB)")
     for axes in panels:
         axes.spines[["right", "top"]].set_visible(False)
 
-    def entry(label: str, marker: str = "s", colour: str = "#555555", face: str | None = None) -> Any:
+    def legend_entry(label: str, marker: str = "s", colour: str = "#555555", face: str | None = None) -> Any:
         return plt.Line2D([], [], ls="", marker=marker, color=colour, markerfacecolor=face or colour, label=label)
 
-    mode_handles = [entry(mode, colour=colour) for mode, colour in modes.items()]
+    mode_handles = [legend_entry(mode, colour=colour) for mode, colour in modes.items()]
     if any(row["budget"] == "equal_time" for row in summary):
-        mode_handles.append(entry("equal time: hollow", face="white"))
-    backbone_handles = [entry(name, marker) for name, marker in markers.items()]
-    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "alignment": "left"}
-    figure.legend(handles=mode_handles, title="mode", loc="outside right upper", **look)
-    figure.legend(handles=backbone_handles, title="backbone", loc="outside right lower", **look)
+        mode_handles.append(legend_entry("equal time: hollow", face="white"))
+    backbone_handles = [legend_entry(name, marker) for name, marker in markers.items()]
+    legend_style: dict[str, Any] = {"frameon": False, "fontsize": 9, "alignment": "left"}
+    figure.legend(handles=mode_handles, title="mode", loc="outside right upper", **legend_style)
+    figure.legend(handles=backbone_handles, title="backbone", loc="outside right lower", **legend_style)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,1 +1,1 @@
-"""Encode the videos of a folder once and search them: index, search, Ray, and metrics."""
+"""Index the videos of a folder and search them, optionally with Ray, and evaluate the search."""

@@ -1,9 +1,9 @@
 """
-A library: the videos of a folder, encoded once, searched as often as one likes.
+Encode the videos of a folder once, into an index that can be searched repeatedly.
 
-An index is a folder. `index.json` says what it was made of and with; each `part-*.arrow` is a shard, an Arrow stream
-with a row a window, that `datasets` reads too. A shard gets its name only once it is on the disk in full, and is never
-changed afterwards, only replaced: what a killed run leaves is whole.
+An index is a folder. `index.json` records the videos, the model and the settings. Each `part-*.arrow` file is a shard:
+an Arrow stream with one row per window, which `datasets` can read too. A shard is renamed to its final name only after
+it is completely on disk, and is later replaced but never modified. A killed run therefore leaves only complete shards.
 """
 
 import os
@@ -29,23 +29,23 @@ from .processes import broadcast_from_main, num_processes, process_index
 from .storage import EMBEDS, FORMAT, VideoFile, list_files, open_index, read_shard, to_table, write_shard
 
 
-# A shard is written after so many bytes or seconds; what came after the last one is lost when a run is killed.
+# A shard is written after this number of bytes or seconds. A killed run loses the videos encoded since the last shard.
 SHARD_BYTES = 64_000_000
 SHARD_SECONDS = 30.0
-# Windows that go through the head together, and those whose embeddings are multiplied together.
+# Number of windows per forward pass of the head.
 HEAD_BATCH_SIZE = 16
 
 
 class FoundVideos(NamedTuple):
     """
-    The videos in a folder and in those below it, and what is no video or could not be read.
+    Videos in a folder and its subfolders, and the entries that were skipped.
 
     Args:
-        videos (`dict[str, VideoFile]`): By their paths in the folder, in order.
-        broken (`list[dict]`): Videos and folders that cannot be read or indexed, each with `video` and `reason`.
-        unlisted (`list[str]`): Links that lead nowhere, and folders and files that cannot be read.
-        num_other_files (`int`): How many files have no extension of a video.
-        num_other_links (`int`): How many links lead nowhere, or to a folder that was listed already.
+        videos (`dict[str, VideoFile]`): Videos by path relative to the folder, sorted.
+        broken (`list[dict]`): Unreadable videos and folders, each with `video` and `reason`.
+        unlisted (`list[str]`): Broken links, and unreadable folders and files.
+        num_other_files (`int`): Number of files without a video extension.
+        num_other_links (`int`): Number of links that are broken or lead to a folder already listed.
     """
 
     videos: dict[str, VideoFile]
@@ -57,13 +57,13 @@ class FoundVideos(NamedTuple):
 
 def find_videos(folder: Path) -> FoundVideos:
     """
-    Lists the videos in a folder and in those below it. Linked files and folders count, each folder once.
+    List the videos in a folder and its subfolders. Links are followed, and each folder is listed once.
 
     Args:
-        folder (`Path`): The folder.
+        folder (`Path`): Folder to search.
 
     Returns:
-        [`FoundVideos`]: The videos, and what was passed over. Files named `._*`, which macOS makes, are not mentioned.
+        [`FoundVideos`]: Videos and skipped entries. Files named `._*`, which macOS creates, are ignored.
 
     Raises:
         OSError: If the folder itself cannot be listed.
@@ -73,23 +73,22 @@ def find_videos(folder: Path) -> FoundVideos:
     unlisted: list[str] = []
     num_other_files = num_other_links = 0
     listed: set[tuple[int, int]] = set()
-    # Folders before links: a folder that is also linked keeps its own name.
+    # Folders come before links, so that a linked folder keeps its own name.
     folders, links = [folder], list[Path]()
     while folders or links:
         path = folders.pop() if folders else links.pop()
         name = path.relative_to(folder).as_posix()
         try:
             facts = path.stat()
-            entries = (
-                [] if (facts.st_dev, facts.st_ino) in listed else sorted(os.scandir(path), key=lambda one: one.name)
-            )
+            is_new = (facts.st_dev, facts.st_ino) not in listed
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name) if is_new else []
         except OSError as error:
             if path == folder:
                 raise
             broken.append({"video": _printable(name), "reason": f"{type(error).__name__}: {error}"})
             unlisted.append(name)
             continue
-        num_other_links += (facts.st_dev, facts.st_ino) in listed
+        num_other_links += not is_new
         listed.add((facts.st_dev, facts.st_ino))
         below: list[Path] = []
         for entry in entries:
@@ -119,23 +118,23 @@ def find_videos(folder: Path) -> FoundVideos:
 
 
 def _printable(name: str) -> str:
-    """A name with the bytes that are not UTF-8 as `\\xff`."""
+    """Return a file name with its invalid UTF-8 bytes escaped, such as `\\xff`."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def stat_video(path: Path) -> VideoFile:
-    """Size and time of a file."""
+    """Return the size and modification time of a file."""
     facts = path.stat()
     return VideoFile(facts.st_size, facts.st_mtime_ns)
 
 
 def partition_index(video: str, num_parts: int) -> int:
-    """The part of the index that a video belongs to, whatever other videos there are."""
+    """Return the part of the index that a video belongs to. It depends only on the video's path."""
     return zlib.crc32(video.encode()) % num_parts
 
 
 class IndexPlan(NamedTuple):
-    """What is to be done for an index: the videos to encode, and what can be said of those that are kept."""
+    """Work to do for an index: the number of parts, the videos to encode, and a report on the other videos."""
 
     num_parts: int
     new: dict[str, VideoFile]
@@ -151,41 +150,43 @@ def index_videos(
     remove_missing: bool = False,
 ) -> dict[str, Any]:
     """
-    Encodes the videos of a folder, and those below it, into an index. Run again, it encodes only what is new or has
-    another size or time of change, and forgets what is gone; after it was killed, it goes on. Several processes of
-    `accelerate launch` or `torchrun` share the videos.
+    Encode the videos of a folder and its subfolders into an index.
+
+    A later call encodes only the videos that are new or whose size or modification time has changed, and removes
+    deleted videos from the index. It also resumes a killed run. The processes of `accelerate launch` or `torchrun`
+    share the videos.
 
     Args:
-        folder (`str` or `PathLike`): The videos.
-        pipe ([`TemporalGroundingPipeline`]): With the model.
+        folder (`str` or `PathLike`): Folder of the videos.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline that encodes the videos.
         output (`str` or `PathLike`): Folder of the index.
         shard (`tuple[int, int]`, *optional*):
-            `(i, n)`: only the `i`-th of `n` parts of the videos, `i` from 0, while other processes or machines do the
-            others. By default all of them, one after another.
+            Part of the videos to index, as `(i, n)`: the `i`-th of `n` parts, `i` from 0. Other processes or machines
+            index the other parts. By default all parts are indexed.
         model_name (`str`, *optional*):
-            Hub id or folder of the model, for `scada search` to load.
+            Hub id or folder of the model that `scada search` loads.
         remove_missing (`bool`, *optional*, defaults to `False`):
-            Whether to forget videos that are gone even if they are more than half of the index, or lie in a folder
-            that cannot be listed.
+            Whether to remove missing videos from the index even if they are more than half of it, or were in a folder
+            that cannot be listed now.
 
     Returns:
-        `dict`: `videos` and `windows` that these parts of the index hold now, how many videos were `encoded`, `kept`
-        and `forgotten`, and `broken`: those that could not be read, each with `video` and `reason`. They are tried
-        again the next time. `other_files` have no extension of a video, and `other_links` lead nowhere or to a folder
-        that was listed already. Each of several processes counts what it encoded, and the first the rest; together
-        they are the whole.
+        `dict`: Report with the numbers of `videos` and `windows` that these parts of the index contain now, and the
+        numbers of `encoded`, `kept` and `forgotten` videos. `broken` lists the unreadable videos, each with `video`
+        and `reason`; the next call tries them again. `other_files` counts the files without a video extension, and
+        `other_links` the links that are broken or lead to a folder already listed. With several processes, each
+        process counts the videos that it encoded and the first process also counts the rest, so the reports add up.
 
     Raises:
-        ValueError: If the index was made with another model, other settings, other videos or another number of
-            parts; if the model cannot encode videos without a sentence; or if too many videos are gone.
-        OSError: If the folder is not there, or the index cannot be written.
+        ValueError: If the index belongs to another model, other settings, other videos or another number of parts; if
+            the model cannot encode videos without a sentence; or if too many videos are missing.
+        OSError: If the folder does not exist, or the index cannot be written.
     """
     folder, output = Path(folder), Path(output)
     work = broadcast_from_main(lambda: plan_index(folder, pipe, output, shard, model_name, remove_missing))
     report = work.report
     if process_index():
         report |= {name: [] if name == "broken" else 0 for name in report}
-    # Those of a part one after another, so that a shard gets as many as it can hold.
+    # Sorted by part, so that each shard is as full as possible.
     names = sorted(work.new, key=lambda video: (partition_index(video, work.num_parts), video))
     share = {video: work.new[video] for video in names[process_index() :: num_processes()]}
     if share:
@@ -203,7 +204,7 @@ def plan_index(
     model_name: str | None,
     remove_missing: bool,
 ) -> IndexPlan:
-    """Opens the index, and takes out what is changed or gone; the arguments are those of [`index_videos`]."""
+    """Open the index and remove changed and missing videos. The arguments are the same as in [`index_videos`]."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of videos at {folder}.")
     if shard is not None and not 0 <= shard[0] < shard[1]:
@@ -229,78 +230,78 @@ def plan_index(
     if not remove_missing:
         _check_missing(output, folder, tables.values(), files, found.unlisted)
     report: dict[str, Any] = {"videos": 0, "windows": 0, "encoded": 0, "kept": 0, "forgotten": 0}
-    # The parts share what has no part.
+    # Only the first part reports the entries that belong to no part.
     is_first = shard is None or shard[0] == 0
     report["broken"] = list(found.broken) if is_first else []
     report["other_files"] = found.num_other_files if is_first else 0
     report["other_links"] = found.num_other_links if is_first else 0
-    there = _remove_stale(tables, files, report)
-    report["kept"], report["videos"], report["windows"] = len(there), len(there), sum(there.values())
-    return IndexPlan(num_parts, {video: file for video, file in files.items() if video not in there}, report)
+    kept = _remove_stale(tables, files, report)
+    report["kept"], report["videos"], report["windows"] = len(kept), len(kept), sum(kept.values())
+    return IndexPlan(num_parts, {video: file for video, file in files.items() if video not in kept}, report)
 
 
 def _check_missing(
     output: Path, folder: Path, tables: Iterable[pa.Table], files: dict[str, VideoFile], unlisted: list[str]
 ) -> None:
     """
-    Checks whether an index is to lose what may not be gone.
+    Check that the index would not lose videos that are only temporarily unavailable.
 
     Raises:
-        ValueError: If more than half of its videos are missing, or some whose folder cannot be listed.
+        ValueError: If more than half of the indexed videos are missing, or any in a folder that cannot be listed.
     """
     indexed = {video for table in tables for video in table.column("video").unique().to_pylist()}
     missing = sorted(indexed - files.keys())
     unlisted = [f"{path}/" for path in unlisted]
     unknown = [video for video in missing if any(f"{video}/".startswith(path) for path in unlisted)]
     if unknown or 2 * len(missing) > len(indexed):
-        where = f", {len(unknown)} of them where a link leads nowhere or a folder cannot be read" if unknown else ""
+        where = f", {len(unknown)} of them behind a broken link or in an unreadable folder" if unknown else ""
         raise ValueError(
             f"{len(missing)} of the {len(indexed)} videos in the index {output} are missing in {folder}{where}, "
-            f"{(unknown or missing)[0]} for example. Check whether a drive is not mounted. `--remove_missing` (in "
-            "Python `remove_missing=True`) removes them from the index."
+            f"for example {(unknown or missing)[0]}. Check that all drives are mounted. To remove the missing videos "
+            "from the index, pass `--remove_missing` (in Python `remove_missing=True`)."
         )
 
 
 def _prefix(part: int, num_parts: int) -> str:
-    """How the names of a part's shards begin."""
+    """Return the file name prefix of a part's shards."""
     return f"part-{part:05}-of-{num_parts:05}"
 
 
 def _remove_stale(tables: dict[Path, pa.Table], files: dict[str, VideoFile], report: dict[str, Any]) -> dict[str, int]:
     """
-    Takes out of shards what is changed, gone, or there twice.
+    Remove changed, missing and duplicate videos from the shards.
 
     Returns:
-        `dict[str, int]`: The windows of each video that stays.
+        `dict[str, int]`: Number of windows per kept video.
     """
-    there: dict[str, int] = {}
+    num_windows: dict[str, int] = {}
     for path, table in tables.items():
         rows = list_files(table)
-        counts = {video: 0 for video, *_ in rows if video not in there}
+        counts = {video: 0 for video, *_ in rows if video not in num_windows}
         keep = [video in counts and files.get(video) == (size, mtime_ns) for video, size, mtime_ns in rows]
         for (video, *_), kept in zip(rows, keep, strict=True):
             counts[video] = counts.get(video, 0) + kept
-        there |= {video: count for video, count in counts.items() if count}
+        num_windows |= {video: count for video, count in counts.items() if count}
         report["forgotten"] += len({video for (video, *_), kept in zip(rows, keep, strict=True) if not kept})
         if not any(keep):
-            path.unlink(missing_ok=True)  # another process may have deleted it meanwhile
+            path.unlink(missing_ok=True)  # another process may have deleted it in the meantime
         elif not all(keep):
             write_shard(path, table.filter(pa.array(keep)))
-    return there
+    return num_windows
 
 
 def check_can_encode(pipe: TemporalGroundingPipeline) -> None:
-    """Encodes a black picture, so that what is wrong with the model is not taken for that of each video."""
+    """Encode a dummy frame first, to surface model errors before any video is read."""
     pipe.encode(np.zeros((1, 8, 8, 3), dtype=np.uint8), video_metadata={"duration": 1.0})
 
 
 def encode_rows(pipe: TemporalGroundingPipeline, folder: Path, video: str, file: VideoFile) -> pa.Table | str:
-    """The rows of a video, or the reason why it cannot be read."""
+    """Encode a video and return its rows, or an error message if the video cannot be read."""
     path = folder / video
     try:
         encoded = pipe.encode(path)
         if stat_video(path) != file:
-            raise ValueError("the file has changed while it was read; index it again.")
+            raise ValueError("the file changed while it was being read; index it again.")
     except INPUT_ERRORS as error:
         return f"{type(error).__name__}: {error}"
     if (embeds := embed_windows(pipe, encoded)) is not None:
@@ -310,24 +311,24 @@ def encode_rows(pipe: TemporalGroundingPipeline, folder: Path, video: str, file:
 
 def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output: Path, work: IndexPlan) -> None:
     """
-    Writes the rows of videos into new shards, and counts them.
+    Write the rows of videos into new shards, and count them.
 
     Args:
-        encoded (`Iterable[tuple[str, Table | str]]`): Each video, with its rows or the reason why there are none.
-        total (`int`): How many videos there are, for the progress.
-        output (`Path`): The index's folder.
-        work ([`IndexPlan`]): Whose report counts them.
+        encoded (`Iterable[tuple[str, Table | str]]`): Videos, each with its rows or an error message.
+        total (`int`): Number of videos, for the progress bar.
+        output (`Path`): Folder of the index.
+        work ([`IndexPlan`]): Plan whose report is updated.
     """
     finished: dict[int, list[pa.Table]] = {}
-    num_bytes, since, report = 0, monotonic(), work.report
+    num_bytes, flush_time, report = 0, monotonic(), work.report
 
     def flush() -> None:
-        nonlocal num_bytes, since
+        nonlocal num_bytes, flush_time
         for part in list(finished):
             path = output / f"{_prefix(part, work.num_parts)}-{uuid.uuid4().hex[:12]}.arrow"
             write_shard(path, pa.concat_tables(finished[part]))
             del finished[part]
-        num_bytes, since = 0, monotonic()
+        num_bytes, flush_time = 0, monotonic()
 
     hidden = not total or process_index() > 0
     try:
@@ -340,15 +341,20 @@ def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output
             report["videos"] += 1
             report["windows"] += rows.num_rows
             num_bytes += rows.nbytes
-            if num_bytes >= SHARD_BYTES or monotonic() - since >= SHARD_SECONDS:
+            if num_bytes >= SHARD_BYTES or monotonic() - flush_time >= SHARD_SECONDS:
                 flush()
-    finally:  # of an interrupted run, too
+    finally:  # also if the run is interrupted
         flush()
 
 
 @torch.no_grad()
 def embed_windows(pipe: TemporalGroundingPipeline, encoded: EncodedVideo) -> torch.Tensor | None:
-    """The embeddings `(W, P, E)` of some of the proposals, in half precision; `None` without a retrieval branch."""
+    """
+    Embed a sparse set of proposals of each window with the retrieval branch.
+
+    Returns:
+        `torch.Tensor` of shape `(W, P, E)`, float16: Embeddings, or `None` if the model has no retrieval branch.
+    """
     model: Any = pipe.model
     if not model.config.retrieval_dim:
         return None
@@ -357,12 +363,13 @@ def embed_windows(pipe: TemporalGroundingPipeline, encoded: EncodedVideo) -> tor
         model.embed_proposals(
             pipe.to_features({name: tensor[start:stop] for name, tensor in encoded.tensors.items()}), proposals
         )
-        for start, stop in _blocks(len(encoded.timelines), HEAD_BATCH_SIZE)
+        for start, stop in split_range(len(encoded.timelines), HEAD_BATCH_SIZE)
     ]
     return torch.cat([part.half().cpu() for part in parts])
 
 
-def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
+def split_range(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the `(start, stop)` of consecutive blocks of at most `size` that cover `range(length)`."""
     return ((start, min(start + size, length)) for start in range(0, length, size))
 
 

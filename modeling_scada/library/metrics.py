@@ -1,4 +1,4 @@
-"""How well a search over many videos finds what is annotated in them."""
+"""Evaluate a search over many videos against their annotations."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,14 @@ from processing.post_processing import temporal_iou
 
 def group_by_sentence(annotations: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
     """
-    Rows of annotations the other way round: for each sentence its videos, and their segments of it. A video that does
-    not have the sentence (its segments are `[]`) is none of them.
+    Group annotations by sentence.
+
+    Args:
+        annotations (`Iterable[dict]`): Rows with `video`, `sentences` and `segments`.
+
+    Returns:
+        `dict[str, dict[str, list[list[float]]]]`: Segments by sentence and video. Videos whose segments of a sentence
+        are `[]` are left out.
     """
     found: dict[str, dict[str, list[list[float]]]] = {}
     for row in annotations:
@@ -30,49 +36,51 @@ def library_metrics(
     iou_threshold: float = 0.5,
 ) -> dict[str, float]:
     """
-    Recall over a library, in percent of the sentences. A sentence that several videos have is found in any of them;
-    what a video has beside its annotations counts as missed. A sentence that no video has is left out.
+    Compute the recall of a search over all videos, in percent of the sentences.
+
+    If several videos contain a sentence, a hit in any of them counts. A result that matches no annotation counts as a
+    miss, even if the video contains an unannotated occurrence. Sentences that no video contains are left out.
 
     Args:
-        results (`Sequence[dict]`): What [`search`] gives: for each sentence `{"sentence", "segments"}`, best first.
+        results (`Sequence[dict]`): Output of [`search`], with `sentence` and the sorted `segments`.
         annotations (`Iterable[dict]`): Rows with `video` (named as in the results), `sentences` and `segments`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 10)`): Ranks.
-        iou_threshold (`float`, *optional*, defaults to 0.5): What a segment has to reach.
+        iou_threshold (`float`, *optional*, defaults to 0.5): Minimum IoU of a hit.
 
     Returns:
-        `dict[str, float]`: `R{k}@{iou_threshold}`: one of the first `k` segments of all videos reaches that IoU with a
-        segment of the sentence; `video_R{k}`: one of them is in a video of the sentence.
+        `dict[str, float]`: `R{k}@{iou_threshold}` is the share of sentences where one of the first `k` segments
+        reaches the IoU with an annotated segment. `video_R{k}` is the share where one of them is in a video that
+        contains the sentence.
 
     Raises:
-        ValueError: If there is no result, a sentence that the annotations do not have, or no sentence that a video
-            has.
+        ValueError: If there are no results, a sentence is not annotated, or no video contains any of the sentences.
     """
     if not results:
-        raise ValueError("Received no results of a search; expected those of one sentence or more.")
-    truth = group_by_sentence(annotations)
+        raise ValueError("Received no results of a search; expected results of at least one sentence.")
+    targets = group_by_sentence(annotations)
     hits: dict[str, list[bool]] = defaultdict(list)
     for result in results:
-        if result["sentence"] not in truth:
+        if result["sentence"] not in targets:
             raise ValueError(
-                f"Received results of {result['sentence']!r}, a sentence that the annotations do not have."
+                f"Received results of {result['sentence']!r}, a sentence that the annotations do not contain."
             )
-        videos = truth[result["sentence"]]
+        videos = targets[result["sentence"]]
         if not videos:
             continue
-        in_video = [found["video"] in videos for found in result["segments"]]
-        right = [
-            here and _reaches([found["start"], found["end"]], videos[found["video"]], iou_threshold)
-            for found, here in zip(result["segments"], in_video, strict=True)
+        video_hits = [segment["video"] in videos for segment in result["segments"]]
+        segment_hits = [
+            is_video_hit and _is_hit([segment["start"], segment["end"]], videos[segment["video"]], iou_threshold)
+            for segment, is_video_hit in zip(result["segments"], video_hits, strict=True)
         ]
         for k in ks:
-            hits[f"R{k}@{iou_threshold}"].append(any(right[:k]))
-            hits[f"video_R{k}"].append(any(in_video[:k]))
+            hits[f"R{k}@{iou_threshold}"].append(any(segment_hits[:k]))
+            hits[f"video_R{k}"].append(any(video_hits[:k]))
     if not hits:
-        raise ValueError("Received results of sentences that no video has, so there is nothing to be found.")
+        raise ValueError("Received results only of sentences that no video contains; expected at least one other.")
     return {name: 100 * float(np.mean(values)) for name, values in hits.items()}
 
 
-def _reaches(segment: list[float], targets: list[list[float]], iou_threshold: float) -> bool:
+def _is_hit(segment: list[float], targets: list[list[float]], iou_threshold: float) -> bool:
     return bool(temporal_iou(np.array(segment), np.array(targets)).max() >= iou_threshold)
 
 

@@ -1,8 +1,8 @@
 """
-The videos of a library, encoded by the workers of a Ray cluster: on this machine alone, or on many.
+Encode videos with the workers of a Ray cluster, on one machine or many.
 
-One process, the one that is called, plans and writes. A worker gets a video at a time and gives back its rows, all or
-none, so that no video is lost or there twice when a worker dies.
+The calling process plans the work and writes the index. A worker receives one video at a time and returns all of its
+rows at once. A video is therefore neither lost nor duplicated when a worker dies.
 """
 
 import copy
@@ -21,18 +21,18 @@ from .processes import num_processes
 from .storage import VideoFile
 
 
-# A video whose worker has died so often is one that kills workers.
-MAX_TRIES = 3
-# What a worker gives back of a video: its rows, or the reason why there are none.
+# Number of attempts per video. A video whose worker dies each time is skipped.
+MAX_ATTEMPTS = 3
+# Result of a worker: the rows of a video, or the error.
 RESULT = pa.schema([("video", pa.string()), ("rows", pa.large_binary()), ("reason", pa.string())])
 
 
 def import_ray() -> Any:
     """
-    Ray, with its data sets.
+    Import Ray and Ray Data.
 
     Raises:
-        RuntimeError: If it is not installed.
+        RuntimeError: If Ray is not installed.
     """
     try:
         import ray.data
@@ -51,34 +51,36 @@ def index_videos_on_ray(
     remove_missing: bool = False,
 ) -> dict[str, Any]:
     """
-    As [`index_videos`], on Ray: each worker holds the model, and gets a video at a time. A worker that dies is
-    replaced, and its video given to another. A cluster that runs already is used (`RAY_ADDRESS`); else one is started
-    on this machine. All machines have to see the folder under the same path.
+    Encode the videos of a folder into an index, as [`index_videos`] does, with the workers of a Ray cluster.
+
+    Each worker loads the model and encodes one video at a time. If a worker dies, Ray replaces it and assigns its
+    video to another worker. `RAY_ADDRESS` selects a running cluster; by default Ray starts one on this machine. All
+    machines must see the folder under the same path.
 
     Args:
-        folder (`str` or `PathLike`): The videos.
-        pipe ([`TemporalGroundingPipeline`]): With the model, of which each worker gets a copy.
-        output (`str` or `PathLike`): Folder of the index; this process alone writes there.
+        folder (`str` or `PathLike`): Folder of the videos.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline that encodes the videos. Each worker gets a copy.
+        output (`str` or `PathLike`): Folder of the index. Only the calling process writes to it.
         shard (`tuple[int, int]`, *optional*): As for [`index_videos`].
         model_name (`str`, *optional*): As for [`index_videos`].
         num_workers (`int`, *optional*):
-            How many workers; by default as many as the cluster has GPUs, and without GPUs as many as it has cores.
+            Number of workers. Defaults to the number of GPUs in the cluster, or of CPU cores without a GPU.
         remove_missing (`bool`, *optional*, defaults to `False`): As for [`index_videos`].
 
     Returns:
-        `dict`: As from [`index_videos`]. Videos whose worker died each time are among the `broken`.
+        `dict`: Report of [`index_videos`]. `broken` includes the videos whose worker died in every attempt.
 
     Raises:
         RuntimeError: If Ray is not installed.
-        ValueError, OSError: As from [`index_videos`]; or if `num_workers` is none, or if several processes of a
-            launcher call this.
+        ValueError, OSError: As for [`index_videos`].
+        ValueError: If `num_workers` is not positive, or a launcher has started several processes.
     """
     ray = import_ray()
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"Received num_workers={num_workers}; expected a positive number of workers.")
     if num_processes() > 1:
         raise ValueError(
-            f"Received a call of {num_processes()} processes; Ray starts its workers itself, so start one process."
+            f"Received a call from {num_processes()} processes; start one process, because Ray starts the workers."
         )
     folder, output = Path(folder), Path(output)
     work = plan_index(folder, pipe, output, shard, model_name, remove_missing)
@@ -89,15 +91,15 @@ def index_videos_on_ray(
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if num_workers is None:
         num_workers = num_gpus or int(ray.cluster_resources()["CPU"])
-    # A video is a block, and so a task: Ray repeats those that were lost with their worker, and no others.
+    # One block, and so one task, per video: Ray repeats only the tasks of a dead worker.
     videos = ray.data.from_items(
         [{"video": video, **file._asdict()} for video, file in work.new.items()], override_num_blocks=len(work.new)
     )
     shared = ray.put(_on_device(pipe, "cpu"))
-    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
     rows = videos.map_batches(
         _Worker,
-        fn_constructor_args=(shared, tries, folder.absolute()),
+        fn_constructor_args=(shared, attempts, folder.absolute()),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_workers),
@@ -108,36 +110,36 @@ def index_videos_on_ray(
     return work.report
 
 
-class _Tries:
-    """Counts, outside the workers, how often the encoding of each video was begun."""
+class _Attempts:
+    """Number of attempts to encode each video, counted outside the workers."""
 
     def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def begin(self, video: str) -> int:
-        """How often this video was begun before."""
-        self.begun[video] += 1
-        return self.begun[video] - 1
+        """Count an attempt, and return the number of earlier attempts."""
+        self.counts[video] += 1
+        return self.counts[video] - 1
 
 
 class _Worker:
-    """Holds the model, and encodes a video at a time."""
+    """Worker that loads the model and encodes one video at a time."""
 
-    def __init__(self, shared: Any, tries: Any, folder: Path):
+    def __init__(self, shared: Any, attempts: Any, folder: Path):
         self.ray = import_ray()
         self.pipe = _on_device(self.ray.get(shared), "cuda" if self.ray.get_gpu_ids() else "cpu")
-        self.tries = tries
+        self.attempts = attempts
         self.folder = folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         ((video, *file),) = (row.values() for row in batch.to_pylist())
-        if self.ray.get(self.tries.begin.remote(video)) == MAX_TRIES:
-            rows: pa.Table | str = f"its worker died, {MAX_TRIES} times out of {MAX_TRIES}; the log of Ray says how."
+        if self.ray.get(self.attempts.begin.remote(video)) == MAX_ATTEMPTS:
+            rows: pa.Table | str = f"its worker died in all {MAX_ATTEMPTS} attempts; see the log of Ray."
         else:
             rows = encode_rows(self.pipe, self.folder, video, VideoFile(*file))
         if isinstance(rows, str):
             return pa.Table.from_pylist([{"video": video, "reason": rows}], RESULT)
-        # As bytes: rows keep their form, whatever else is in a block of Ray's.
+        # Serialized to bytes, because Ray may merge rows of different schemas into one block.
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as writer:
             writer.write_table(rows)
@@ -145,13 +147,13 @@ class _Worker:
 
 
 def _results(rows: Any) -> Iterator[tuple[str, pa.Table | str]]:
-    """Each video with its rows, or with the reason why there are none."""
+    """Yield each video with its rows or its error."""
     for row in rows.iter_rows():
         yield row["video"], row["reason"] or pa.ipc.open_stream(row["rows"]).read_all()
 
 
 def _on_device(pipe: TemporalGroundingPipeline, device: str) -> TemporalGroundingPipeline:
-    """The pipeline with its model on a device; the one that was given stays where it is."""
+    """Return the pipeline, or a copy of it with the model on another device."""
     if pipe.device.type == device:
         return pipe
     moved: Any = copy.copy(pipe)

@@ -1,4 +1,10 @@
-"""Work of several processes that `accelerate launch` or `torchrun` started, on one machine or more."""
+"""
+Ranks of the processes that `accelerate launch` or `torchrun` started, on one machine or several.
+
+`accelerate.PartialState` does not replace these functions. Under `torchrun` without an accelerator it reports a single
+process. With `cpu=True` it counts correctly, but its shared state selects the CPU for the whole process, and its
+process group stays open.
+"""
 
 import os
 from collections.abc import Callable
@@ -11,40 +17,43 @@ T = TypeVar("T")
 
 
 def num_processes() -> int:
-    """How many processes there are; one without a launcher."""
+    """Return the number of processes, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_process_index() -> int:
-    """Which of those on this machine this is, from 0; also the accelerator that is its own."""
+    """Return the rank of this process on its machine, from 0. It also numbers the accelerator of this process."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def broadcast_from_main(make: Callable[[], T]) -> T:
+def broadcast_from_main(function: Callable[[], T]) -> T:
     """
-    What the first process makes; the others wait for it.
+    Call a function in the main process and return its result in all processes.
+
+    Args:
+        function (`Callable`): Function to call. The other processes wait for its result.
 
     Raises:
-        OSError, ValueError: If `make` does in the first process, in all of them.
+        OSError, ValueError: If `function` raises one; every process then raises it.
     """
     if num_processes() == 1:
-        return make()
-    if ours := not dist.is_initialized():
+        return function()
+    if has_own_group := not dist.is_initialized():
         dist.init_process_group("gloo")
-    made: list[Any] = [None]
+    result: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            made = [make()]
+            result = [function()]
         except (OSError, ValueError) as error:
-            made = [error]
-    dist.broadcast_object_list(made)
-    if ours:
+            result = [error]
+    dist.broadcast_object_list(result)
+    if has_own_group:
         dist.destroy_process_group()
-    if isinstance(made[0], Exception):
-        raise made[0]
-    return made[0]
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]

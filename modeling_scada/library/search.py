@@ -1,4 +1,4 @@
-"""Search an index: windows by the retrieval branch, then segments by the head."""
+"""Search an index: the retrieval branch ranks windows, then the head scores segments in the best windows."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,25 +12,26 @@ from processing.encoded_video import check_fingerprint
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline, as_sentences
 from processing.timeline import Timeline
 
-from .index import HEAD_BATCH_SIZE, _blocks, stat_video
+from .index import HEAD_BATCH_SIZE, split_range, stat_video
 from .storage import EMBEDS, FACTS, VideoFile, find_videos_folder, list_files, read_index, read_shard, to_tensor
 
 
+# Number of windows whose embeddings are multiplied at once.
 SIMILARITY_BATCH_SIZE = 64
 
 
 class Library:
     """
-    An index, opened for search. Its rows are the windows, those of a video one after another.
+    Index opened for search. Its rows are windows, sorted by video.
 
     Args:
         index (`str` or `PathLike`): Folder of the index.
         video_root (`str` or `PathLike`, *optional*):
-            Folder of the videos; by default where they were when the index was made, relative to it.
+            Folder of the videos. By default their folder at indexing time, relative to the index.
 
     Raises:
-        FileNotFoundError, ValueError: If there is no index or no such folder, or the index is damaged or of another
-            version.
+        FileNotFoundError: If the index or the folder of the videos does not exist.
+        ValueError: If the index is corrupt, or was written by an incompatible version.
     """
 
     def __init__(self, index: str | os.PathLike, video_root: str | os.PathLike | None = None):
@@ -49,14 +50,14 @@ class Library:
         for number, table in enumerate(self.tables):
             windows = table.column("window").to_pylist()
             for row, ((video, *file), window) in enumerate(zip(list_files(table), windows, strict=True)):
-                # Where two processes have encoded the same video, it counts once.
+                # If two processes encoded the same video, only one copy counts.
                 if shard_by_video.setdefault(video, number) == number:
                     self.files[video] = VideoFile(*file)
                     found.append((video, window, number, row))
         found.sort()
         self.videos = [video for video, *_ in found]
         self.places = np.array([place for _, _, *place in found], dtype=np.int64).reshape(-1, 2)
-        # What the rows hold, by shard, as it lies on the disk.
+        # The memory-mapped tensors of the rows, by name and shard.
         names = [name for name in self.tables[0].column_names if name not in FACTS] if self.tables else []
         self.columns = {name: [to_tensor(table, name) for table in self.tables] for name in names}
         starts, ends = (
@@ -67,19 +68,19 @@ class Library:
         ]
 
     def video_path(self, video: str) -> str:
-        """Where the file of a video is."""
+        """Return the path of a video's file."""
         return os.path.normpath(os.path.join(self.folder, video))
 
     def missing_videos(self) -> list[str]:
-        """The paths of the videos whose files are not where they should be."""
+        """Return the paths of the video files that do not exist."""
         paths = (self.video_path(video) for video in dict.fromkeys(self.videos))
         return [path for path in paths if not os.path.isfile(path)]
 
     def changed_videos(self) -> list[str]:
         """
-        The paths of the videos whose files have another size or time of change than when they were indexed.
+        Return the paths of the videos whose size or modification time has changed since indexing.
 
-        In a `video_root`, sizes alone are compared, since a copy may have other times.
+        With a `video_root`, only sizes are compared, because a copy may have different modification times.
         """
         changed = []
         for video, file in sorted(self.files.items()):
@@ -87,13 +88,13 @@ class Library:
             try:
                 found = stat_video(Path(path))
             except OSError:
-                continue  # `missing_videos` names it
+                continue  # `missing_videos` reports it
             if found.size != file.size or (self.has_own_folder and found != file):
                 changed.append(path)
         return changed
 
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Copies of what the model needs of some windows."""
+        """Return a copy of the encoded tensors of some windows."""
         places = self.places[rows].tolist()
         return {
             name: torch.stack([column[number][row] for number, row in places])
@@ -103,17 +104,19 @@ class Library:
 
     def window_similarities(self, sentence_embeds: torch.Tensor) -> torch.Tensor:
         """
+        Score every window for every sentence.
+
         Args:
-            sentence_embeds (`torch.Tensor` of shape `(Q, E)`): Of the retrieval branch.
+            sentence_embeds (`torch.Tensor` of shape `(Q, E)`): Sentence embeddings of the retrieval branch.
 
         Returns:
-            `torch.Tensor` of shape `(Q, rows)`: The product with that proposal of each window which fits best.
+            `torch.Tensor` of shape `(Q, rows)`: Largest dot product between the sentence and a proposal of the window.
         """
         by_table = []
         for embeds in self.columns[EMBEDS]:
             products = [
                 (embeds[start:stop].float() @ sentence_embeds.T).amax(1)
-                for start, stop in _blocks(len(embeds), SIMILARITY_BATCH_SIZE)
+                for start, stop in split_range(len(embeds), SIMILARITY_BATCH_SIZE)
             ]
             by_table.append(torch.cat(products))
         starts = np.cumsum([0, *map(len, by_table)])
@@ -131,28 +134,30 @@ def search(
     progress: Callable[[float], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Finds the moments in all videos of a library that sentences describe. With a retrieval branch, its product ranks
-    the windows, and the head then looks at the best of them; without, it looks at all.
+    Find the segments that sentences describe, in all videos of an index.
+
+    A retrieval branch ranks the windows by dot product, and the head then scores only the best windows. Without a
+    retrieval branch, the head scores all windows.
 
     Args:
-        index (`str`, `PathLike` or [`Library`]): The index.
-        sentences (`str` or `list[str]`): What to look for, a sentence or several.
-        pipe ([`TemporalGroundingPipeline`]): With the model that the index was made with.
-        top_k (`int`, *optional*, defaults to 10): At most so many segments a sentence, of all videos together.
-        num_candidates (`int`, *optional*, defaults to 200): Windows that the head looks at, for each sentence.
+        index (`str`, `PathLike` or [`Library`]): Index to search.
+        sentences (`str` or `list[str]`): Sentence or sentences to search for.
+        pipe ([`TemporalGroundingPipeline`]): Pipeline with the model that encoded the index.
+        top_k (`int`, *optional*, defaults to 10): Maximum number of segments per sentence, over all videos.
+        num_candidates (`int`, *optional*, defaults to 200): Number of windows that the head scores per sentence.
         nms (`float`, *optional*, defaults to 0.5):
-            Width of the decay of soft non-maximum suppression in each video; `None` ranks by score alone.
+            Width of the decay of soft non-maximum suppression within each video. `None` ranks by score alone.
         progress (`Callable`, *optional*):
-            Called with the share of the windows that the head has looked at, from 0 to 1.
+            Function called with the share of the windows that the head has scored, from 0 to 1.
 
     Returns:
-        `list[dict]`: For each sentence itself and its `segments`, `{"video", "score", "start", "end"}`, best first.
-        `video` is the path of the file; times are in seconds from its first frame. With `found` if the processor has
-        a threshold for it.
+        `list[dict]`: One dictionary per sentence, with `sentence` and `segments`. Each segment is a dictionary with
+        `video`, `score`, `start` and `end`, sorted by score. `video` is the path of the file, and times are in seconds
+        from its first frame. Segments also have `found` if the processor has a threshold for it.
 
     Raises:
-        ValueError: If the index was made with another model or other settings, or there is no sentence.
-        FileNotFoundError: If there is no index.
+        ValueError: If the index belongs to another model or other settings, or no sentence is given.
+        FileNotFoundError: If the index does not exist.
     """
     if num_candidates < 1:
         raise ValueError(f"Received num_candidates={num_candidates}; expected a positive number of windows.")
@@ -171,13 +176,13 @@ def search(
     results: list[dict[str, Any]] = []
     for sentence, sentence_rows in zip(sentences, rows, strict=True):
 
-        def say_share(share: float, num_before: int = len(results)) -> None:
+        def report_share(share: float, num_finished: int = len(results)) -> None:
             if progress is not None:
-                progress((num_before + share) / len(sentences))
+                progress((num_finished + share) / len(sentences))
 
         found: list[dict[str, Any]] = [
             {"video": library.video_path(video), **segment}
-            for video, result in _ground(library, sentence_rows, sentence, pipe, top_k, nms, say_share)
+            for video, result in _ground(library, sentence_rows, sentence, pipe, top_k, nms, report_share)
             for segment in pipe.format_segments(result)
         ]
         found.sort(key=lambda segment: -segment["score"])
@@ -194,7 +199,7 @@ def _ground(
     nms: float | None,
     progress: Callable[[float], None],
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The segments of each video of some windows, in order; those of one batch and one video in memory."""
+    """Yield each video of some windows with its segments. Memory holds the outputs of one batch and one video."""
     pending: list[dict[str, torch.Tensor]] = []
     waiting: list[int] = []
 
@@ -209,7 +214,7 @@ def _ground(
         waiting.clear()
         return video, result
 
-    for start, stop in _blocks(len(rows), HEAD_BATCH_SIZE):
+    for start, stop in split_range(len(rows), HEAD_BATCH_SIZE):
         outputs = pipe.ground_encoded(library.tensors(rows[start:stop]), [sentence])
         for place, row in enumerate(rows[start:stop]):
             if waiting and library.videos[row] != library.videos[waiting[0]]:

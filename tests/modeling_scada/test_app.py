@@ -41,16 +41,16 @@ def test_the_second_question_reads_nothing_again(pipe, make_clip, monkeypatch):
     path, other = str(make_clip("a.mp4", num_frames=20)), str(make_clip("b.mp4", num_frames=30, first_code=90))
     read = []
     monkeypatch.setattr(pipe, "encode", lambda video, **kw: read.append(video) or type(pipe).encode(pipe, video, **kw))
-    record, known = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
+    record, cache = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
     expected = pipe(path, SENTENCES, top_k=2)
     assert (record["video"], record["duration"]) == (path, 2.0)
     for result, segments in zip(record["results"], expected, strict=True):
         assert [{**found, "sentence": result["sentence"]} for found in result["segments"]] == [
             pytest.approx(segment, abs=1e-5) for segment in segments
         ]
-    app.ground_video(pipe, path, "another", 1, known)
+    app.ground_video(pipe, path, "another", 1, cache)
     assert read == [path]
-    assert app.ground_video(pipe, other, "another", 1, known)[0]["duration"] == 3.0 and read == [path, other]
+    assert app.ground_video(pipe, other, "another", 1, cache)[0]["duration"] == 3.0 and read == [path, other]
 
 
 def test_index(pipe, make_clip, tmp_path):
@@ -61,7 +61,7 @@ def test_index(pipe, make_clip, tmp_path):
     library = Library(tmp_path / "index")
     record = app.search_sentences(pipe, library, f"\n {SENTENCES[0]} \n\n", 3)
     assert record["results"] == search(library, SENTENCES[:1], pipe, top_k=3)
-    page = unescape(app.show(record, "a model"))
+    page = unescape(app.render_frame(record, "a model"))
     for video in {segment["video"] for segment in record["results"][0]["segments"]}:
         assert f'"source": "gradio_api/file={video}"' in page
 
@@ -89,7 +89,7 @@ def test_page_and_clip(pipe, make_clip, tmp_path):
     """Nothing that was typed ends the frame or the script; a clip has the segment's length."""
     path = str(make_clip("a.mp4", num_frames=40))
     record, _ = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
-    frame = app.show(record, "a model")
+    frame = app.render_frame(record, "a model")
     assert frame.count("<") == 2  # the frame's own tags
     page = unescape(re.search(r'srcdoc="([^"]*)"', frame)[1])
     assert (
@@ -106,13 +106,13 @@ def test_wrong_input(pipe, make_clip, tmp_path):
     """Messages have no folder of this machine, and no number of an error."""
     (tmp_path / "notes.mp4").write_text("no video")
     for path, text, message in (
-        (str(make_clip("a.mp4")), " \n ", "There is no sentence yet. Type what to look for, one sentence a line."),
-        (None, "a cat", "There is no video yet. Drop one in first."),
+        (str(make_clip("a.mp4")), " \n ", "There is no sentence yet. Type at least one sentence, one per line."),
+        (None, "a cat", "There is no video yet. Upload one first."),
         (str(tmp_path / "notes.mp4"), "a cat", "Could not read the video notes.mp4: "),
         (str(tmp_path / "gone.mp4"), "a cat", "gone.mp4"),
     ):
         with pytest.raises(gr.Error) as raised:
-            app._as_message([str(tmp_path)], app.ground_video, pipe, path, text, 3, None)
+            app._show_errors([str(tmp_path)], app.ground_video, pipe, path, text, 3, None)
         assert message in unescape(raised.value.message)
         assert str(tmp_path) not in raised.value.message and "Errno" not in raised.value.message
 

@@ -41,7 +41,7 @@ def test_folds_that_leave_nothing_are_refused(groups, num_folds):
         study_clips.assign_folds(groups, num_folds, seed=0)
 
 
-def test_the_floor_is_the_constant_segment_that_is_best_in_training(tmp_path):
+def test_the_baseline_is_the_constant_segment_that_is_best_in_training(tmp_path):
     """In training one near [0.2, 0.4] of a video is right two times of three; what it reaches in test is by hand."""
 
     def rows(*segments: tuple[float, float]) -> Dataset:
@@ -51,16 +51,16 @@ def test_the_floor_is_the_constant_segment_that_is_best_in_training(tmp_path):
 
     train, test = rows((0.2, 0.4), (0.2, 0.4), (0.8, 1.0)), rows((0.2, 0.4), (0.2, 0.5), (0.6, 0.8), (0.0, 0.1))
     DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "data")
-    floor = study_clips.constant_floor(tmp_path / "data")
-    start, end = floor["segment"]
+    baseline = study_clips.constant_baseline(tmp_path / "data")
+    start, end = baseline["segment"]
     overlap = (min(end, 0.4) - max(start, 0.2)) / (max(end, 0.4) - min(start, 0.2))
     assert overlap >= 0.5 - 1e-9
     by_hand = [
         max(0.0, min(end, b) - max(start, a)) / (max(end, b) - min(start, a)) if min(end, b) > max(start, a) else 0.0
         for a, b in ((0.2, 0.4), (0.2, 0.5), (0.6, 0.8), (0.0, 0.1))
     ]
-    assert floor["R1@0.5"] == 100 * sum(iou >= 0.5 - 1e-9 for iou in by_hand) / 4
-    assert floor["mIoU"] == pytest.approx(100 * sum(by_hand) / 4, abs=0.01)
+    assert baseline["R1@0.5"] == 100 * sum(iou >= 0.5 - 1e-9 for iou in by_hand) / 4
+    assert baseline["mIoU"] == pytest.approx(100 * sum(by_hand) / 4, abs=0.01)
 
 
 def test_differences_are_of_one_fold_and_seed():

@@ -126,11 +126,11 @@ def test_the_table_is_relative_to_full_and_names_what_did_not_fit():
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script.markdown_table(rows).split("\n")]
     full, outer = (dict(zip(lines[0], line, strict=True)) for line in lines[2:])
     assert lines[0][:2] == ["size", "mode"] and not any("peak" in title for title in lines[0])
-    assert full["kept for backward, GiB: 1 / 4 / 8 sentences"] == "16.000 / 16.000 / out of memory"
-    assert outer["kept for backward, GiB: 1 / 4 / 8 sentences"] == "1.000 / 2.000 / 4.000"
+    assert full["saved activations, GiB: 1 / 4 / 8 sentences"] == "16.000 / 16.000 / out of memory"
+    assert outer["saved activations, GiB: 1 / 4 / 8 sentences"] == "1.000 / 2.000 / 4.000"
     assert outer["trainable, M: backbone + head"] == "14.00 + 3.00"
-    assert outer["kept, of full"].startswith("0.062 / 0.125 / ")
-    assert outer["step, s"] == "2.000" and outer["step, of full"] == "0.250"
+    assert outer["saved activations, relative to full"].startswith("0.062 / 0.125 / ")
+    assert outer["step, s"] == "2.000" and outer["step, relative to full"] == "0.250"
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
         [cell.strip() for cell in line.split("|")[1:-1]] for line in study_results.as_table(summary).splitlines()
     )
     assert {len(titles), len(first), len(second)} == {14}
-    assert (titles[5], first[:2], first[-1]) == ("kept for backward, MiB", ["c3d", "frozen"], "")
+    assert (titles[5], first[:2], first[-1]) == ("saved activations, MiB", ["c3d", "frozen"], "")
     assert (second[:4], second[5], second[-1]) == (["c3d", "both", "equal steps", "3"], "3.5", "+9.5")
 
 

@@ -35,9 +35,9 @@ def test_recall_over_all_videos():
 def test_what_cannot_be_evaluated():
     with pytest.raises(ValueError, match="no results of a search"):
         library_metrics([], ANNOTATIONS)
-    with pytest.raises(ValueError, match="no video has"):
+    with pytest.raises(ValueError, match="no video contains"):
         library_metrics([ranked("leaves")], [{"video": "a.mp4", "sentences": ["leaves"], "segments": [[]]}])
-    with pytest.raises(ValueError, match="'leaves', a sentence that the annotations do not have"):
+    with pytest.raises(ValueError, match="'leaves', a sentence that the annotations do not contain"):
         library_metrics([ranked("leaves")], ANNOTATIONS)
 
 
