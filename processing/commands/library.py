@@ -137,9 +137,11 @@ def index(args: argparse.Namespace) -> None:
         ) from None
     for video in report["broken"]:
         print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
-    name = f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
+    label = (
+        f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
+    )
     print(
-        f"{name}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
+        f"{label}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
         f"kept {report['kept']} unchanged, removed {report['forgotten']} changed or missing, skipped "
         f"{len(report['broken'])} unreadable."
     )
