@@ -303,7 +303,9 @@ def test_device(model, clip, ground, monkeypatch):
     if not torch.backends.mps.is_available():
         code, out, err = ground(clip, "it", "--model", model, "--device", "mps:7")
         assert (code, out) == (1, "") and len(devices) == 1
-        assert re.search(r"\nscada ground: Received the device mps:7, which this machine does not have \(.*\)\.\n$", err)
+        assert re.search(
+            r"\nscada ground: Received the device mps:7, which this machine does not have \(.*\)\.\n$", err
+        )
 
 
 # --- the picture ---
