@@ -13,7 +13,7 @@ from typing import Any
 TUNING_MODES = ("frozen", "partial", "full", "lora", "tia", "scada")
 BRANCHES = ("inner", "outer", "both")
 # Deprecated argument names, found in saved recipes and run records.
-OLD_NAMES = {"num_places": "spatial_pool_size"}
+DEPRECATED_NAMES = {"num_places": "spatial_pool_size"}
 
 
 @dataclass
@@ -180,15 +180,15 @@ USAGE = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
 
 def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
     """Rename deprecated arguments."""
-    return {OLD_NAMES.get(name, name): value for name, value in arguments.items()}
+    return {DEPRECATED_NAMES.get(name, name): value for name, value in arguments.items()}
 
 
-def parse_recipe(kinds: Sequence[type], argv: Sequence[str], **parser_arguments) -> tuple[Any, ...]:
+def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **parser_arguments) -> tuple[Any, ...]:
     """
     Parse command-line arguments. If the first is a JSON file, the remaining ones override its values.
 
     Args:
-        kinds (`Sequence[type]`): Dataclasses of arguments.
+        dataclass_types (`Sequence[type]`): Dataclasses of arguments.
         argv (`Sequence[str]`): Command-line arguments.
         parser_arguments: Further arguments of `HfArgumentParser`.
 
@@ -203,7 +203,7 @@ def parse_recipe(kinds: Sequence[type], argv: Sequence[str], **parser_arguments)
     from transformers.hf_argparser import HfArgumentParser
 
     parser = HfArgumentParser(
-        kinds,  # type: ignore[arg-type]
+        dataclass_types,  # type: ignore[arg-type]
         prog="scada train",
         usage=USAGE,
         allow_abbrev=False,
