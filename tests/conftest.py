@@ -1,4 +1,4 @@
-"""Settings and clips for all tests. Clips are made here, so that the tests download nothing."""
+"""Settings and fixtures for all tests. Fixtures generate all clips, so tests download nothing."""
 
 import os
 import platform
@@ -6,9 +6,9 @@ import shutil
 from importlib import metadata
 
 
-# Before transformers and its like are imported anywhere: they read it once.
+# Set before any import of transformers and related packages, because they read it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# With a worker on each core, threads of torch would only wait for each other; in processes that a test starts too.
+# One thread per worker, because each core already runs a worker. Child processes inherit this setting.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def pytest_report_header() -> str:
-    """The first lines of a run say which releases it ran with."""
+    """Return a header line with the release of each package."""
     installed = [f"{name} {metadata.version(name)}" for name in PACKAGES if any(metadata.distributions(name=name))]
     return f"releases: Python {platform.python_version()}, {', '.join(installed)}"
 
@@ -39,7 +39,7 @@ MAX_CODE = 255
 
 
 def code_image(code: int, height: int, width: int) -> np.ndarray:
-    """An `(height, width, 3)` image that says its number: low digit on the left, high digit on the right, as greys."""
+    """Return a `(height, width, 3)` image that encodes a number: low digit left, high digit right, as grey levels."""
     image = np.empty((height, width, 3), dtype=np.uint8)
     image[:, : width // 2] = 20 + 14 * (code % 16)
     image[:, width // 2 :] = 20 + 14 * (code // 16)
@@ -62,17 +62,17 @@ def write_clip(
     first_code: int = 0,
 ) -> Path:
     """
-    Write a clip whose frame `k` carries the number `first_code + k` (see `read_codes`); the extension picks the
+    Write a clip whose frame `k` encodes the number `first_code + k` (see `read_codes`). The extension selects the
     container.
 
-    `times_seconds` gives each frame's timestamp (variable frame rate) in place of `fps`; `start_seconds` is added to
-    all of them.
+    `times_seconds` sets the timestamp of each frame (variable frame rate) instead of `fps`. `start_seconds` is added
+    to all timestamps.
     """
     if times_seconds is None:
         times_seconds = [k / fps for k in range(num_frames)]
     if first_code + len(times_seconds) > MAX_CODE + 1:
         raise ValueError(
-            f"Received {len(times_seconds)} frames, but a frame can only carry a number up to {MAX_CODE}."
+            f"Received {len(times_seconds)} frames, but a frame can only encode a number up to {MAX_CODE}."
         )
     with av.open(str(path), mode="w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=codec_options or {})
@@ -91,7 +91,7 @@ def write_clip(
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> Callable[..., Path]:
-    """`make_clip(name="clip.mp4", **kwargs) -> Path`: writes a clip, see `write_clip`, into the test's own folder."""
+    """Return `make_clip(name="clip.mp4", **kwargs) -> Path`, which writes a clip to `tmp_path` (see `write_clip`)."""
 
     def make(name: str = "clip.mp4", **kwargs) -> Path:
         return write_clip(tmp_path / name, **kwargs)
@@ -101,11 +101,11 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def read_codes() -> Callable[[np.ndarray], list[int]]:
-    """`read_codes(frames) -> list[int]`: the numbers that `(T, H, W, 3)` frames of `make_clip` carry, at any scale."""
+    """Return `read_codes(frames) -> list[int]`, which decodes the numbers in `(T, H, W, 3)` frames, at any scale."""
 
     def read(frames: np.ndarray) -> list[int]:
         width = frames.shape[2]
-        # Away from the middle, where scaling and compression blend the two halves.
+        # Exclude the middle, because scaling and compression blend the two halves.
         low = frames[:, :, : width // 4].mean(axis=(1, 2, 3))
         high = frames[:, :, -(width // 4) :].mean(axis=(1, 2, 3))
         digits = [np.rint((level - 20) / 14).astype(int) for level in (low, high)]
@@ -116,7 +116,7 @@ def read_codes() -> Callable[[np.ndarray], list[int]]:
 
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
-    """The shared folder of real videos and annotations, which is no part of the repository."""
+    """Return the shared folder of real videos and annotations outside the repository."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
     if not folder.is_dir():
         pytest.skip("the shared fixtures are not on this machine")
@@ -125,19 +125,19 @@ def fixtures_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The Chromium that the environment variable CHROMIUM names, or else `chromium` on the path."""
+    """Return the Chromium command: the environment variable CHROMIUM, or `chromium` on the path."""
     command = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if command is None:
         pytest.skip("Chromium is not installed")
     return command
 
 
-# The tiny model and what goes with it. Heavy imports are inside, so that tests of files and times stay quick to start.
+# Tiny model and matching inputs. Fixtures import heavy packages themselves, so other tests start quickly.
 
 
 @pytest.fixture
 def tiny_config():
-    """A tiny VideoMAE (32 x 32 pixels, clips of 16 frames), a tiny DistilBERT (100 tokens), and a head of 16 steps."""
+    """Return a tiny VideoMAE (32 x 32 pixels, 16-frame clips), DistilBERT (100 tokens) and head (16 time steps)."""
     from modeling_scada import ScadaConfig
 
     video_config = {
@@ -149,7 +149,7 @@ def tiny_config():
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
-        "use_mean_pooling": False,  # as in the checkpoints without a classifier: with a final norm
+        "use_mean_pooling": False,  # with a final norm, as in checkpoints without a classifier
     }
     text_config = {
         "model_type": "distilbert",
@@ -168,8 +168,10 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def randomize_weights() -> Callable:
     """
-    `randomize_weights(model, seed=0)` adds noise to every parameter and returns the model. Models built from one seed
-    are equal whether or not their weights were saved and loaded, and a new layer's zeros hide what it does.
+    Return `randomize_weights(model, seed=0)`, which adds noise to every parameter and returns the model.
+
+    Without noise, models of one seed are equal even if saving and loading fail, and zero-initialized layers have no
+    effect.
     """
     import torch
 
@@ -185,7 +187,7 @@ def randomize_weights() -> Callable:
 
 @pytest.fixture
 def tiny_model(tiny_config, randomize_weights):
-    """`ScadaForTemporalGrounding(tiny_config)` in evaluation mode, with random weights everywhere. Seeds torch."""
+    """Return `ScadaForTemporalGrounding(tiny_config)` in evaluation mode, with random weights. Seeds torch."""
     import torch
 
     from modeling_scada import ScadaForTemporalGrounding
@@ -197,8 +199,10 @@ def tiny_model(tiny_config, randomize_weights):
 @pytest.fixture
 def tiny_batch() -> dict:
     """
-    Two videos of two clips; the first has two sentences, one with padding tokens and one with two target segments, the
-    second has one sentence.
+    Return a batch of two videos with two clips each.
+
+    The first video has two sentences, one with padding tokens and one with two target segments. The second video has
+    one sentence.
     """
     import torch
 
@@ -216,7 +220,7 @@ def tiny_batch() -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """A fast tokenizer that spells: any text of letters and digits becomes their tokens, all below 100."""
+    """Return a fast tokenizer with one token per letter or digit and token ids below 100."""
     from string import ascii_lowercase, digits
 
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -244,7 +248,7 @@ def tiny_tokenizer():
 
 @pytest.fixture
 def tiny_processor(tiny_tokenizer):
-    """A `ScadaProcessor` that fits `tiny_model`: 16 frames of 32 x 32 pixels."""
+    """Return a `ScadaProcessor` for `tiny_model`, with 16 frames of 32 x 32 pixels."""
     from modeling_scada import ScadaProcessor, ScadaVideoProcessor
 
     return ScadaProcessor(ScadaVideoProcessor(num_frames=16, size={"height": 32, "width": 32}), tiny_tokenizer)
@@ -252,7 +256,7 @@ def tiny_processor(tiny_tokenizer):
 
 @pytest.fixture
 def recipe(tmp_path, make_clip, tiny_config, tiny_tokenizer, randomize_weights):
-    """Arguments for a run of two steps on three clips with one to three sentences; encoders lie in folders."""
+    """Return a recipe for two training steps on three clips with one to three sentences, with local encoders."""
     import json
 
     from transformers import AutoModel

@@ -1,20 +1,20 @@
 """
-A small Hugging Face Hub on loopback, so that tests push and load for real: over HTTP, with huggingface_hub's own
-client, in other processes.
+A small Hugging Face Hub on loopback for tests of uploads and downloads over HTTP. Tests use the client of
+huggingface_hub in child processes.
 
-- Repositories are kept in memory, every commit with all of its files, so that a test can look at any revision.
-- The client reads `HF_ENDPOINT` once, when it is imported, so it runs in child processes: `hub.run(code, home)`.
-- What the server does not know it answers with 501 and its name, and what goes wrong inside it fails the test.
-- Left out: Xet, organisations and their rights (the one token may write to every namespace), pages in long lists,
-  `.gitignore`, discussions, search, the data set viewer, a `pipeline_tag` guessed from the configuration, and most of
-  what the real Hub checks in a card.
+- The server keeps repositories in memory, with all files of every commit, so tests can inspect any revision.
+- The client reads `HF_ENDPOINT` once during its import, so it runs in child processes: `hub.run(code, home)`.
+- An unknown request returns status 501 with the request's name. An error inside the server fails the test.
+- Not implemented: Xet, organisations and their permissions (the single token has write access to every namespace),
+  pagination, `.gitignore`, discussions, search, the dataset viewer, the inference of `pipeline_tag` from the
+  configuration, and most checks of model cards.
 
-In a test module (or its fixture in `conftest.py`):
+Usage in a test module (or as a fixture in `conftest.py`):
 
 ```python
 import hub_server
 
-hub = hub_server.hub  # by assignment: ruff takes an argument of that name for a redefined import
+hub = hub_server.hub  # assigned, because ruff reports a redefinition for an import
 
 def test_push(hub, tmp_path):
     hub.run("from huggingface_hub import create_repo; create_repo('user/name')", tmp_path / "home")
@@ -44,20 +44,20 @@ import pytest
 import yaml
 
 
-# What the real Hub writes into the `.gitattributes` of a new repository, cut down to what we may meet.
+# Relevant suffixes in the `.gitattributes` of a new repository on the real Hub.
 LFS_SUFFIXES = (
     *(".arrow", ".bin", ".ckpt", ".gz", ".h5", ".model", ".msgpack", ".npy", ".npz", ".onnx", ".parquet", ".pickle"),
     *(".pkl", ".pt", ".pth", ".safetensors", ".tar", ".tgz", ".wasm", ".zip", ".zst"),
     *(".avi", ".gif", ".jpeg", ".jpg", ".mkv", ".mov", ".mp4", ".png", ".webm", ".webp"),
 )
 MAX_REGULAR_BYTES = 10_000_000
-# In an address. Some callers leave the slashes of a pull request's reference as they are; all others are quoted.
+# Revision in a URL. Some clients do not quote the slashes of pull request references.
 REVISION = r"(?:refs/(?:pr|convert)/[^/]+|[^/]+)"
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 
 class HubError(Exception):
-    """An answer other than 200. The client picks its exception by `code`, the `X-Error-Code` of the answer."""
+    """Error response. The client selects its exception by `code`, the header `X-Error-Code` of the response."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body):
         super().__init__(message)
@@ -66,7 +66,7 @@ class HubError(Exception):
 
 
 class Request(NamedTuple):
-    """A request that was answered, its path decoded and without the query."""
+    """Completed request, with its decoded path and without the query."""
 
     method: str
     path: str
@@ -76,7 +76,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class File:
-    """One version of a file."""
+    """Version of a file."""
 
     content: bytes
     lfs: bool
@@ -87,25 +87,25 @@ class File:
 
     @cached_property
     def pointer(self) -> bytes:
-        """What git keeps in place of a file that is in LFS."""
+        """Git LFS pointer of the file."""
         version, size = "https://git-lfs.github.com/spec/v1", len(self.content)
         return f"version {version}\noid sha256:{self.sha256}\nsize {size}\n".encode()
 
     @cached_property
     def blob_id(self) -> str:
-        """The name git gives to the file, or to its pointer."""
+        """Git object id of the file, or of its pointer for a file in LFS."""
         blob = self.pointer if self.lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
     @property
     def etag(self) -> str:
-        """The name under which the client caches the file, and by which it sees that a file has not changed."""
+        """Cache key of the client, which identifies unchanged files."""
         return self.sha256 if self.lfs else self.blob_id
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit and the files it leaves behind, by path."""
+    """Commit with all files of its revision, by path."""
 
     oid: str
     parent: "Commit | None" = field(repr=False)
@@ -124,7 +124,7 @@ class Commit:
             commit = commit.parent
 
     def last_change(self, path: str) -> "Commit":
-        """The commit that last changed this file, or anything in this folder."""
+        """Return the last commit with a change to a file, or to any file in a folder."""
 
         def version(commit: Commit | None) -> dict[str, str]:
             files = {} if commit is None else commit.files
@@ -133,7 +133,7 @@ class Commit:
         return next(commit for commit in self.history() if version(commit) != version(commit.parent))
 
     def entry(self, path: str, expand: bool) -> dict | None:
-        """What the Hub says about a file or a folder; `None` where there is neither."""
+        """Return the Hub's description of a file or folder, or `None` if the path does not exist."""
         if path in self.files:
             file = self.files[path]
             entry = {"type": "file", "path": path, "size": len(file.content), "oid": file.blob_id}
@@ -151,7 +151,7 @@ class Commit:
 
 
 class Repository:
-    """A repository: its branches and tags, and all commits."""
+    """Repository with branches, tags and commits."""
 
     def __init__(self, repo_type: str, repo_id: str, private: bool):
         self.repo_type, self.repo_id, self.private = repo_type, repo_id, private
@@ -167,7 +167,7 @@ class Repository:
 
     def commit(self, branch: str, title: str, message: str, files: dict[str, File]) -> Commit:
         parent = self.branches.get(branch)
-        # The number makes two equal commits, such as the first of two repositories' branches, differ.
+        # The number of commits distinguishes otherwise equal commits, such as initial commits of two branches.
         seed = json.dumps([self.url_path, len(self.commits), title, {path: files[path].blob_id for path in files}])
         oid = hashlib.sha1(seed.encode()).hexdigest()
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
@@ -175,7 +175,7 @@ class Repository:
         return self.commits[oid]
 
     def find(self, revision: str) -> Commit:
-        """The commit that a branch, a tag or a full hash stands for."""
+        """Return the commit of a branch, a tag or a full hash."""
         for names in (self.branches, self.tags, self.commits):
             if revision in names:
                 return names[revision]
@@ -183,7 +183,7 @@ class Repository:
 
 
 def card_metadata(content: str) -> dict:
-    """The metadata at the head of a card; empty where there is none."""
+    """Return the metadata of a card, or an empty dict for a card without metadata."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.DOTALL)
     metadata = yaml.safe_load(match[1]) if match else None
     if metadata is not None and not isinstance(metadata, dict):
@@ -192,7 +192,7 @@ def card_metadata(content: str) -> dict:
 
 
 def check_card(content: str, repo_type: str) -> list[str]:
-    """What the real Hub would refuse in a card, as far as we know its rules."""
+    """Return validation errors of a card, based on known rules of the real Hub."""
     try:
         metadata = card_metadata(content)
     except (yaml.YAMLError, ValueError) as error:
@@ -208,7 +208,7 @@ def check_card(content: str, repo_type: str) -> list[str]:
         for value in values if isinstance(values, list) else [values]:
             if not isinstance(value, str):
                 errors.append(f'"{key}" must be a string or a list of strings')
-            # A path on somebody's disk is what is found there most often.
+            # The most frequent invalid value is a local path.
             elif kind and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
                 errors.append(f'"{key}" with value "{value}" is not valid. Use the id of a {kind} on the Hub.')
     if "model-index" in metadata:
@@ -226,13 +226,14 @@ def check_card(content: str, repo_type: str) -> list[str]:
 
 class Hub:
     """
-    The server. As a context manager it runs while the block does.
+    Server of a Hub. As a context manager, it runs during the block.
 
     Attributes:
-        url (`str`): The endpoint, `http://127.0.0.1:PORT`.
-        user (`str`), token (`str`): The one user there is.
-        requests (`list[Request]`): What was answered, in order; a test may clear it.
-        errors (`list[str]`): Tracebacks of what went wrong in the server itself; the fixture wants it empty.
+        url (`str`): Endpoint, `http://127.0.0.1:PORT`.
+        user (`str`): Name of the single user.
+        token (`str`): Token of the user.
+        requests (`list[Request]`): Completed requests in order. Tests may clear the list.
+        errors (`list[str]`): Tracebacks of errors inside the server. The fixture requires an empty list.
     """
 
     user = "user"
@@ -263,28 +264,28 @@ class Hub:
         return self.repositories[repo_type, repo_id]
 
     def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
-        """The files of a repository at a branch, a tag or a commit, by path; `.gitattributes` is one of them."""
+        """Return the files at a branch, tag or commit by path, including `.gitattributes`."""
         commit = self.repository(repo_id, repo_type).find(revision)
         return {path: file.content for path, file in sorted(commit.files.items())}
 
     def commits(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> list[Commit]:
-        """The commits of a branch, newest first."""
+        """Return the commits of a branch, newest first."""
         return list(self.repository(repo_id, repo_type).find(revision).history())
 
     def downloads(self, repo_id: str, repo_type: str = "model") -> list[str]:
-        """The paths of the files whose content was fetched, in order; a file comes as often as it was asked for."""
+        """Return the paths of downloaded files in order, with one entry per download."""
         pattern = re.compile(rf"/{re.escape(self.repository(repo_id, repo_type).url_path)}/resolve/{REVISION}/(.+)")
         matches = ((request, pattern.fullmatch(request.path)) for request in self.requests)
         return [match[1] for request, match in matches if match and request.method == "GET" and request.status < 300]
 
     def environment(self, home: Path, hidden: Sequence[str] = (), **variables: str | None) -> dict[str, str]:
         """
-        The variables for a process that talks to this server.
+        Return the environment variables for a client process of this server.
 
         Args:
-            home (`Path`): Becomes `HF_HOME`, with the cache and remote code; a new folder is a new machine.
-            hidden (`Sequence[str]`): Top-level modules that cannot be imported there, although they are installed.
-            variables: Further variables; `None` takes one away, such as `HF_TOKEN=None` for a visitor.
+            home (`Path`): `HF_HOME` of the process, with the cache and remote code. A new folder acts as a new host.
+            hidden (`Sequence[str]`): Installed top-level modules that the process cannot import.
+            variables: Further variables. `None` removes a variable, such as `HF_TOKEN=None` for a visitor.
         """
         home.mkdir(parents=True, exist_ok=True)
         prefixes = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
@@ -296,20 +297,20 @@ class Hub:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            # It asks a service on the internet to convert a pickled checkpoint.
+            # Otherwise the client requests the conversion of a pickled checkpoint from an internet service.
             "DISABLE_SAFETENSORS_CONVERSION": "1",
             "NO_PROXY": "127.0.0.1",
         }
-        # A request to any other machine is to fail, and at once: nothing listens at the discard port.
+        # Requests to other hosts fail at once, because no service listens on the discard port.
         environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-        # The lower-case names win over the others in some clients.
+        # Lower-case names take precedence in some clients.
         environment |= {name.lower(): environment[name] for name in ("NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY")}
         for name, value in variables.items():
             environment.pop(name, None)
             if value is not None:
                 environment[name] = value
         if hidden:
-            # Python imports `sitecustomize` before anything else, and asks the finders in order.
+            # Python imports `sitecustomize` first, and queries the finders in order.
             folder = home / "hidden_modules"
             folder.mkdir(exist_ok=True)
             (folder / "sitecustomize.py").write_text(HIDE_MODULES.format(names=set(hidden)))
@@ -319,11 +320,12 @@ class Hub:
 
     def run(self, code: str, home: Path, *arguments: str, timeout_seconds: float = 300, **environment) -> str:
         """
-        Run Python code in a new process with `environment(home, **environment)`, in the folder `home / "work"`;
-        `arguments` are in its `sys.argv[1:]`. Returns what it printed, and fails with what it said on stderr.
+        Run Python code in a new process with `environment(home, **environment)`, in the folder `home / "work"`.
+
+        The process receives `arguments` as `sys.argv[1:]`. Return its stdout, or raise an error with its stderr.
         """
-        # Not in `home` itself, where the cache has folders named `datasets` and `modules`. A file, rather than `-c`,
-        # for the sake of tracebacks, and of workers that import it.
+        # Not in `home`, because the cache contains folders named `datasets` and `modules`. A file instead of `-c`, for
+        # tracebacks and for worker processes that import the code.
         work = home / "work"
         work.mkdir(parents=True, exist_ok=True)
         (work / "child.py").write_text(code, encoding="utf-8")
@@ -357,23 +359,23 @@ sys.meta_path.insert(0, HideModules())
 
 
 class Server(ThreadingHTTPServer):
-    request_queue_size = 64  # a client comes with many threads at once
+    request_queue_size = 64  # clients connect with many threads at once
 
     def __init__(self, hub: Hub):
         self.hub = hub
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, request, client_address):
-        # A client may go in the middle of an answer.
+        # A client may disconnect during a response.
         if not isinstance(sys.exception(), ConnectionError):
             self.hub.errors.append(traceback.format_exc())
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one connection. The methods of `ROUTES` return what is sent as JSON, or raise `HubError`."""
+    """Handler of one connection. The methods in `ROUTES` return JSON data or raise `HubError`."""
 
-    protocol_version = "HTTP/1.1"  # keep connections, as the real one does
-    wbufsize = -1  # headers and body in one go: apart, each answer would wait for an acknowledgement
+    protocol_version = "HTTP/1.1"  # keeps connections open, as on the real Hub
+    wbufsize = -1  # sends headers and body together, to save one acknowledgement per response
 
     @property
     def hub(self) -> Hub:
@@ -402,7 +404,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers["X-Error-Code"] = error.code
             self.send(error.status, json.dumps(error.body).encode(), headers)
         except ConnectionError:
-            raise  # there is nobody to answer
+            raise  # the client has disconnected
         except Exception as error:
             self.hub.errors.append(traceback.format_exc())
             self.send(500, json.dumps({"error": ascii(error)}).encode())
@@ -416,7 +418,7 @@ class Handler(BaseHTTPRequestHandler):
         while size := int(self.rfile.readline().split(b";")[0], 16):
             chunks.append(self.rfile.read(size))
             self.rfile.readline()
-        while self.rfile.readline().strip():  # trailers, up to the empty line
+        while self.rfile.readline().strip():  # skip trailers up to the empty line
             pass
         return b"".join(chunks)
 
@@ -437,12 +439,12 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(Request(self.command, path, int(code), self.headers.get("Range")))
 
     def log_message(self, *arguments):
-        """Nothing on stderr: `hub.requests` has it all."""
+        """Print no log, because `hub.requests` contains all requests."""
 
-    # Who asks, and for what
+    # Users and revisions
 
     def check_token(self):
-        """Refuse a wrong token; without one, whoever asks is a visitor, who may only read what is public."""
+        """Raise an error for an invalid token. A client without a token may read only public repositories."""
         header = self.headers.get("Authorization")
         self.is_visitor = header is None
         if header not in (None, f"Bearer {self.hub.token}"):
@@ -455,7 +457,7 @@ class Handler(BaseHTTPRequestHandler):
     def find_repository(self, kind: str | None, repo_id: str) -> Repository:
         repository = self.hub.repositories.get((KINDS[kind or "models"], repo_id))
         if repository is None or (repository.private and self.is_visitor):
-            # As on the real Hub, a visitor does not learn whether it exists.
+            # As on the real Hub, the response hides private repositories from visitors.
             raise HubError(401 if self.is_visitor else 404, "Repository not found", "RepoNotFound")
         return repository
 
@@ -495,7 +497,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.hub.repositories[name] = Repository(repo_type, repo_id, private)
         url = f"{self.hub.url}/{self.hub.repositories[name].url_path}"
         if exists:
-            # The client reads the address from this answer when `exist_ok=True`.
+            # With `exist_ok=True`, the client reads the URL from this response.
             raise HubError(409, "You already created this repo", error="You already created this repo", url=url)
         return {"url": url, "name": repo_id, "id": repo_id}
 
@@ -559,7 +561,7 @@ class Handler(BaseHTTPRequestHandler):
         self.require_user()
         repository = self.find_repository(kind, repo_id)
         request = json.loads(self.body or b"{}")
-        # A new branch is named in the address and starts at a revision; for a tag it is the other way round.
+        # For a branch, the URL contains its name and the body its start. For a tag, the reverse.
         if what == "branch":
             names, start = repository.branches, request.get("startingPoint") or "main"
         else:
@@ -585,7 +587,7 @@ class Handler(BaseHTTPRequestHandler):
         authors = [{"user": self.hub.user}]
         return [{**one.summary(), "message": one.message, "authors": authors} for one in commit.history()]
 
-    # What is in a repository
+    # Repository contents
 
     def list_tree(self, kind: str, repo_id: str, revision: str, path: str | None = None) -> list:
         _, commit = self.find_commit(kind, repo_id, revision)
@@ -610,7 +612,7 @@ class Handler(BaseHTTPRequestHandler):
         return [entry for entry in entries if entry is not None]
 
     def send_file(self, kind: str | None, repo_id: str, revision: str, path: str):
-        """A whole file or, with `Range: bytes=FIRST-[LAST]` or `bytes=-COUNT`, a part of it."""
+        """Send a file, or a part for `Range: bytes=FIRST-[LAST]` or `bytes=-COUNT`."""
         _, commit = self.find_commit(kind, repo_id, revision)
         if path not in commit.files:
             raise HubError(404, "Entry not found", "EntryNotFound")
@@ -631,7 +633,7 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         self.send(206, file.content[first : last + 1], headers)
 
-    # How a commit is made: ask how each file is to come, put the large ones, then send the rest
+    # Commits: request the upload mode of each file, upload large files, then send the remaining ones
 
     def plan_upload(self, kind: str, repo_id: str, revision: str) -> dict:
         self.require_user()
@@ -657,9 +659,9 @@ class Handler(BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": objects}
 
     def put_lfs_object(self, oid: str):
-        # Without a token: on the real Hub this is another machine, and the address has a signature.
+        # Without a token, because the real Hub uses signed URLs of another host.
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise HubError(400, "The content is not what was announced")
+            raise HubError(400, "The content does not match the announced hash")
         self.hub.lfs_objects[oid] = self.body
         self.send(200, b"")
 
@@ -673,7 +675,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(404, f"Invalid rev id: {ascii(revision)}", "RevisionNotFound")
             parent = repository.branches[revision]
             if header.get("parentCommit") not in (None, parent.oid):
-                # `datasets` reads the repository anew on this status and tries again.
+                # On this status, `datasets` reloads the repository and retries.
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
             files = dict(parent.files)
             for operation in operations:
@@ -689,7 +691,7 @@ class Handler(BaseHTTPRequestHandler):
         return {**answer, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""}
 
     def apply(self, key: str, value: dict, files: dict[str, File]):
-        """One operation of a commit, on the files of its parent."""
+        """Apply one operation of a commit to the files of its parent."""
         path = value["path"].rstrip("/")
         if key == "file":
             is_coded = value.get("encoding") == "base64"
@@ -743,7 +745,7 @@ ROUTES = routes()
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """An empty Hub of the test's own."""
+    """Yield an empty Hub for a single test."""
     with Hub() as server:
         yield server
     assert not server.errors, "\n".join(server.errors)

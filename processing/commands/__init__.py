@@ -1,1 +1,1 @@
-"""The console command `scada`: parsers and handlers; handlers import what is heavy."""
+"""Parsers and handlers of the console command `scada`. Only handlers import heavy packages."""

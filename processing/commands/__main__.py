@@ -1,4 +1,4 @@
-"""`python -m processing.commands`: the console command, for launchers that start modules."""
+"""Entry point of `python -m processing.commands`, for launchers that start a module."""
 
 import sys
 

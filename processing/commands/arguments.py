@@ -1,4 +1,4 @@
-"""Types, help texts and the error line that all commands share."""
+"""Argument types, help texts and error handling shared by all commands."""
 
 import argparse
 import json
@@ -11,19 +11,19 @@ from typing import Any
 
 
 def positive_int(text: str) -> int:
-    """A number that counts something."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a positive whole number.")
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive integer.")
     return int(text)
 
 
 def count(number: int, noun: str) -> str:
-    """`"1 video"`, `"2 videos"`."""
+    """Return a number with its noun, such as `"1 video"` or `"2 videos"`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def score(text: str) -> float:
-    """A score."""
+    """Parse a score from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -34,7 +34,7 @@ def score(text: str) -> float:
 
 
 def nms_width(text: str) -> float | None:
-    """The width of the decay of soft non-maximum suppression, or `none`."""
+    """Parse the decay width of soft non-maximum suppression. `none` disables the decay."""
     if text == "none":
         return None
     try:
@@ -47,24 +47,25 @@ def nms_width(text: str) -> float | None:
 
 
 def device_name(text: str) -> str:
-    """A device of torch. Whether this machine has it, torch says."""
+    """Parse the name of a torch device. This function does not check its availability."""
     if not re.fullmatch(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text}: expected a device, such as cpu, cuda, cuda:1 or mps.")
     return text
 
 
 EXACT_HELP = (
-    "re-encode clips, so that they start and end exactly with their segments. Without it, clips are copied from a key "
-    "frame on, which is quick."
+    "re-encode clips, so that they start and end exactly with their segments. By default, clips are copied from the "
+    "preceding key frame on, without re-encoding, which is faster."
 )
-DEVICE_HELP = "Where the model runs, such as cpu or cuda:1. By default it runs on a GPU if this machine has one."
-THRESHOLD_HELP = "Lowest score of a segment that counts as found, from 0 to 1."
+DEVICE_HELP = "Device of the model, such as cpu or cuda:1. Defaults to a GPU if available."
+THRESHOLD_HELP = "Minimum score of a found segment, from 0 to 1."
 
 
 def run_command(prog: str, command: Callable[[Any], None], args: Any) -> int:
     """
-    Runs a command; returns the exit code, 1 after one line on stderr if something is wrong with what was given, and
-    130 if it was interrupted.
+    Run a command and return its exit code.
+
+    An error prints a single line on stderr and returns 1. An interrupt returns 130.
     """
     try:
         command(args)
@@ -73,7 +74,7 @@ def run_command(prog: str, command: Callable[[Any], None], args: Any) -> int:
         return 130
     except (FloatingPointError, OSError, RuntimeError, ValueError) as error:
         message = re.sub(r"^\[Errno \d+\] ", "", str(error))
-        if "Original Traceback (most recent call last):" in message:  # of a process that reads videos
+        if "Original Traceback (most recent call last):" in message:  # raised in a data loading worker
             message = re.split(r"\n[\w.]+: ", message)[-1]
         print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
         return 1
@@ -82,18 +83,18 @@ def run_command(prog: str, command: Callable[[Any], None], args: Any) -> int:
 
 def check_model(name: str) -> None:
     """
-    Refuse a path without a folder before torch is imported. A name that may be a Hub id is left to transformers.
+    Check that a local model folder exists, before importing torch. transformers checks Hub ids later.
 
     Raises:
-        FileNotFoundError: If the name is a path, and there is no folder.
+        FileNotFoundError: If the name is a path and its folder does not exist.
     """
     is_path = name.startswith(".") or Path(name).is_absolute() or name.count("/") > 1
     if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"There is no model at {name}; check its path, or name a model of the Hub.")
+        raise FileNotFoundError(f"There is no model at {name}; check the path, or pass a Hub id.")
 
 
 def print_results(record: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Print all segments as JSON, or those that people see as a table; returns the record with the latter."""
+    """Print the results as JSON or as a table, and return the record with only the displayed segments."""
     from ..results.selection import is_found, select_shown
     from ..results.table import format_table
 
@@ -110,23 +111,27 @@ def print_results(record: dict[str, Any], args: argparse.Namespace) -> dict[str,
 
 
 def add_finding_arguments(parser: argparse.ArgumentParser, top_k: int) -> None:
-    """What finding in one video and in many have in common."""
+    """Add the arguments shared by `scada ground` and `scada search`."""
     parser.add_argument(
         "--top_k",
         type=positive_int,
-        help=f"Maximum number of segments of a sentence, {top_k} by default, and of its clips, 1 by default.",
+        help=f"Maximum number of segments per sentence (default: {top_k}), and of clips per sentence (default: 1).",
     )
     parser.add_argument(
         "--threshold",
         type=score,
-        help=f"{THRESHOLD_HELP} Segments with a lower score are dropped. If all are lower, the best one is kept and "
-        "marked as not found.",
+        help=f"{THRESHOLD_HELP} Segments with a lower score are dropped. If all scores are lower, the best segment "
+        "is kept and marked as not found.",
     )
     add_nms_argument(parser)
     parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of the table; it keeps near copies.")
-    parser.add_argument("--html", type=Path, metavar="OUT.html", help="Write a page that plays the segments.")
-    parser.add_argument("--cut", type=Path, metavar="DIR", help="Write the best segment as a clip into this folder.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print JSON with all segments, near duplicates included, instead of a table.",
+    )
+    parser.add_argument("--html", type=Path, metavar="OUT.html", help="HTML page to write, which plays the segments.")
+    parser.add_argument("--cut", type=Path, metavar="DIR", help="Folder for a clip of the best segment per sentence.")
     parser.add_argument("--exact", action="store_true", help=f"With --cut: {EXACT_HELP}")
     parser.set_defaults(default_top_k=top_k)
 
@@ -137,14 +142,14 @@ def add_nms_argument(parser: argparse.ArgumentParser) -> None:
         type=nms_width,
         default=0.5,
         metavar="WIDTH",
-        help="Width of the decay of soft non-maximum suppression, 0.5 by default. The smaller it is, the lower the "
-        "scores of segments that overlap a better one; with none, their scores stay.",
+        help="Decay width of soft non-maximum suppression (default: 0.5). A smaller width lowers the scores of "
+        "overlapping segments more. Pass none to keep all scores.",
     )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`"0/4"`: a part, and how many there are."""
+    """Parse a shard index and the number of shards, such as `"0/4"`."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text}: expected a part and their number, such as 0/4 to 3/4.")
+        raise argparse.ArgumentTypeError(f"{text}: expected INDEX/COUNT, such as 0/4.")
     return int(number), int(count)

@@ -1,4 +1,4 @@
-"""`scada prepare` and `scada compose`: make a data set from annotations, or from short clips."""
+"""`scada prepare` and `scada compose`, which create a dataset from annotations or from short clips."""
 
 import argparse
 from pathlib import Path
@@ -13,36 +13,42 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="Annotation files, one for each split; csv and jsonl may have a column split instead.",
+        help="Annotation files, one per split. A csv or jsonl file may contain a split column instead.",
     )
-    parser.add_argument("--split", help="Name of the split of a single file; by default its name tells.")
     parser.add_argument(
-        "--durations", type=Path, nargs="+", help="Csv files with columns id and length (seconds), as Charades has."
+        "--split", help="Split name of a single annotation file. Defaults to the split in the file name."
+    )
+    parser.add_argument(
+        "--durations", type=Path, nargs="+", help="Csv files with the columns id and length (seconds), as in Charades."
     )
     parser.add_argument("--videos", type=Path, help="Folder of the videos.")
     parser.add_argument(
-        "--output", type=Path, required=True, help="Folder to write to; splits of an earlier call stay."
+        "--output", type=Path, required=True, help="Output folder. Splits from earlier calls are kept."
     )
     parser.add_argument(
         "--repair_reversed",
         choices=["swap", "drop"],
         default="drop",
-        help="What to do with segments that end before they start; by default they are dropped.",
+        help="Treatment of segments that end before they start (default: drop).",
     )
     parser.add_argument(
-        "--validation_share", type=float, default=0.0, help="Share of the videos of train that become validation."
+        "--validation_share", type=float, default=0.0, help="Fraction of the train videos moved to validation."
     )
-    parser.add_argument("--test_share", type=float, default=0.0, help="Share of the videos of train that become test.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of that draw.")
-    parser.add_argument("--check_videos", action="store_true", help="Decode all videos, and list the broken ones.")
-    parser.add_argument("--num_workers", type=int, help="Processes that open videos; by default one for each CPU.")
+    parser.add_argument("--test_share", type=float, default=0.0, help="Fraction of the train videos moved to test.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of these splits.")
+    parser.add_argument("--check_videos", action="store_true", help="Decode all videos and list corrupt ones.")
     parser.add_argument(
-        "--push_to_hub", metavar="ID", help="Upload to this Hub id; see first if the annotations may be passed on."
+        "--num_workers", type=int, help="Number of processes that open videos. Defaults to one per CPU."
+    )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="ID",
+        help="Hub id for an upload. First check that the license of the annotations permits it.",
     )
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Prepares the data set; what became of the sentences is printed."""
+    """Prepare a dataset and print a summary of its sentences."""
     from ..data.preparation import prepare_dataset
     from ..results.folder import make_result_folder
 
@@ -51,30 +57,46 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def add_compose_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=Path, required=True, help="Csv: video, label or sentence, group, scene.")
-    parser.add_argument("--videos", type=Path, required=True, help="Folder of the clips.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write to; new or empty.")
-    parser.add_argument("--num_train", type=int, default=200, help="Videos to train on.")
-    parser.add_argument("--num_validation", type=int, default=0, help="Videos to choose by.")
-    parser.add_argument("--num_test", type=int, default=50, help="Videos to evaluate on.")
-    parser.add_argument("--validation_groups", nargs="+", default=[], help="Groups to choose by; a tenth, drawn.")
     parser.add_argument(
-        "--test_groups", nargs="+", default=[], help="Groups to evaluate on; by default a fifth, drawn."
+        "--table",
+        type=Path,
+        required=True,
+        help="Csv file with the columns video, label or sentence, group, and scene.",
     )
-    parser.add_argument("--min_clips", type=int, default=3, help="Clips of a video with a sentence, at least.")
-    parser.add_argument("--max_clips", type=int, default=6, help="Clips of a video with a sentence, at most.")
-    parser.add_argument("--max_distractors", type=int, default=2, help="Clips without a sentence, at most.")
-    parser.add_argument("--max_gap_seconds", type=float, default=1.0, help="Longest gap; pieces of other clips.")
+    parser.add_argument("--videos", type=Path, required=True, help="Folder of the clips.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Output folder, new or empty.")
+    parser.add_argument("--num_train", type=int, default=200, help="Number of training videos.")
+    parser.add_argument("--num_validation", type=int, default=0, help="Number of validation videos.")
+    parser.add_argument("--num_test", type=int, default=50, help="Number of test videos.")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="In pixels; by default the first clip's."
+        "--validation_groups", nargs="+", default=[], help="Validation groups. Defaults to a random tenth."
+    )
+    parser.add_argument("--test_groups", nargs="+", default=[], help="Test groups. Defaults to a random fifth.")
+    parser.add_argument("--min_clips", type=int, default=3, help="Minimum number of clips with a sentence per video.")
+    parser.add_argument("--max_clips", type=int, default=6, help="Maximum number of clips with a sentence per video.")
+    parser.add_argument(
+        "--max_distractors", type=int, default=2, help="Maximum number of clips without a sentence per video."
+    )
+    parser.add_argument(
+        "--max_gap_seconds",
+        type=float,
+        default=1.0,
+        help="Maximum length of a gap between clips, in seconds. Pieces of other clips fill gaps.",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="Frame size, in pixels. Defaults to the size of the first clip.",
     )
     parser.add_argument("--fps", type=int, default=10, help="Frames per second.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
-    parser.add_argument("--num_workers", type=int, help="Processes; by default one for each CPU.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed.")
+    parser.add_argument("--num_workers", type=int, help="Number of processes. Defaults to one per CPU.")
 
 
 def compose(args: argparse.Namespace) -> None:
-    """Composes the data set."""
+    """Compose a dataset."""
     from ..data.composition import compose as compose_data_set
 
     size = args.size and tuple(args.size)

@@ -1,4 +1,4 @@
-"""`scada ground` and `scada cut`: find the segments of one video, and cut them out."""
+"""`scada ground` and `scada cut`, which find the segments of one video and cut them into clips."""
 
 import argparse
 import json
@@ -18,15 +18,15 @@ from .arguments import (
 
 
 def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="The video file.")
-    parser.add_argument("sentences", metavar="sentence", nargs="+", help="What to look for.")
-    parser.add_argument("--model", required=True, help="A model, or an adapter: Hub id or folder.")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="Draw frames and segments.")
+    parser.add_argument("video", metavar="VIDEO", help="Video file.")
+    parser.add_argument("sentences", metavar="sentence", nargs="+", help="Sentences to find.")
+    parser.add_argument("--model", required=True, help="Model or adapter: Hub id or folder.")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="Picture to write, with frames and segments.")
     add_finding_arguments(parser, 5)
 
 
 def ground(args: argparse.Namespace) -> None:
-    """Prints the segments, and writes what was asked for. What can be refused is, before the model is loaded."""
+    """Print the segments and write the requested files. Check all arguments before loading the model."""
     if not Path(args.video).is_file():
         raise FileNotFoundError(f"There is no video file at {args.video}.")
     check_model(args.model)
@@ -35,7 +35,7 @@ def ground(args: argparse.Namespace) -> None:
 
     for path in (args.plot, args.html):
         if path is not None and path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+            raise IsADirectoryError(f"{path} is a folder; expected a file name.")
     if args.plot is not None:
         from ..results.picture import check_picture_name, draw
 
@@ -44,12 +44,12 @@ def ground(args: argparse.Namespace) -> None:
         from ..results.page import MAX_EMBEDDED_BYTES, MIME_TYPES, write_page
 
         if Path(args.video).suffix.lower() not in MIME_TYPES:
-            raise ValueError(f"Browsers do not play {args.video}; --html takes {', '.join(MIME_TYPES)}.")
+            raise ValueError(f"Browsers do not play {args.video}; --html supports {', '.join(MIME_TYPES)}.")
     if args.exact and args.cut is None:
-        raise ValueError("Received --exact without --cut; name the folder for the clips, too.")
+        raise ValueError("Received --exact without --cut; also pass --cut with a folder for the clips.")
     for sentence in args.sentences:
         if not sentence.strip():
-            raise ValueError(f"Received the sentence {sentence!r}; expected a text.")
+            raise ValueError(f"Received the sentence {sentence!r}; expected a non-empty sentence.")
     properties = probe(args.video)
     for path in (args.plot, args.html):
         if path is not None:
@@ -64,7 +64,7 @@ def ground(args: argparse.Namespace) -> None:
 
     check_device(args.device)
     pipe = load_pipeline(args.model, device=args.device)
-    print(f"Looking through {properties.duration_seconds:.1f} s of {args.video}", file=sys.stderr)
+    print(f"Searching {properties.duration_seconds:.1f} s of {args.video}", file=sys.stderr)
     results = find_segments(pipe, args.video, args.sentences, args.top_k or args.default_top_k, args.nms)
     record = {
         "video": args.video,
@@ -80,7 +80,7 @@ def ground(args: argparse.Namespace) -> None:
         if (source := write_page(shown, properties, args.html)) is not None:
             print(
                 f"{args.video} is larger than {MAX_EMBEDDED_BYTES / 1e6:g} MB, so {args.html} links to it as "
-                f"{source}. Keep both files where they are.",
+                f"{source}. Do not move either file.",
                 file=sys.stderr,
             )
         print(f"Wrote {args.html}", file=sys.stderr)
@@ -89,7 +89,7 @@ def ground(args: argparse.Namespace) -> None:
 
 
 def write_clips(shown: dict[str, Any], folder: Path, exact: bool, top_k: int) -> None:
-    """Cuts out what was found of what people see, and says what each clip covers."""
+    """Cut displayed, found segments into clips and print the time range of each clip."""
     from ..results.clips import cut_segments
     from ..results.selection import is_found
 
@@ -97,38 +97,36 @@ def write_clips(shown: dict[str, Any], folder: Path, exact: bool, top_k: int) ->
     for result in shown["results"]:
         found = [segment for segment in result["segments"] if is_found(segment)]
         if not found:
-            hint = "To cut out the best segment anyway, pass --threshold 0."
-            print(f"No clip of {result['sentence']!r}, which was not found. {hint}", file=sys.stderr)
+            hint = "Pass --threshold 0 to cut its best segment anyway."
+            print(f"No clip for {result['sentence']!r}, because it was not found. {hint}", file=sys.stderr)
         results.append(result | {"segments": found[:top_k]})
-    how = "re-encoded" if exact else "copied from a key frame on"
+    how = "re-encoded" if exact else "copied from a key frame"
     num_clips, failures = 0, dict[str, str]()
     for clip in cut_segments(shown | {"results": results}, folder, exact, on_error="return"):
         if isinstance(clip, dict):
             failures[clip["video"]] = clip["reason"]
             continue
         num_clips += 1
-        covered, asked = (
+        covered, requested = (
             "{:.1f} to {:.1f} s".format(*times) for times in (clip.covered_seconds, clip.requested_seconds)
         )
-        print(f"Wrote {clip.path}: {covered} (segment: {asked}; {how})", file=sys.stderr)
+        print(f"Wrote {clip.path}: {covered} (segment: {requested}; {how})", file=sys.stderr)
     for video, reason in failures.items():
         print(f"Skipped {video}: {' '.join(reason.split())}", file=sys.stderr)
     if failures and not num_clips:
-        raise RuntimeError(f"Wrote no clip into {folder}; none of the videos could be cut.")
+        raise RuntimeError(f"Wrote no clips to {folder}, because cutting failed for every video.")
 
 
 def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("record", metavar="FOUND.json", type=Path, help="What `ground --json` printed.")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="Where the clips go.")
-    parser.add_argument("--top_k", type=positive_int, default=1, help="Maximum number of clips of a sentence.")
-    parser.add_argument(
-        "--threshold", type=score, help=f"{THRESHOLD_HELP} Segments with a lower score are not cut out."
-    )
+    parser.add_argument("record", metavar="FOUND.json", type=Path, help="Output of `scada ground --json`, as a file.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="Output folder.")
+    parser.add_argument("--top_k", type=positive_int, default=1, help="Maximum number of clips per sentence.")
+    parser.add_argument("--threshold", type=score, help=f"{THRESHOLD_HELP} Segments with a lower score are skipped.")
     parser.add_argument("--exact", action="store_true", help=EXACT_HELP[0].upper() + EXACT_HELP[1:])
 
 
 def cut(args: argparse.Namespace) -> None:
-    """Cuts out what was found before."""
+    """Cut the segments of a saved record into clips."""
     from ..results.selection import apply_threshold, select_shown
 
     record = read_record(args.record)
@@ -138,11 +136,11 @@ def cut(args: argparse.Namespace) -> None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """
-    What `ground --json` or `search --json` printed.
+    Load the output of `scada ground --json` or `scada search --json`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is something else.
+        ValueError: If the file is not such an output.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +148,7 @@ def read_record(path: Path) -> dict[str, Any]:
             _ = result["sentence"] + "", [segment.get("video") or record["video"] for segment in result["segments"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not what `scada ground --json` prints; save that into a file, and name it here."
+            f"{path} is not an output of `scada ground --json`; save that output to a file and pass its path."
         ) from error
     for result in record["results"]:
         for rank, segment in enumerate(result["segments"], start=1):
@@ -159,6 +157,6 @@ def read_record(path: Path) -> dict[str, Any]:
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise ValueError(
                         f"Segment {rank} of {result['sentence']!r} in {path} has {name}={value!r}; expected a number, "
-                        "as `scada ground --json` prints it."
+                        "as in the output of `scada ground --json`."
                     )
     return record

@@ -1,4 +1,4 @@
-"""`scada index`, `scada search` and `scada app`: encode the videos of a folder once, and search them."""
+"""`scada index`, `scada search` and `scada app`, which encode the videos of a folder once and search them."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from .arguments import (
     add_finding_arguments,
     add_nms_argument,
     check_model,
+    count,
     device_name,
     parse_shard,
     positive_int,
@@ -21,7 +22,7 @@ from .grounding import write_clips
 
 
 def port_number(text: str) -> int:
-    """A port of TCP."""
+    """Parse a TCP port."""
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text}: expected a port from 1 to 65535.")
     return int(text)
@@ -29,34 +30,34 @@ def port_number(text: str) -> int:
 
 def check_index(index: Path) -> None:
     """
-    Refuse a folder without an index before torch is imported.
+    Check that a folder contains an index, before importing torch.
 
     Raises:
-        FileNotFoundError: If there is no index.
+        FileNotFoundError: If the folder contains no index.
     """
     if not (index / "index.json").is_file():
-        raise FileNotFoundError(f"There is no index at {index}; make one with `scada index`.")
+        raise FileNotFoundError(f"There is no index at {index}; create one with `scada index`.")
 
 
-VIDEO_ROOT_HELP = "Folder of the index's videos, if it is not where it was."
+VIDEO_ROOT_HELP = "New folder of the indexed videos, if they have moved."
 
 
 def open_library(index: Path, video_root: Path | None) -> Any:
-    """Opens an index, and says if files of its videos are missing or changed."""
+    """Open an index, and print a warning about missing or changed videos."""
     from modeling_scada.library.search import Library
 
     library = Library(index, video_root)
     if missing := library.missing_videos():
         print(
-            f"{len(missing)} of the {len(set(library.videos))} videos in {index} are missing, {missing[0]} for "
-            "example; name their folder with --video_root.",
+            f"{len(missing)} of the {len(set(library.videos))} videos in {index} are missing, such as "
+            f"{missing[0]}; pass their folder with --video_root.",
             file=sys.stderr,
         )
     if changed := library.changed_videos():
         print(
-            f"{len(changed)} of the {len(set(library.videos))} videos in {index} have another size or time of change "
-            f"than when they were indexed, {changed[0]} for example, so segments in them may be wrong; run `scada "
-            "index` again.",
+            f"{len(changed)} of the {len(set(library.videos))} videos in {index} have changed in size or "
+            f"modification time since indexing, such as {changed[0]}. Their segments may be wrong; run `scada index` "
+            "again.",
             file=sys.stderr,
         )
     return library
@@ -64,48 +65,52 @@ def open_library(index: Path, video_root: Path | None) -> Any:
 
 def resolve_model(library: Any, model: str | None) -> str:
     """
-    The model to search an index with.
+    Return the model for searching an index.
 
     Raises:
-        ValueError: If the index does not say where its model is, or it is not there.
+        ValueError: If the index records no model, or its model has moved.
     """
-    named = model or library.facts["model"]
-    if named is None:
-        raise ValueError(f"{library.path} does not say where its model is; name it with --model.")
-    if model is None and Path(named).is_absolute() and not Path(named).exists():
-        raise ValueError(f"There is no model at {named}, where that of {library.path} was; name it with --model.")
-    return named
+    resolved = model or library.facts["model"]
+    if resolved is None:
+        raise ValueError(f"{library.path} records no model; pass it with --model.")
+    if model is None and Path(resolved).is_absolute() and not Path(resolved).exists():
+        raise ValueError(f"There is no model at {resolved}, as recorded in {library.path}; pass it with --model.")
+    return resolved
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEOS_FOLDER", type=Path, help="Folder of the videos.")
-    parser.add_argument("--model", required=True, help="A model, or an adapter: Hub id or folder.")
-    parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="Folder of the index.")
+    parser.add_argument("--model", required=True, help="Model or adapter: Hub id or folder.")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="INDEX", help="Folder of the index, created or updated."
+    )
     parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
     parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="Only this part of the videos, 0/4 to 3/4 for example."
+        "--shard", type=parse_shard, metavar="I/N", help="Shard of the videos, such as 0/4 to 3/4 for four shards."
     )
-    parser.add_argument("--ray", action="store_true", help="Encode by the workers of a Ray cluster.")
+    parser.add_argument("--ray", action="store_true", help="Encode on the workers of a Ray cluster.")
     parser.add_argument(
-        "--num_workers", type=positive_int, help="With --ray: so many workers; else one a GPU, or without GPUs a core."
+        "--num_workers",
+        type=positive_int,
+        help="Number of Ray workers. Defaults to one per GPU, or one per CPU core without GPUs.",
     )
     parser.add_argument(
         "--remove_missing",
         action="store_true",
-        help="Forget videos that are gone, even more than half of the index, or where nothing can be listed.",
+        help="Remove missing videos from the index, even over half of them or from folders that cannot be listed.",
     )
 
 
 def index(args: argparse.Namespace) -> None:
-    """Brings the index up to date; what could not be read is listed on stderr."""
+    """Update an index, and list unreadable videos on stderr."""
     from ..results.folder import make_result_folder
 
     if not args.videos.is_dir():
         raise NotADirectoryError(f"There is no folder of videos at {args.videos}.")
     if args.num_workers is not None and not args.ray:
-        raise ValueError("Received --num_workers without --ray, whose workers they are.")
+        raise ValueError("Received --num_workers without --ray; also pass --ray.")
     if args.device is not None and args.ray:
-        raise ValueError("Received --device with --ray, whose workers choose their devices; name one of the two.")
+        raise ValueError("Received --device with --ray, whose workers choose their devices; pass only one of them.")
     check_model(args.model)
     make_result_folder(args.output)
     print(f"Loading {args.model}", file=sys.stderr)
@@ -127,49 +132,53 @@ def index(args: argparse.Namespace) -> None:
             pipe = load_pipeline(args.model, device=args.device or local_process_index())
             report = index_videos(args.videos, pipe, args.output, **settings)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Videos that were encoded are in {args.output}; the same command goes on.") from None
+        raise KeyboardInterrupt(
+            f"Encoded videos are in {args.output}; run the same command again to resume."
+        ) from None
     for video in report["broken"]:
         print(f"Skipped {video['video']}: {' '.join(video['reason'].split())}", file=sys.stderr)
-    who = f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
+    label = (
+        f"{args.output}, process {process_index() + 1} of {num_processes()}" if num_processes() > 1 else args.output
+    )
     print(
-        f"{who}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
-        f"kept {report['kept']} of the same size and time, forgot {report['forgotten']} that are changed or gone, "
-        f"skipped {len(report['broken'])}."
+        f"{label}: {report['videos']} videos, {report['windows']} windows. Encoded {report['encoded']} videos, "
+        f"kept {report['kept']} unchanged, removed {report['forgotten']} changed or missing, skipped "
+        f"{len(report['broken'])} unreadable."
     )
     if report["other_files"] or report["other_links"]:
         print(
-            f"Passed over. Files without a video extension: {report['other_files']}. Links that lead nowhere or "
-            f"to a folder that is listed already: {report['other_links']}.",
+            f"Ignored {count(report['other_files'], 'file')} without a video extension, and "
+            f"{count(report['other_links'], 'broken or duplicate link')}.",
             file=sys.stderr,
         )
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", metavar="INDEX", type=Path, help="What `scada index` made.")
-    parser.add_argument("sentences", metavar="sentence", nargs="+", help="What to look for.")
-    parser.add_argument("--model", help="Hub id or folder of the index's model, if it has moved.")
+    parser.add_argument("index", metavar="INDEX", type=Path, help="Index of `scada index`.")
+    parser.add_argument("sentences", metavar="sentence", nargs="+", help="Sentences to find.")
+    parser.add_argument("--model", help="New Hub id or folder of the index's model, if it has moved.")
     parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
     parser.add_argument(
         "--num_candidates",
         type=positive_int,
         default=200,
-        help="Number of windows that the head looks at, of those that the retrieval branch ranks first. A model "
-        "without this branch looks at all.",
+        help="Number of top-ranked windows of the retrieval branch that the head scores (default: 200). Without a "
+        "retrieval branch, the head scores all windows.",
     )
     add_finding_arguments(parser, 10)
 
 
 def search(args: argparse.Namespace) -> None:
-    """Prints the segments of all videos, and writes the page and the clips if asked."""
+    """Print the segments of all videos, and write the requested page and clips."""
     check_index(args.index)
     if args.model is not None:
         check_model(args.model)
     from ..results.folder import make_result_folder
 
     if args.exact and args.cut is None:
-        raise ValueError("Received --exact without --cut; name the folder for the clips, too.")
+        raise ValueError("Received --exact without --cut; also pass --cut with a folder for the clips.")
     if args.html is not None and args.html.is_dir():
-        raise IsADirectoryError(f"{args.html} is a folder; expected the name of a file to write.")
+        raise IsADirectoryError(f"{args.html} is a folder; expected a file name.")
     for folder in (args.html and args.html.parent, args.cut):
         if folder is not None:
             make_result_folder(folder)
@@ -198,28 +207,34 @@ def search(args: argparse.Namespace) -> None:
 
         for video, reason in write_library_page(shown, args.html).items():
             print(f"Cannot play {video}: {' '.join(reason.split())}", file=sys.stderr)
-        print(f"Wrote {args.html}. It links to the videos, so keep them where they are.", file=sys.stderr)
+        print(f"Wrote {args.html}, which links to the videos. Do not move them.", file=sys.stderr)
     if args.cut is not None:
         write_clips(shown, args.cut, args.exact, args.top_k or 1)
 
 
 def add_app_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="A model, or an adapter: Hub id or folder; by default that of the index.")
-    parser.add_argument("--index", type=Path, metavar="INDEX", help="What `scada index` made, to be searched too.")
+    parser.add_argument("--model", help="Model or adapter: Hub id or folder. Defaults to the model of the index.")
+    parser.add_argument(
+        "--index", type=Path, metavar="INDEX", help="Index of `scada index`, to also search its videos."
+    )
     parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
-    parser.add_argument("--threshold", type=score, help=f"{THRESHOLD_HELP} Visitors can choose another.")
+    parser.add_argument("--threshold", type=score, help=f"{THRESHOLD_HELP} Visitors can change it.")
     add_nms_argument(parser)
     parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
-    parser.add_argument("--host", help="Address to listen on; by default this machine's own, 0.0.0.0 for all.")
-    parser.add_argument("--port", type=port_number, help="Port to listen on; by default the first free one from 7860.")
+    parser.add_argument(
+        "--host", help="Address to listen on. Defaults to the local machine; 0.0.0.0 listens on all interfaces."
+    )
+    parser.add_argument(
+        "--port", type=port_number, help="Port to listen on. Defaults to the first free port from 7860."
+    )
 
 
 def app(args: argparse.Namespace) -> None:
-    """Starts the application, until it is interrupted."""
+    """Run the application until an interrupt."""
     if args.model is None and args.index is None:
-        raise ValueError("Received neither --model nor --index; name at least one of them.")
+        raise ValueError("Received neither --model nor --index; pass at least one of them.")
     if args.video_root is not None and args.index is None:
-        raise ValueError("Received --video_root without --index, whose videos are there.")
+        raise ValueError("Received --video_root without --index; also pass --index.")
     if args.index is not None:
         check_index(args.index)
     if args.model is not None:

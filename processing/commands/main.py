@@ -1,7 +1,7 @@
 """
-The console command `scada`: a subcommand for each task of a user.
+The console command `scada`, with one subcommand per task.
 
-Nothing heavy is imported before the arguments are parsed, so that `--help` answers at once.
+Argument parsing imports no heavy package, so `--help` prints at once.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from .models import add_evaluate_arguments, add_push_arguments, add_train_help, 
 
 
 class VersionAction(argparse.Action):
-    """Prints the version of the installed package, which is looked up only if it is asked for."""
+    """Action that prints the version of the installed package. Only `--version` reads the package metadata."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
         super().__init__(option_strings, dest, nargs=0, **kwargs)
@@ -30,23 +30,23 @@ class VersionAction(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+    """Return the parser with all subcommands."""
     parser = argparse.ArgumentParser(prog="scada", description="Temporal sentence grounding in videos.")
     parser.add_argument(
-        "--version", action=VersionAction, default=argparse.SUPPRESS, help="Print the version, and stop."
+        "--version", action=VersionAction, default=argparse.SUPPRESS, help="Print the version and exit."
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     for name, summary, add_arguments, command in (
-        ("ground", "find the segments of a video that sentences describe", add_ground_arguments, ground),
-        ("cut", "cut out what was found", add_cut_arguments, cut),
-        ("index", "encode the videos of a folder, to search them", add_index_arguments, index),
-        ("search", "find the segments of all indexed videos that sentences describe", add_search_arguments, search),
-        ("app", "find, play and cut segments on a page in the browser", add_app_arguments, app),
+        ("ground", "find the segments of a video that match sentences", add_ground_arguments, ground),
+        ("cut", "cut found segments into clips", add_cut_arguments, cut),
+        ("index", "encode the videos of a folder for search", add_index_arguments, index),
+        ("search", "find the segments of all indexed videos that match sentences", add_search_arguments, search),
+        ("app", "find, play and cut segments in the browser", add_app_arguments, app),
         ("prepare", "prepare annotations for training and evaluation", add_prepare_arguments, prepare),
         ("compose", "compose untrimmed videos from short clips", add_compose_arguments, compose),
         ("train", "train a model from a recipe", add_train_help, train),
-        ("evaluate", "evaluate a model on a split of a data set", add_evaluate_arguments, evaluate),
-        ("push", "upload what a training left to the Hub", add_push_arguments, push),
+        ("evaluate", "evaluate a model on a dataset split", add_evaluate_arguments, evaluate),
+        ("push", "upload a trained model to the Hub", add_push_arguments, push),
     ):
         subparser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         add_arguments(subparser)
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console command; returns the exit code."""
+    """Run the console command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"] and not {"-h", "--help"} & set(argv):
         return run_command("scada train", train, argv[1:])

@@ -1,1 +1,1 @@
-"""Show segments as a table, a picture, a page or clips, and record how results were made."""
+"""Output of segments as a table, a picture, a page or clips, and records of measurements."""

@@ -1,4 +1,4 @@
-"""Segments that were found, cut out of their video."""
+"""Cut found segments into clips."""
 
 import re
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from .cutting import cut_video
 from .encoding import cut_video_exactly
 
 
-# Containers that exact clips keep: the others do not say until when the last frame is shown, or have no times at all.
+# Containers kept for exact clips. Other containers lack the duration of the last frame, or all timestamps.
 EXACT_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-# Of a video's name and of a sentence in the name of a clip; file systems take 255 bytes in all.
+# Limit for the video name and for the sentence in a clip's name, because file systems allow 255 bytes in total.
 MAX_NAME_BYTES = 90
 
 
 class Clip(NamedTuple):
     """
-    A segment that was cut out.
+    Clip of a segment.
 
     Args:
-        path (`Path`): The clip.
+        path (`Path`): Path of the clip.
         requested_seconds (`tuple[float, float]`): Start and end of the segment, in seconds.
-        covered_seconds (`tuple[float, float]`): Start and end of the clip in the video, in seconds.
+        covered_seconds (`tuple[float, float]`): Start and end of the clip, in seconds of the video.
     """
 
     path: Path
@@ -35,25 +35,27 @@ def cut_segments(
     record: dict[str, Any], folder: Path, exact: bool = False, on_error: str = "raise"
 ) -> Iterator[Clip | dict[str, str]]:
     """
-    Write each segment into a clip `<video>_01_<sentence>_rank1` in the container of the video; exact ones of some are
-    MP4. Where a file of that name exists, it stays, and the clip gets a number after its name.
+    Write one clip per segment, named `<video>_01_<sentence>_rank1`.
+
+    Clips keep the container of the video, but exact clips of some containers become MP4. Existing files are kept: a
+    clip with the same name gets a number as suffix.
 
     Args:
-        record (`dict`): What `scada ground --json` prints, or `scada search --json`.
-        folder (`Path`): Where the clips go.
-        exact (`bool`, *optional*, defaults to `False`): Whether to encode clips anew, so that they begin and end with
-            their segments, instead of copying from the key frame before, which is quick.
+        record (`dict`): Output of `scada ground --json` or `scada search --json`.
+        folder (`Path`): Output folder.
+        exact (`bool`, *optional*, defaults to `False`):
+            Whether to re-encode clips, so that they start and end exactly with their segments. By default, clips are
+            copied from the preceding key frame, which is faster.
         on_error (`str`, *optional*, defaults to `"raise"`):
-            What becomes of a video that is missing or cannot be cut: `"raise"` its error, which ends the work, or
-            `"return"` it in the place of the clip, as a dict with `"video"`, `"error"` (the error's name) and
-            `"reason"` (its message).
+            Handling of a missing video or a failed cut: `"raise"` raises the error, and `"return"` yields it instead
+            of the clip, as a dict with `"video"`, `"error"` (name of the error) and `"reason"` (its message).
 
     Yields:
-        [`Clip`] or `dict`: Each one that was written.
+        [`Clip`] or `dict`: Written clip, or the error of a failed cut.
 
     Raises:
-        OSError: If a video is gone, or the folder cannot be written to.
-        VideoReadError: If a video cannot be read, or not be cut into such a file.
+        OSError: If a video is missing, or the folder is not writable.
+        VideoReadError: If a video is unreadable, or cannot be cut into its container.
     """
     cut = cut_video_exactly if exact else cut_video
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ def _shorten(name: str) -> str:
 
 
 def _reserve(folder: Path, name: str, extension: str) -> Path:
-    """An empty new file: another run, now or before, has or gets another name."""
+    """Create an empty file with a unique name, to prevent conflicts with concurrent and earlier runs."""
     number = 1
     while True:
         path = folder / f"{name}{f'_{number}' if number > 1 else ''}{extension}"

@@ -1,4 +1,4 @@
-"""Cutting a part out of a video to the frame: what is shown and heard in it is encoded anew."""
+"""Cut a part out of a video with frame accuracy, by re-encoding its pictures and sound."""
 
 import heapq
 import os
@@ -15,15 +15,15 @@ from ..video_reading import FORMATS_WITHOUT_TIMES, frames_due
 from .cutting import check_cut, ends_before, new_file
 
 
-# Encoders of pictures and sound, with options for pictures that look like the source. WebM holds no others. Without
-# B-frames, packets come in the order of display, as containers without times of display need.
+# Encoders of pictures and sound, with options for pictures close to the source. WebM supports only the listed ones.
+# Without B-frames, packets are in display order, as required by containers without display times.
 ENCODERS = {".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}, "libopus")}
 DEFAULT_ENCODERS = ("libx264", {"crf": "18", "preset": "veryfast", "bf": "0"}, "aac")
-# Samples a second. This, with one or two channels, is what all encoders of sound take.
+# Samples per second. All sound encoders support this rate with one or two channels.
 SOUND_RATE = 48000
-# Decoding sound begins so long before the cut, since a packet may need those before it.
+# Lead time of sound decoding before the cut, because a packet may depend on earlier ones.
 LEAD_SECONDS = 1.0
-# Gaps in the sound up to this are from times that containers round.
+# Shorter gaps in the sound come from rounded times in the container.
 MAX_JITTER_SECONDS = 0.03
 
 
@@ -35,32 +35,31 @@ def cut_video_exactly(
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> tuple[float, float]:
     """
-    Encode a part of a video into a file of its own, pictures and sound, from its start to its end.
+    Re-encode the pictures and sound of a part of a video into a new file.
 
-    The first frame is the one on display at the start, and the last one is shown until the end. Slower than
-    [`cut_video`], which copies and begins with a key frame.
+    The clip begins with the frame displayed at the start, and displays its last frame until the end. This function is
+    slower than [`cut_video`], which copies packets from a key frame.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
+        source (`str`, `os.PathLike`, `bytes` or binary file object): Video, in the same formats as [`read_frames`].
         start_seconds (`float`): Start, in seconds from the first frame.
-        end_seconds (`float`): End, in seconds from the first frame; one after the video's own means that. Where it is
-            the start, the frame that is shown then is all there is.
-        path (`str` or `os.PathLike`): Where the clip goes; the extension picks the container. Pictures become H.264
-            and sound AAC in mono or stereo, in `.webm` VP9 and Opus. A file there is replaced. (A transport stream
-            does not say how long its last frame is shown.)
-        limits ([`ReadLimits`], *optional*): What reading may cost; its time is for each frame.
+        end_seconds (`float`): End, in seconds from the first frame. Times after the end of the video select its end.
+            If it equals the start, the clip contains one frame.
+        path (`str` or `os.PathLike`): Output path, whose extension selects the container. Pictures are encoded as
+            H.264 and sound as AAC in mono or stereo, and in `.webm` as VP9 and Opus. An existing file is replaced. (A
+            transport stream does not store the duration of its last frame.)
+        limits ([`ReadLimits`], *optional*): Limits of reading the source. The time limit applies per frame.
 
     Returns:
-        `tuple[float, float]`: Start and end of the clip, in seconds from the source's first frame, to the source's
-        tick.
+        `tuple[float, float]`: Start and end of the clip, in seconds from the source's first frame, with the
+        precision of the source's time base.
 
     Raises:
         `ValueError`: If not `0 <= start_seconds <= end_seconds`, or if `path` is the source itself.
-        `TypeError`: If `source` is none of these.
-        `FileNotFoundError`: If there is no such file.
-        `VideoReadError`: If the source cannot be read, or ends before the start; or if the clip cannot be written, as
-            when its container does not hold these codecs. As [`VideoLimitError`] if reading would cost more than the
-            limits allow.
+        `TypeError`: If `source` has another type.
+        `FileNotFoundError`: If the source does not exist.
+        `VideoReadError`: If the source is unreadable or ends before the start; or if writing fails, such as for a
+            container without support for these codecs. A [`VideoLimitError`] if the source exceeds the limits.
     """
     path = Path(path)
     check_cut(source, start_seconds, end_seconds, path)
@@ -79,14 +78,14 @@ def cut_video_exactly(
         end_pts = min(first_pts + round(end_seconds / properties.time_base), last_pts)
         if end_pts <= start_pts:
             end_pts = [*shown[bisect_right(shown, start_pts) :], last_pts][0]
-        # On the clip's own clock: the frame on display at its start, and those that begin after it.
+        # Relative to the clip's start: the frame displayed at the start, and the frames that begin after it.
         begins = [0, *(pts - start_pts for pts in shown[bisect_right(shown, start_pts) : bisect_left(shown, end_pts)])]
         instant_seconds = np.array([float((start_pts - first_pts + begin) * properties.time_base) for begin in begins])
         ends = [*begins[1:], end_pts - start_pts]
 
         with open_video(file, limits) as video, new_file(path, video.name, "encoded") as output:
             if output.format.name in FORMATS_WITHOUT_TIMES:
-                raise ValueError(f"{path.suffix} has no place for times of display; choose .mp4, .mkv, .mov or .webm")
+                raise ValueError(f"{path.suffix} does not store display times; choose .mp4, .mkv, .mov or .webm")
             picture = output.add_stream(picture_encoder, rate=video.stream.average_rate or 25, options=options)
             picture.time_base = picture.codec_context.time_base = properties.time_base
             if properties.rotation_degrees:
@@ -109,7 +108,7 @@ def _encode_pictures(
     ends: list[int],
     limits: ReadLimits,
 ) -> Iterator[Any]:
-    """The packets of the frames on display at instants, each shown from its begin to its end, in ticks of the clip."""
+    """Yield packets of the frames displayed at given instants, each with a begin and an end, in ticks of the clip."""
     context = output.codec_context
     reformatter = av.video.reformatter.VideoReformatter()
     duration_ticks: dict[int, int] = {}
@@ -118,14 +117,14 @@ def _encode_pictures(
         if not num_served:
             known = {pixel_format.name for pixel_format in context.codec.video_formats}
             context.pix_fmt = frame.format.name if frame.format.name in known else "yuv420p"
-            # Of halved chroma no half pixels are left.
+            # Subsampled chroma requires even sides.
             context.width, context.height = (max(2, side // 2 * 2) for side in (frame.width, frame.height))
             context.sample_aspect_ratio = video.stream.codec_context.sample_aspect_ratio or 1
             for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
                 setattr(context, name, getattr(frame, name))
         shaped = reformatter.reformat(frame, context.width, context.height, context.pix_fmt)
         shaped.pts, shaped.time_base = begins[num_served], context.time_base
-        # Which frames are key frames is for this encoder to decide.
+        # Let this encoder select its key frames.
         shaped.pict_type = 0
         num_served += num_due
         duration_ticks[shaped.pts] = ends[num_served - 1] - shaped.pts
@@ -142,9 +141,9 @@ def _with_durations(packets: list[Any], duration_ticks: dict[int, int]) -> Itera
 
 def _encode_sounds(video: Any, output: Any, encoder: str, begin_seconds: float, length_seconds: float) -> list[Any]:
     """
-    The packets of all that is heard in a part, which begins at a time of the file's own clock, in the order of time.
+    Return the sound packets of a part in time order. `begin_seconds` refers to the clock of the file.
     """
-    # A stream without a decoder, such as some phones' spatial sound, is left out.
+    # Skip a stream without a decoder, such as the spatial sound of some phones.
     sounds = {
         s.index: _Sound(s, output, encoder) for s in video.container.streams.audio if s.codec_context is not None
     }
@@ -169,7 +168,7 @@ def _encode_sounds(video: Any, output: Any, encoder: str, begin_seconds: float, 
 
 
 class _Sound:
-    """Encodes a stream of sound, each sample at its time."""
+    """Encoder of a sound stream, with each sample at its time."""
 
     def __init__(self, source: Any, output: Any, encoder: str):
         self.source = source
@@ -179,7 +178,7 @@ class _Sound:
         self.num_encoded = 0
 
     def encode(self, frame: Any, begin_seconds: float, length_seconds: float) -> list[Any]:
-        """The packets of what a frame adds to the part from `begin_seconds` on."""
+        """Return the packets of a frame's samples within the part from `begin_seconds` on."""
         if frame.pts is None:
             return []
         packets = []
@@ -189,7 +188,7 @@ class _Sound:
             missing = at - self.num_encoded
             if 0 < missing <= MAX_JITTER_SECONDS * SOUND_RATE and self.num_encoded:
                 missing = 0
-            # Silence where there is no sound; nothing twice, and nothing before or after the part.
+            # Fill gaps with silence, and drop repeated samples and samples outside the part.
             silence = np.zeros((len(samples), max(0, missing)), samples.dtype)
             samples = np.concatenate([silence, samples[:, max(0, -missing) :]], axis=1)
             samples = samples[:, : max(0, round(length_seconds * SOUND_RATE) - self.num_encoded)]

@@ -1,4 +1,4 @@
-"""The folder that results go to, tried before the work for them is done."""
+"""Creation of output folders before long computations."""
 
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -6,13 +6,13 @@ from tempfile import TemporaryFile
 
 def make_result_folder(folder: Path) -> None:
     """
-    Makes a folder, with those above it, and sees whether files can be written there.
+    Create a folder with its parents, and check that it is writable.
 
     Args:
-        folder (`Path`): The folder; it may exist.
+        folder (`Path`): Output folder, new or existing.
 
     Raises:
-        OSError: If it cannot be made, or not be written to.
+        OSError: If the folder cannot be created or is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder):

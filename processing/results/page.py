@@ -1,4 +1,4 @@
-"""Segments that were found, as a page that plays them. The page itself is page.html."""
+"""HTML pages that play found segments. Their template is page.html."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ from .selection import NEAR_ZERO
 from .table import FAINTEST, LONG_SECONDS
 
 
-# What browsers play if they know the codec. Under its own name Chromium refuses .mov, which it plays as MP4.
+# Containers that browsers play if they support the codec. Chromium plays .mov only as video/mp4.
 MIME_TYPES = {
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
@@ -25,22 +25,22 @@ MIME_TYPES = {
     ".ogv": "video/ogg",
 }
 MAX_EMBEDDED_BYTES = 100_000_000
-# Filled in by `string.Template`, so the script does without dollar signs.
+# A `string.Template`, so the script of the page contains no other dollar signs.
 PAGE = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
 def write_page(record: dict[str, Any], properties: VideoProperties, path: Path) -> str | None:
     """
-    A page that shows the segments in a table and on a time line, the fuller in colour the higher they score, and plays
-    them.
+    Write a page that lists the segments in a table and on a timeline, and plays them. Colours become more intense with
+    higher scores.
 
     Args:
-        record (`dict`): What `scada ground --json` prints, of a video of one of the `MIME_TYPES`.
-        facts ([`VideoProperties`]): When the video starts on its own clock.
-        path (`Path`): Where the page goes.
+        record (`dict`): Output of `scada ground --json` for a video of one of the `MIME_TYPES`.
+        properties ([`VideoProperties`]): Properties of the video. The page uses its start time.
+        path (`Path`): Output path.
 
     Returns:
-        `str`, *optional*: How the page refers to the video, if that is too large to be a part of it.
+        `str`, *optional*: Link to the video, if the video is too large to embed.
     """
     video = Path(record["video"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +57,15 @@ def write_page(record: dict[str, Any], properties: VideoProperties, path: Path) 
 
 def write_library_page(record: dict[str, Any], path: Path) -> dict[str, str]:
     """
-    A page that shows the segments of several videos, each on its own video's time line, and plays them. It refers to
-    the videos by relative links.
+    Write a page that plays the segments of several videos, each on the timeline of its video. Relative links refer to
+    the videos.
 
     Args:
-        record (`dict`): What `scada search --json` prints.
-        path (`Path`): Where the page goes.
+        record (`dict`): Output of `scada search --json`.
+        path (`Path`): Output path.
 
     Returns:
-        `dict[str, str]`: The reason for each video that is missing or cannot be read, and is marked on the page.
+        `dict[str, str]`: Error message of each missing or unreadable video. The page marks these videos.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = describe_videos(
@@ -78,16 +78,16 @@ def write_library_page(record: dict[str, Any], path: Path) -> dict[str, str]:
 
 def describe_videos(record: dict[str, Any], get_source: Callable[[str], str]) -> dict[str, dict[str, Any]]:
     """
-    What the page has to know of the videos that the segments are of.
+    Return the properties of all videos on a page.
 
     Args:
-        record (`dict`): What `scada search --json` prints.
-        get_source (`Callable`): Gives the link to a video's file.
+        record (`dict`): Output of `scada search --json`.
+        get_source (`Callable`): Function that returns the link to a video file.
 
     Returns:
-        `dict[str, dict]`: For each path its `name` (the path without the folder that all share), `source`, `duration`
-        and `start_seconds`. A video that is missing or cannot be read has the reason as `problem`, a mark in its name,
-        and the end of its last segment as duration.
+        `dict[str, dict]`: Per path, the `name` (the path relative to the common folder of all videos), `source`,
+        `duration` and `start_seconds`. For a missing or unreadable video, the dict also contains the error message as
+        `problem`, the name is marked, and the duration is the end of the last segment.
     """
     segments = [segment for result in record["results"] for segment in result["segments"]]
     videos = sorted({segment["video"] for segment in segments})
@@ -109,15 +109,17 @@ def describe_videos(record: dict[str, Any], get_source: Callable[[str], str]) ->
 
 def fill_page(record: dict[str, Any], title: str, video_attributes: str = "") -> str:
     """
+    Fill the template of the page.
+
     Args:
-        record (`dict`): What `scada ground --json` prints, or `scada search --json` with `sources` as
-            [`describe_videos`] gives them. With `can_cut`, each segment has a button that sends the frame of the page
-            the event `cut`, with the indices of sentence and segment.
-        title (`str`): The page's title.
-        video_attributes (`str`, *optional*): Of the page's video, if there is one alone.
+        record (`dict`): Output of `scada ground --json`, or of `scada search --json` with the result of
+            [`describe_videos`] as `sources`. With `can_cut`, each segment has a button that dispatches the event `cut`
+            to the frame of the page, with the indices of sentence and segment.
+        title (`str`): Title of the page.
+        video_attributes (`str`, *optional*): HTML attributes of the video element, for a page with a single video.
 
     Returns:
-        `str`: The page.
+        `str`: HTML of the page.
     """
     return PAGE.substitute(
         title=html.escape(title),
@@ -127,6 +129,6 @@ def fill_page(record: dict[str, Any], title: str, video_attributes: str = "") ->
         near_zero=NEAR_ZERO,
         long_seconds=LONG_SECONDS,
         faintest=FAINTEST,
-        # Nothing in a sentence may end the script element.
+        # Prevent sentences from closing the script element.
         data=json.dumps(record).replace("<", "\\u003c"),
     )

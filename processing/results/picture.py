@@ -1,4 +1,4 @@
-"""Segments that were found, as a picture: frames of the video over a time axis, and the segments below."""
+"""Picture of found segments, with video frames over a time axis and the segments below."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from .table import LONG_SECONDS, format_score, format_time, strength
 PICTURE_FRAMES = 12
 PICTURE_FRAME_HEIGHT = 180
 BAR_COLOUR = "#d1495b"
-# Of a segment with a score near zero, and of the text about it.
+# Colour of segments with a score near zero, and of their titles.
 NEAR_ZERO_COLOUR = "#6b747e"
-LEGEND = "the fuller the colour, the higher the score"
+LEGEND = "more intense colour: higher score"
 NEAR_ZERO_LEGEND = "grey: a score near zero"
 
 
 def import_pyplot(needed_for: str) -> Any:
     """
-    matplotlib's pyplot, for files rather than a screen.
+    Import matplotlib's pyplot with a backend for files.
 
     Args:
-        needed_for (`str`): What is not there without it, for the message.
+        needed_for (`str`): Feature that needs matplotlib, for the error message.
 
     Raises:
         RuntimeError: If matplotlib is not installed.
@@ -44,34 +44,38 @@ def import_pyplot(needed_for: str) -> Any:
 
 def check_picture_name(path: Path) -> None:
     """
+    Check the file extension of a picture.
+
     Raises:
         RuntimeError: If matplotlib is not installed.
-        ValueError: If the name ends in no format that it writes.
+        ValueError: If matplotlib does not support the extension.
     """
     import_pyplot("--plot")
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in formats:
-        raise ValueError(f"Received the picture {path}; expected a name that ends in one of {', '.join(formats)}.")
+        raise ValueError(f"Received the picture {path}; expected one of the extensions {', '.join(formats)}.")
 
 
 def draw(
     record: dict[str, Any], properties: VideoProperties, path: Path, targets: list[list[float]] | None = None
 ) -> None:
     """
-    Frames along a time axis, and under them a lane with the ranked segments of each sentence, best on top, the fuller
-    in colour the higher they score; the true one above it in grey, if it is known.
+    Draw video frames along a time axis, with one lane per sentence below.
+
+    A lane shows the ranked segments of a sentence, the best on top. Colours become more intense with higher scores.
+    The ground truth, if given, appears above in grey.
 
     Args:
-        record (`dict`): What `scada ground --json` prints.
-        facts ([`VideoProperties`]): Length and size of the video.
-        path (`Path`): Where the picture goes.
-        targets (`list[list[float]]`, *optional*): The true `[start, end]` of each sentence, in seconds.
+        record (`dict`): Output of `scada ground --json`.
+        properties ([`VideoProperties`]): Properties of the video. The picture uses its width and height.
+        path (`Path`): Output path.
+        targets (`list[list[float]]`, *optional*): True `[start, end]` of each sentence, in seconds.
 
     Raises:
         RuntimeError: If matplotlib is not installed.
-        VideoReadError: If the video cannot be read.
+        VideoReadError: If the video is unreadable.
     """
     pyplot = import_pyplot(path.name)
     duration_seconds, is_long = record["duration"], record["duration"] >= LONG_SECONDS
@@ -81,7 +85,7 @@ def draw(
         Timeline(0.0, duration_seconds, PICTURE_FRAMES).center_seconds(),
         size=(PICTURE_FRAME_HEIGHT, max(1, round(PICTURE_FRAME_HEIGHT * shape))),
     )
-    # In inches. The strip is as high as frames of their own shape side by side.
+    # In inches. The strip height preserves the aspect ratio of the frames.
     width = 12.0
     strip_height = width / PICTURE_FRAMES / shape
     title_height, best_height, row_height, gap = 0.3, 0.22, 0.11, 0.18
@@ -103,7 +107,7 @@ def draw(
     for sentence_index, result in enumerate(record["results"]):
         best = result["segments"][0]
         times = " to ".join(format_time(best[name], is_long) for name in ("start", "end"))
-        # A sentence may have dollar signs, which are no formula.
+        # Without `parse_math`, because dollar signs in a sentence mark no formula.
         unit = "" if is_long else " s"
         title = f"{result['sentence']}  ({times}{unit}, {format_score(best)})"
         if targets is not None:
@@ -124,7 +128,7 @@ def draw(
             span = (segment["start"], segment["end"] - segment["start"])
             colour = NEAR_ZERO_COLOUR if is_near_zero(segment) else BAR_COLOUR
             fill = (colour, strength(segment["score"]))
-            # The outline is there for the faintest to be seen too.
+            # The outline keeps the lightest segments visible.
             line = {"linewidth": 1.0, "linestyle": "-" if segment.get("found", True) else "--"}
             lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=colour, **line)
             top += height

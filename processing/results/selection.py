@@ -1,34 +1,34 @@
-"""Which of the segments that a model ranks count as found, and which of them people see."""
+"""Selection of found segments and of displayed segments."""
 
 from typing import Any
 
 
-# A lower score says that the sentence is probably not in the video.
+# Below this score, the sentence is probably not in the video.
 NEAR_ZERO = 0.01
-# A segment that overlaps a better one by more than this IoU is a near copy of it.
-COPY_IOU = 0.5
+# Above this IoU with a better segment, a segment is a near duplicate.
+DUPLICATE_IOU = 0.5
 
 
 def is_near_zero(segment: dict[str, Any]) -> bool:
-    """Whether the score of a segment is below `NEAR_ZERO`. As on the page."""
+    """Return whether the score of a segment is below `NEAR_ZERO`. The script of page.html does the same."""
     return segment["score"] < NEAR_ZERO
 
 
 def is_found(segment: dict[str, Any]) -> bool:
-    """Whether a segment counts as found: as its `found` says, or else if its score is not near zero."""
+    """Return the `found` value of a segment, or without one, whether its score is not near zero."""
     return segment.get("found", not is_near_zero(segment))
 
 
 def apply_threshold(results: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
     """
-    Drop the segments below a threshold, but for the best one of each sentence, and mark the rest as found or not.
+    Drop segments below a threshold, except for the best segment per sentence, and mark the others as found or not.
 
     Args:
-        results (`list[dict]`): The `results` of the record that `scada ground --json` prints.
-        threshold (`float`, *optional*): Lowest score of a segment that counts as found. `None` changes nothing.
+        results (`list[dict]`): `results` of the output of `scada ground --json`.
+        threshold (`float`, *optional*): Minimum score of a found segment. With `None`, the results are unchanged.
 
     Returns:
-        `list[dict]`: The same sentences. Each segment has `found`.
+        `list[dict]`: Results with the same sentences, and with `found` per segment.
     """
     if threshold is None:
         return results
@@ -47,30 +47,31 @@ def apply_threshold(results: list[dict[str, Any]], threshold: float | None) -> l
 
 def select_shown(record: dict[str, Any]) -> dict[str, Any]:
     """
-    Select what people see: the best segment of each sentence, and those below it that are worth a look.
+    Select the segments for display.
 
-    Near copies of a better segment are left out, and segments with a score near zero, unless they count as found.
+    The selection keeps the best segment per sentence. It drops near duplicates of better segments. It also drops
+    segments with a score near zero, unless they are marked as found.
 
     Args:
-        record (`dict`): What `scada ground --json` or `scada search --json` prints.
+        record (`dict`): Output of `scada ground --json` or `scada search --json`.
 
     Returns:
-        `dict`: The same record with fewer segments.
+        `dict`: Record with only the selected segments.
     """
     results = []
     for result in record["results"]:
         shown: list[dict[str, Any]] = []
         for segment in result["segments"]:
-            is_worth_it = not is_near_zero(segment) or segment.get("found", False)
-            if not shown or (is_worth_it and not any(_is_copy(segment, better) for better in shown)):
+            is_relevant = not is_near_zero(segment) or segment.get("found", False)
+            if not shown or (is_relevant and not any(_is_duplicate(segment, better) for better in shown)):
                 shown.append(segment)
         results.append(result | {"segments": shown})
     return record | {"results": results}
 
 
-def _is_copy(segment: dict[str, Any], better: dict[str, Any]) -> bool:
+def _is_duplicate(segment: dict[str, Any], better: dict[str, Any]) -> bool:
     if segment.get("video") != better.get("video"):
         return False
     overlap = min(segment["end"], better["end"]) - max(segment["start"], better["start"])
     union = max(segment["end"], better["end"]) - min(segment["start"], better["start"])
-    return overlap > COPY_IOU * union
+    return overlap > DUPLICATE_IOU * union

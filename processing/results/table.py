@@ -1,4 +1,4 @@
-"""Segments that were found, as lines of text."""
+"""Text table of found segments."""
 
 import math
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from .selection import is_near_zero
 
 
-# From here on times are shown as minutes and seconds.
+# Minimum video duration for times in minutes and seconds.
 LONG_SECONDS = 60.0
-# How much of its full colour a segment with a score of 0 has; one with a score of 1 has all of it.
+# Colour intensity of a segment with a score of 0. A score of 1 has full intensity.
 FAINTEST = 0.1
-# A line of a table on a terminal.
+# Grey line on a terminal.
 GREY = "\x1b[90m{}\x1b[0m"
 
 
 def format_time(seconds: float, is_long: bool) -> str:
-    """`"75.3"`, or in a long video `"01:15.3"` and from an hour on `"1:01:15.3"`. As `time` on the page."""
+    """Format a time as `"75.3"`, or for long videos as `"01:15.3"` or `"1:01:15.3"`. Matches `time` in page.html."""
     tenths = math.floor(seconds * 10 + 0.5)
     if not is_long:
         return f"{tenths / 10:.1f}"
@@ -25,8 +25,10 @@ def format_time(seconds: float, is_long: bool) -> str:
 
 def format_score(segment: dict[str, Any]) -> str:
     """
-    `"score 0.871"`; of a segment below the threshold `"score 0.021, not found"`; and where no threshold is known, of
-    one with a score near zero, `"score 0.002, probably not in the video"`. As on the page.
+    Format the score of a segment, such as `"score 0.871"`.
+
+    Below the threshold, the text is `"score 0.021, not found"`. Without a threshold, a score near zero gives
+    `"score 0.002, probably not in the video"`. Matches the script of page.html.
     """
     score = f"score {segment['score']:.3f}"
     if "found" in segment:
@@ -35,19 +37,22 @@ def format_score(segment: dict[str, Any]) -> str:
 
 
 def strength(score: float) -> float:
-    """How much of its full colour a segment has, from `FAINTEST` to 1. As on the page."""
+    """Return the colour intensity for a score, from `FAINTEST` to 1. Matches the script of page.html."""
     return FAINTEST + (1 - FAINTEST) * score
 
 
 def format_table(record: dict[str, Any], has_colours: bool = False) -> str:
     """
+    Format a record as a table.
+
     Args:
-        record (`dict`): What `scada ground --json` prints, or `scada search --json`: then with a column of videos.
+        record (`dict`):
+            Output of `scada ground --json`, or of `scada search --json`, which adds a video column.
         has_colours (`bool`, *optional*, defaults to `False`):
-            Whether a terminal shows the table, where segments with a score near zero are grey.
+            Whether to print segments with a score near zero in grey, for a terminal.
 
     Returns:
-        `str`: A line a segment, each sentence on the line of its best one.
+        `str`: Table with one line per segment. The first line of a sentence contains its text.
     """
     is_long = record["duration"] >= LONG_SECONDS
     all_segments = [segment for result in record["results"] for segment in result["segments"]]

@@ -116,14 +116,14 @@ def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
     [
         (["ground", "gone.mp4", "it", "--model", "m"], "scada ground: There is no video file at gone.mp4."),
         (["cut", "gone.json", "clips"], "scada cut: .*No such file or directory: 'gone.json'"),
-        (["cut", "other.json", "clips"], "scada cut: other.json is not what `scada ground --json` prints; save that"),
-        (["cut", "list.json", "clips"], "scada cut: list.json is not what"),
-        (["cut", "no.json", "clips"], "scada cut: no.json is not what"),
+        (["cut", "other.json", "clips"], "scada cut: other.json is not an output of `scada ground --json`; save that"),
+        (["cut", "list.json", "clips"], "scada cut: list.json is not an output"),
+        (["cut", "no.json", "clips"], "scada cut: no.json is not an output"),
         (["cut", "text.json", "clips"], "scada cut: Segment 2 of 'it' in text.json has end='12.5'; expected a number"),
         (["cut", "gone.json", "clips"], "scada cut: No such file or directory: 'gone.json'"),
-        (["search", "gone", "it"], "scada search: There is no index at gone; make one with `scada index`."),
-        (["app", "--index", "gone"], "scada app: There is no index at gone; make one with `scada index`."),
-        (["app", "--model", "./gone"], "scada app: There is no model at ./gone; check its path, or name a model of"),
+        (["search", "gone", "it"], "scada search: There is no index at gone; create one with `scada index`."),
+        (["app", "--index", "gone"], "scada app: There is no index at gone; create one with `scada index`."),
+        (["app", "--model", "./gone"], "scada app: There is no model at ./gone; check the path, or pass a Hub id"),
         (["index", "empty", "--model", "./gone", "--output", "o"], "scada index: There is no model at ./gone; check"),
         (
             ["index", "empty", "--model", "m", "--output", "o", "--ray", "--device", "cpu"],
@@ -175,15 +175,19 @@ sys.exit(code)
     ("arguments", "code", "message"),
     [
         (["gone.json"], 1, r"scada train: .*No such file or directory: 'gone.json'"),
-        (["list.json"], 1, r"scada train: The recipe list.json is \[1, 2\]; expected a value for each name"),
+        (["list.json"], 1, r"scada train: The recipe list.json contains \[1, 2\]; expected a JSON object"),
         (["no.json"], 1, "scada train: The recipe no.json is not JSON: "),
-        (["--dataset", "a/b/gone"], 1, "scada train: Received --dataset a/b/gone, where there is nothing; check"),
+        (["--dataset", "a/b/gone"], 1, "scada train: Received --dataset a/b/gone, which does not exist. Check"),
         (
             ["--dataset", "d", "--video_root", "gone"],
             1,
-            "scada train: Received --video_root gone, where there is no f",
+            "scada train: Received --video_root gone, which is not a folder. Pass",
         ),
-        (["--dataset", "d", "--text_model", "../gone"], 1, "scada train: Received --text_model ../gone, where there"),
+        (
+            ["--dataset", "d", "--text_model", "../gone"],
+            1,
+            "scada train: Received --text_model ../gone, which does not",
+        ),
         (["--num_frames", "64"], 2, "usage: .*RECIPE.*: error: the following arguments are required: --dataset"),
         (["--dataset", "d", "--tuning", "all"], 2, "usage: .*: error: argument --tuning: invalid choice: 'all'"),
     ],
@@ -265,7 +269,7 @@ def test_cut_writes_the_best_unless_asked_for_more(make_clip, tmp_path, capsys):
         assert main(["cut", str(tmp_path / "found.json"), str(tmp_path / "clips"), "--exact", *options]) == 0
         lines = capsys.readouterr().err.splitlines()
         assert [re.search(r": (.*) s \(segment", line)[1] for line in lines if line.startswith("Wrote")] == covered
-        assert any(line.startswith("No clip of 'a dog'") for line in lines) == (options != ["--threshold", "0"])
+        assert any(line.startswith("No clip for 'a dog'") for line in lines) == (options != ["--threshold", "0"])
 
 
 def test_version(capsys):

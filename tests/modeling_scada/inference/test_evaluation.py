@@ -209,7 +209,7 @@ def test_videos_that_break_in_different_ways_are_counted(saved, make_clip, capsy
             "reading got to",
             "no video",
         ]
-        assert "Left out 2 videos with 4 sentences, which could not be read." in capsys.readouterr().out
+        assert "Skipped 2 videos with 4 sentences, which could not be read." in capsys.readouterr().out
     with pytest.raises(VideoReadError, match="cut.mp4"):
         evaluate(saved)
 

@@ -157,7 +157,7 @@ def test_as_a_command(model, clip, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     skipped, error = done.stderr.splitlines()[-2:]
     assert re.fullmatch(r"Skipped clip\.xyz: .*clips/clip_01_it_s_a_door_rank1\.xyz.*", skipped)
-    assert error == "scada ground: Wrote no clip into clips; none of the videos could be cut."
+    assert error == "scada ground: Wrote no clips to clips, because cutting failed for every video."
     assert not list((tmp_path / "clips").iterdir())
 
 
@@ -178,7 +178,7 @@ def test_results_that_cannot_be_written(model, clip, ground, tmp_path, monkeypat
         )
     assert re.fullmatch(r"scada ground: .*File exists: .*clip\.mp4'\n", refused("--cut", clip))
     for option in ("--plot", "--html"):
-        assert "afolder is a folder; expected the name of a file" in refused(option, tmp_path / "afolder")
+        assert "afolder is a folder; expected a file name" in refused(option, tmp_path / "afolder")
 
     def no_room(dir):
         raise PermissionError(13, "Permission denied", str(dir))
@@ -261,7 +261,7 @@ def test_a_sentence_that_is_not_there(model, clip, ground, tmp_path, monkeypatch
     assert code == 0 and [line.split()[-4:] for line in out.splitlines()[1:]] == [["1", "1.0", "3.0", "0.000"]]
     assert "Not found: 'the red dog barks' (best score 0.000)\n" in err
     assert (
-        "No clip of 'the red dog barks', which was not found. To cut out the best segment anyway, pass --thresh" in err
+        "No clip for 'the red dog barks', because it was not found. Pass --threshold 0 to cut its best segment" in err
     )
     data = json.loads(Page(page.read_text(encoding="utf-8")).texts["script"][0])
     assert len(data["results"][0]["segments"]) == 1 and not list(clips.iterdir())
@@ -303,7 +303,9 @@ def test_device(model, clip, ground, monkeypatch):
     if not torch.backends.mps.is_available():
         code, out, err = ground(clip, "it", "--model", model, "--device", "mps:7")
         assert (code, out) == (1, "") and len(devices) == 1
-        assert re.search(r"\nground\.py: Received the device mps:7, which this machine does not have \(.*\)\.\n$", err)
+        assert re.search(
+            r"\nscada ground: Received the device mps:7, which this machine does not have \(.*\)\.\n$", err
+        )
 
 
 # --- the picture ---
@@ -366,9 +368,7 @@ def test_a_picture_of_no_format_is_refused_before_the_work(name, model, clip, gr
     pytest.importorskip("matplotlib")
     code, out, err = ground(clip, "a door", "--model", model, "--plot", tmp_path / name)
     assert (code, out) == (1, "")
-    assert err.startswith(
-        f"scada ground: Received the picture {tmp_path / name}; expected a name that ends in one of "
-    )
+    assert err.startswith(f"scada ground: Received the picture {tmp_path / name}; expected one of the extensions ")
     assert "png" in err and err.count("\n") == 1
 
 
@@ -572,7 +572,7 @@ def test_cut(model, clip, ground, read_codes, tmp_path):
         assert codes == list(range(first, first + len(codes)))
         covered = f"{start_seconds:.1f} to {start_seconds + duration_seconds:.1f}"
         asked = f"{segment['start']:.1f} to {segment['end']:.1f}"
-        assert f"{name}: {covered} s (segment: {asked} s; copied from a key frame on)" in err
+        assert f"{name}: {covered} s (segment: {asked} s; copied from a key frame)" in err
 
 
 def test_cut_keeps_the_container(model, make_clip, ground, tmp_path):
@@ -643,7 +643,7 @@ def test_clips_replace_nothing(clip, tmp_path):
 def test_exact_is_of_cut(model, clip, ground):
     code, out, err = ground(clip, "a door", "--model", model, "--exact")
     assert (code, out) == (1, "")
-    assert err == "scada ground: Received --exact without --cut; name the folder for the clips, too.\n"
+    assert err == "scada ground: Received --exact without --cut; also pass --cut with a folder for the clips.\n"
 
 
 # --- bad input ---
@@ -656,9 +656,9 @@ def test_exact_is_of_cut(model, clip, ground):
         ({"video": "broken.mp4"}, "Could not read the video .*broken.mp4"),
         ({"video": "clip.mp4", "sentence": " "}, "Received the sentence ' '"),
         ({"video": "clip.mp4", "model": "no-such/model"}, "Could not load the model no-such/model"),
-        ({"video": "clip.mp4", "model": "./gone"}, "There is no model at ./gone; check its path, or name a model of"),
+        ({"video": "clip.mp4", "model": "./gone"}, "There is no model at ./gone; check the path, or pass a Hub id"),
         ({"video": "clip.mp4", "model": "empty"}, "Could not load the model .*empty"),
-        ({"video": "clip.avi", "html": "found.html"}, r"Browsers do not play .*clip.avi; --html takes .mp4"),
+        ({"video": "clip.avi", "html": "found.html"}, r"Browsers do not play .*clip.avi; --html supports .mp4"),
     ],
 )
 def test_bad_input_is_one_line(change, message, model, clip, make_clip, ground, tmp_path):

@@ -358,7 +358,7 @@ def test_interrupted(make_pipe, folder, tmp_path, scada, monkeypatch):
     code, out, err = scada("index", folder, "--model", "m", "--output", index)
     assert (code, out) == (130, "") and "Traceback" not in err
     assert err.splitlines()[-1] == (
-        f"scada index: interrupted. Videos that were encoded are in {index}; the same command goes on."
+        f"scada index: interrupted. Encoded videos are in {index}; run the same command again to resume."
     )
     assert sorted({row[0] for row in rows_of(index)}) == VIDEOS[:3]
 
@@ -721,8 +721,8 @@ def test_on_the_command_line(make_pipe, folder, tmp_path, scada):
     (folder / "broken.mp4").write_bytes(b"no video")
     code, out, err = scada("index", folder, "--model", tmp_path / "model", "--output", index)
     assert code == 0 and out == (
-        f"{index}: 5 videos, 10 windows. Encoded 5 videos, kept 0 of the same size and time, forgot 0 that are "
-        "changed or gone, skipped 1.\n"
+        f"{index}: 5 videos, 10 windows. Encoded 5 videos, kept 0 unchanged, removed 0 changed or missing, "
+        "skipped 1 unreadable.\n"
     )
     assert "Skipped broken.mp4: VideoReadError: " in err and "6/6" in err
     code, out, err = scada("search", index, *SENTENCES, "--top_k", 3, "--json")
@@ -770,7 +770,7 @@ def test_page_of_several_videos(make_pipe, folder, tmp_path, scada):
         assert source["duration"] == probe(video).duration_seconds and source["start_seconds"] == 0
     assert sources[str(folder / "100% <b>.mp4")]["source"] == "../videos/100%25%20%3Cb%3E.mp4"
     code, _, err = scada("search", tmp_path / "index", "a cat", "--html", tmp_path)
-    assert code == 1 and "is a folder; expected the name of a file" in err
+    assert code == 1 and "is a folder; expected a file name" in err
 
 
 def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_path, scada, monkeypatch):
@@ -793,7 +793,7 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     page = tmp_path / "found.html"
     code, out, err = scada(*ask, "--html", page, "--cut", tmp_path / "clips")
     assert code == 0 and json.loads(out)["results"][0]["segments"] == segments
-    said = f"1 of the 5 videos in {index} are missing, {gone} for example; name their folder with --video_root.\n"
+    said = f"1 of the 5 videos in {index} are missing, such as {gone}; pass their folder with --video_root.\n"
     assert err.startswith(said) and f"Cannot play {gone}: " in err and f"Skipped {gone}: " in err
     (data,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     sources = json.loads(data)["sources"]
@@ -816,7 +816,7 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     facts = json.loads((index / "index.json").read_text())
     (index / "index.json").write_text(json.dumps(facts | {"model": str(tmp_path / "no_model")}))
     code, out, err = scada(*ask)
-    assert code == 1 and "There is no model at" in err and "name it with --model" in err
+    assert code == 1 and "There is no model at" in err and "pass it with --model" in err
 
 
 @pytest.mark.parametrize("by", ["size", "time"])
@@ -830,7 +830,7 @@ def test_videos_that_changed_since_they_were_indexed_are_said(
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     os.unlink(folder / "2.mp4")
     ask = ("search", index, "a cat", "--json")
-    assert "another size" not in scada(*ask)[2]
+    assert "changed in size" not in scada(*ask)[2]
     facts = video.stat()
     if by == "size":
         make_clip("videos/1.mp4", num_frames=40)
@@ -841,14 +841,14 @@ def test_videos_that_changed_since_they_were_indexed_are_said(
     code, out, err = scada(*ask)
     assert code == 0 and json.loads(out)["results"]
     assert (
-        f"1 of the 5 videos in {index} have another size or time of change than when they were indexed, {video} for "
-        "example, so segments in them may be wrong; run `scada index` again.\n"
+        f"1 of the 5 videos in {index} have changed in size or modification time since indexing, such as {video}. "
+        "Their segments may be wrong; run `scada index` again.\n"
     ) in err
-    assert "another size" not in scada(*ask, "--video_root", tmp_path / "copy")[2]
+    assert "changed in size" not in scada(*ask, "--video_root", tmp_path / "copy")[2]
     shutil.copyfile(video, tmp_path / "copy" / "1.mp4")
-    assert ("another size" in scada(*ask, "--video_root", tmp_path / "copy")[2]) == (by == "size")
+    assert ("changed in size" in scada(*ask, "--video_root", tmp_path / "copy")[2]) == (by == "size")
     index_videos(folder, pipe, index)
-    assert "another size" not in scada(*ask)[2]
+    assert "changed in size" not in scada(*ask)[2]
 
 
 def test_on_the_command_line_what_is_passed_over(make_pipe, folder, tmp_path, scada, monkeypatch):
@@ -857,16 +857,13 @@ def test_on_the_command_line_what_is_passed_over(make_pipe, folder, tmp_path, sc
     (folder / "notes.txt").write_text("a")
     (folder / "again").symlink_to(folder / "more")
     code, out, err = scada("index", folder, "--model", "m", "--output", index)
-    assert code == 0 and err.endswith(
-        "Passed over. Files without a video extension: 1. Links that lead nowhere or to a folder that is listed "
-        "already: 1.\n"
-    )
+    assert code == 0 and err.endswith("Ignored 1 file without a video extension, and 1 broken or duplicate link.\n")
     for path in folder.iterdir():
         path.rename(tmp_path / path.name)
     code, out, err = scada("index", folder, "--model", "m", "--output", index)
     assert code == 1 and "5 of the 5 videos" in err and len(list(index.glob("*.arrow"))) == 1
     code, out, err = scada("index", folder, "--model", "m", "--output", index, "--remove_missing")
-    assert code == 0 and "forgot 5" in out
+    assert code == 0 and "removed 5" in out
 
 
 def test_wrong_calls(make_pipe, folder, tmp_path, scada, monkeypatch):
@@ -878,7 +875,7 @@ def test_wrong_calls(make_pipe, folder, tmp_path, scada, monkeypatch):
         with pytest.raises(SystemExit):
             scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--shard", shard)
     code, out, err = scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--num_workers", 2)
-    assert (code, out, err) == (1, "", "scada index: Received --num_workers without --ray, whose workers they are.\n")
+    assert (code, out, err) == (1, "", "scada index: Received --num_workers without --ray; also pass --ray.\n")
     monkeypatch.setitem(sys.modules, "ray", None)
     code, out, err = scada("index", folder, "--model", "m", "--output", tmp_path / "index", "--ray")
     assert (code, out) == (1, "") and err.endswith("which is not installed; run `pip install 'ray[data]'`.\n")
