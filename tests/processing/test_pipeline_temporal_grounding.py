@@ -967,7 +967,7 @@ def test_addresses_and_files_that_are_none(window_seconds, make_pipe, clip):
         assert "secret" not in str(caught.value)
     with pytest.raises(ValueError, match="type TextIOWrapper.*opened for reading bytes"), open(clip) as file:
         pipe(file, SENTENCES[0])
-    with pytest.raises(ValueError, match=r"type WithoutWayBack.*file\.read\(\)"):
+    with pytest.raises(ValueError, match=r"non-seekable file of type WithoutWayBack.*file\.read\(\)"):
         pipe(WithoutWayBack(clip.read_bytes()), SENTENCES[0])
 
 

@@ -113,7 +113,9 @@ def test_frames_picked_from_a_longer_source(read_codes, make_clip):
 )
 def test_frames_that_their_source_cannot_have(indices, video_processor):
     metadata = {"fps": 2, "total_num_frames": 10, "frames_indices": indices}
-    with pytest.raises(ValueError, match="4 frames as an array with frames_indices=.*expected for each frame its pla"):
+    with pytest.raises(
+        ValueError, match="4 frames as an array with frames_indices=.*expected the index of each frame"
+    ):
         video_processor(np.zeros((4, 8, 8, 3), np.uint8), video_metadata=metadata)
 
 
@@ -636,8 +638,14 @@ def test_a_whole_processor_saved_by_transformers_5(part, tmp_path):
     [
         (np.zeros((0, 8, 8, 3), np.uint8), r"shape \(0, 8, 8, 3\).*no frames"),
         (np.zeros((4, 0, 8, 3), np.uint8), r"shape \(4, 0, 8, 3\).*no pixels"),
-        (np.zeros((8, 8, 3), np.uint8), r"picture of shape \(8, 8, 3\) for a video; a list holds several.*np.stack"),
-        (list(np.zeros((4, 3, 8, 8))), r"picture of shape \(3, 8, 8\) for a video; a list holds several.*np.stack"),
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            r"picture of shape \(8, 8, 3\) instead of a video; a list contains one entry.*np.stack",
+        ),
+        (
+            list(np.zeros((4, 3, 8, 8))),
+            r"picture of shape \(3, 8, 8\) instead of a video; a list contains one entry.*np.stack",
+        ),
         (np.zeros((4, 8, 8), np.uint8), r"video of shape \(4, 8, 8\)"),
         (np.zeros((4, 8, 8, 4), np.uint8), r"shape \(4, 8, 8, 4\)"),
         (np.zeros((1, 4, 8, 8, 3), np.uint8), r"shape \(1, 4, 8, 8, 3\)"),

@@ -466,7 +466,7 @@ def test_time_runs_on_over_redirects(server, monkeypatch):
         answer(self, *args, **kwargs)
 
     monkeypatch.setattr(Handler, "run_command", slow_answer)
-    assert "takes longer than the 0.4 s" in refusal(f"{server.url}/redirect/5", timeout_seconds=0.4)
+    assert "takes longer than the limit of 0.4 s" in refusal(f"{server.url}/redirect/5", timeout_seconds=0.4)
     assert len(server.requests) <= 4
 
 
@@ -474,8 +474,8 @@ def test_server_that_never_answers():
     # Connections to it are made by the system, and never taken up.
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        assert "takes longer than the 0.2 s" in refusal(f"http://127.0.0.1:{port}/", timeout_seconds=0.2)
-        assert "takes longer than the 0.2 s" in refusal(f"https://127.0.0.1:{port}/", timeout_seconds=0.2)
+        assert "takes longer than the limit of 0.2 s" in refusal(f"http://127.0.0.1:{port}/", timeout_seconds=0.2)
+        assert "takes longer than the limit of 0.2 s" in refusal(f"https://127.0.0.1:{port}/", timeout_seconds=0.2)
 
 
 def test_address_that_never_answers_leaves_time_for_the_next(server, resolve, connects, monkeypatch):
@@ -575,7 +575,7 @@ def test_https(tls_server, certificate, resolve, monkeypatch):
     assert set(tls_server.names) == {"video.example"}
     assert tls_server.requests[-1][1]["Host"] == f"video.example:{tls_server.server_port}"
     assert "Hostname mismatch" in refusal(f"https://other.example:{tls_server.server_port}/ok")
-    assert "takes longer than the 0.4 s" in refusal(f"{url}/drip", timeout_seconds=0.4)
+    assert "takes longer than the limit of 0.4 s" in refusal(f"{url}/drip", timeout_seconds=0.4)
     assert "sent 100 of its" in refusal(f"{url}/short")
 
 
