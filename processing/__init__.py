@@ -1,4 +1,4 @@
-"""Everything between a user's files and the model's tensors; users import from `modeling_scada` alone."""
+"""Data processing between a user's files and the model's tensors. Users import from `modeling_scada` only."""
 
 from .moved import register_moved_modules
 

@@ -1,4 +1,4 @@
-"""A video that was encoded once: what the model keeps of its windows, and what it was encoded with."""
+"""Encoded videos: the video features of each window, with a fingerprint of the model and the settings."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ ROW_LENGTH = 1024
 @dataclass
 class EncodedVideo:
     """
-    What [`~TemporalGroundingPipeline.encode`] keeps of a video; the pipeline takes it in the place of the video.
+    Video features that [`~TemporalGroundingPipeline.encode`] returns. The pipeline accepts them instead of the video.
 
     Args:
-        name (`str`): The video's name, for messages.
-        tensors (`dict[str, torch.Tensor]`): As of [`ScadaVideoFeatures`], on the CPU. The first dimension of each is
-            the window.
-        timelines (`list[Timeline]`): When each window starts and ends, in seconds.
-        fingerprint (`dict`): What identifies the model's weights, and the settings of the processor.
+        name (`str`): Name of the video, for messages.
+        tensors (`dict[str, torch.Tensor]`): Tensors of [`ScadaVideoFeatures`], on the CPU. The first dimension is the
+            window.
+        timelines (`list[Timeline]`): Start and end of each window, in seconds.
+        fingerprint (`dict`): Hash of the model's weights, and the settings of the processor.
     """
 
     name: str
@@ -42,20 +42,20 @@ class EncodedVideo:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors."""
+        """Size of the tensors, in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """The fingerprint under its older name, which files and copies of this code on the Hub have."""
+        """Older name of the fingerprint, used in files and in copies of this code on the Hub."""
         return self.fingerprint
 
     def save(self, path: str | PathLike) -> None:
         """
-        Writes one safetensors file, in full or not at all.
+        Write one safetensors file atomically.
 
         Raises:
-            OSError: If it cannot be written, for example because the disk is full.
+            OSError: If writing fails, for example because the disk is full.
         """
         facts = {
             "name": self.name,
@@ -69,25 +69,25 @@ class EncodedVideo:
     @classmethod
     def load(cls, path: str | PathLike) -> "EncodedVideo":
         """
-        Reads what `save` wrote.
+        Load a file written by `save`.
 
         Raises:
-            ValueError: If the file is another, or cut off.
-            OSError: If it cannot be read.
+            ValueError: If the file has another format, or is truncated.
+            OSError: If reading fails.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ValueError(
-                        f"Received {path}, whose format is {metadata.get('format')}; expected {FORMAT}, as `save` of "
-                        "an encoded video writes it. Encode the video again."
+                        f"Received {path} with the format {metadata.get('format')}; expected {FORMAT}, written by "
+                        "`EncodedVideo.save`. Encode the video again."
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(
-                f"Received {path}, which is cut off or no safetensors file ({error}); expected a file that `save` of "
-                "an encoded video wrote. Encode the video again."
+                f"Received {path}, which is truncated or not a safetensors file ({error}); expected a file written by "
+                "`EncodedVideo.save`. Encode the video again."
             ) from error
         facts = json.loads(metadata["facts"])
         timelines = [Timeline(*seconds) for seconds in facts["windows"]]
@@ -96,66 +96,69 @@ class EncodedVideo:
 
 def check_fingerprint(what: str, fingerprint: dict[str, Any], current: dict[str, Any]) -> None:
     """
+    Check that an encoded video matches the current model and settings.
+
     Args:
-        what (`str`): What was encoded before, for the message.
-        fingerprint (`dict`): With which model and settings.
-        current (`dict`): Those that are to be used now.
+        what (`str`): Name of the encoded object, for the message.
+        fingerprint (`dict`): Fingerprint of the encoded object.
+        current (`dict`): Fingerprint of the current model and settings.
 
     Raises:
-        ValueError: If they are not the same.
+        ValueError: If the fingerprints differ.
     """
     different = sorted(name for name in {*fingerprint, *current} if fingerprint.get(name) != current.get(name))
     if "model" in different:
         raise ValueError(
-            f"Received {what}, which was encoded with the weights {str(fingerprint.get('model'))[:12]}, and a model "
-            f"with {str(current.get('model'))[:12]}; ask with the model it was encoded with, or encode it again."
+            f"Received {what}, which was encoded with the weights {str(fingerprint.get('model'))[:12]}, but the "
+            f"current model has the weights {str(current.get('model'))[:12]}; use the original model, or encode again."
         )
     if different:
-        were = ", ".join(f"{name}={fingerprint.get(name)}" for name in different)
-        now = ", ".join(f"{name}={current.get(name)}" for name in different)
+        encoded_with = ", ".join(f"{name}={fingerprint.get(name)}" for name in different)
+        current_settings = ", ".join(f"{name}={current.get(name)}" for name in different)
         raise ValueError(
-            f"Received {what}, which was encoded with {were}, and now {now}; use the same, or encode again."
+            f"Received {what}, which was encoded with {encoded_with}, but the current settings are "
+            f"{current_settings}; use the same settings, or encode again."
         )
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of all weights, with their names and types, and of the adapters that are active."""
+    """Return the SHA-256 of all weights, including names and dtypes, and of the active adapters."""
     return _hash(model, lambda tensor: tensor)
 
 
 def weights_signature(model: nn.Module) -> str:
     """
-    Changes with any element of any parameter or buffer, whichever way it was written, and with the active adapters.
+    Return a fast hash of all parameters, buffers and active adapters, to detect changed weights.
 
-    Hashes sums instead of all bytes, so it takes a small part of the time of [`hash_weights`]. Writes into `.data` and
-    fused optimizers do not raise a tensor's `_version`, so nothing short of reading the weights notices them.
+    The hash covers sums instead of all bytes, and takes a small fraction of the time of [`hash_weights`]. It must read
+    the weights, because writes to `.data` and fused optimizers do not increase a tensor's `_version`.
     """
     return _hash(model, _sum_bits)
 
 
 def _hash(model: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> str:
-    found = hashlib.sha256(repr(_adapters(model)).encode())
+    digest = hashlib.sha256(repr(_adapters(model)).encode())
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    # What `torch.compile` wraps has another name and the same weights.
+    # `torch.compile` adds a prefix to the names of the weights.
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in base.state_dict().items()}
     for name, tensor in sorted(weights.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:  # those that are kept on disk are known by their names alone
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:  # tensors offloaded to disk contribute only their names
             content: Any = reduce(tensor.detach().contiguous().reshape(-1)).view(torch.uint8).cpu().numpy()
-            found.update(content)
-    return found.hexdigest()
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def _sum_bits(values: torch.Tensor) -> torch.Tensor:
     """
-    Sums of the bits of `(n,)` elements as integers, along the rows and the columns of a matrix.
+    Sum the bits of `(n,)` elements as integers, along the rows and the columns of a matrix.
 
-    A sum that wraps around changes with each of its terms. Elements that change places change rows or columns.
+    A sum with wraparound changes with each term. Swapped elements change the sum of a row or a column.
     """
     bits = values.view(INTEGERS[min(values.element_size(), 8)])
-    whole = len(bits) // ROW_LENGTH * ROW_LENGTH
-    matrix = bits[:whole].view(-1, ROW_LENGTH)
-    return torch.cat([matrix.sum(1, dtype=bits.dtype), matrix.sum(0, dtype=bits.dtype), bits[whole:]])
+    matrix_size = len(bits) // ROW_LENGTH * ROW_LENGTH
+    matrix = bits[:matrix_size].view(-1, ROW_LENGTH)
+    return torch.cat([matrix.sum(1, dtype=bits.dtype), matrix.sum(0, dtype=bits.dtype), bits[matrix_size:]])
 
 
 def _adapters(model: nn.Module) -> list:

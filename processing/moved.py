@@ -1,4 +1,4 @@
-"""Names under which modules could be imported before 0.1.0; each warns, and goes with the release after."""
+"""Deprecated module names from before 0.1.0. Each one raises a warning; the next release removes them."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 
-# Old module -> the modules that have its names now.
+# Old module -> modules that define its names now.
 MOVED: dict[str, tuple[str, ...]] = {
     "modeling_scada.recipe_scada": ("modeling_scada.training.recipe",),
     "modeling_scada.trainer_scada": ("modeling_scada.training.trainer",),
@@ -69,7 +69,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 class MovedModule(ModuleType):
-    """Stands for a module that moved, until a name is taken from it."""
+    """Placeholder of a moved module, which resolves each name on first access."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -77,12 +77,12 @@ class MovedModule(ModuleType):
         modules = MOVED[self.__name__]
         for module in modules:
             value = getattr(importlib.import_module(module), name, missing := object())
-            # Modules that were one import from each other; the one that defines a name counts.
+            # Modules split from one old module import from each other; the defining module counts.
             if value is missing or getattr(value, "__module__", module) in set(modules) - {module}:
                 continue
             warnings.warn(
-                f"`{self.__name__}.{name}` has moved to `{module}`; import it from there. The old name goes with the "
-                "next release.",
+                f"`{self.__name__}.{name}` has moved to `{module}`; import it from there. The next release removes "
+                "the old name.",
                 FutureWarning,
                 stacklevel=2,
             )
@@ -91,6 +91,6 @@ class MovedModule(ModuleType):
 
 
 def register_moved_modules() -> None:
-    """Makes the old names importable; nothing is imported for it."""
+    """Make the old names importable, without importing any module."""
     for name in MOVED:
         sys.modules.setdefault(name, MovedModule(name))

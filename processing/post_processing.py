@@ -1,4 +1,4 @@
-"""From proposals to a ranking: temporal IoU and non-maximum suppression, on NumPy arrays in float64."""
+"""Ranking of proposals: temporal IoU and non-maximum suppression, on NumPy arrays in float64."""
 
 from math import isnan
 from numbers import Integral, Real
@@ -8,14 +8,14 @@ import numpy as np
 
 def temporal_iou(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
     """
-    Intersection over union of all pairs.
+    Return the intersection over union of all pairs of segments.
 
     Args:
         segments (`np.ndarray` of shape `(n, 2)`): Starts and ends.
         others (`np.ndarray` of shape `(m, 2)`): Starts and ends.
 
     Returns:
-        `np.ndarray` of shape `(n, m)`: In `[0, 1]`; 0 where the union is empty.
+        `np.ndarray` of shape `(n, m)`: IoU in `[0, 1]`; 0 for an empty union.
     """
     first = np.asarray(segments, dtype=np.float64).reshape(-1, 1, 2)
     second = np.asarray(others, dtype=np.float64).reshape(1, -1, 2)
@@ -29,19 +29,19 @@ def soft_nms(
     scores: np.ndarray, segments: np.ndarray, top_k: int, sigma: float = 0.5, num_candidates: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Gaussian soft non-maximum suppression (Bodla et al., 2017).
+    Apply Gaussian soft non-maximum suppression (Bodla et al., 2017).
 
-    The best segment is taken, the others' scores are multiplied by `exp(-iou^2 / sigma)`, and so on.
+    Each step selects the best segment and multiplies the scores of the others by `exp(-iou^2 / sigma)`.
 
     Args:
-        scores (`np.ndarray` of shape `(n,)`): In `[0, 1]`.
+        scores (`np.ndarray` of shape `(n,)`): Scores in `[0, 1]`.
         segments (`np.ndarray` of shape `(n, 2)`): Starts and ends.
-        top_k (`int`): How many to take at most.
+        top_k (`int`): Maximum number of segments.
         sigma (`float`, *optional*, defaults to 0.5): Width of the decay.
-        num_candidates (`int`, *optional*, defaults to 256): Only so many of the best take part.
+        num_candidates (`int`, *optional*, defaults to 256): Number of best segments to consider.
 
     Returns:
-        `tuple`: decayed scores `(k,)`, descending, and their segments `(k, 2)`, both float64.
+        `tuple`: Decayed scores `(k,)`, descending, and the matching segments `(k, 2)`, both float64.
     """
     scores = np.asarray(scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")[:num_candidates]
@@ -58,15 +58,15 @@ def soft_nms(
 
 def check_ranking(top_k: int = 1, threshold: float = 0.0, nms: float | None = None) -> None:
     """
-    How segments are to be ranked, checked before the work is done.
+    Check the ranking settings before any computation.
 
     Args:
-        top_k (`int`): How many to take at most.
-        threshold (`float`): Lowest score.
-        nms (`float`, *optional*): The `sigma` of [`soft_nms`], or none.
+        top_k (`int`): Maximum number of segments.
+        threshold (`float`): Minimum score.
+        nms (`float`, *optional*): The `sigma` of [`soft_nms`], or `None` for no suppression.
 
     Raises:
-        ValueError: If `top_k` is no positive integer, `threshold` no number or `nms` no positive one.
+        ValueError: If `top_k` is not a positive integer, `threshold` not a number, or `nms` not a positive number.
     """
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise ValueError(f"Received top_k={top_k!r}; expected a positive number of segments, such as 5.")

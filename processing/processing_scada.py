@@ -1,4 +1,4 @@
-"""Processor: videos, sentences and segments in, the model's batch out; the model's outputs in, segments out."""
+"""Processor: conversion of videos, sentences and segments to model inputs, and of model outputs to segments."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.utils import logging
 
 from .pipeline_temporal_grounding import (
-    TemporalGroundingPipeline,  # noqa: F401  so that it is saved along
+    TemporalGroundingPipeline,  # noqa: F401  so that `save_pretrained` copies it
     as_list,
     as_sentences,
 )
@@ -21,28 +21,28 @@ from .video_processing_scada import ScadaVideoProcessor
 
 logger = logging.get_logger(__name__)
 
-# What an annotation may exceed its file by and still be clipped to it: files are often a little shorter than their
-# annotation says (Charades-STA: up to 1.54 s).
+# Segments that exceed the video by up to this time are clipped, because files are often slightly shorter than their
+# annotations state (Charades-STA: up to 1.54 s).
 SEGMENT_TOLERANCE_SECONDS = 2.0
 PADDING_LABEL = -100.0
-# Both ends of the only segment of a sentence that is not in its video.
+# Start and end of the only segment of a sentence absent from the video.
 ABSENT_LABEL = -1.0
 
 
 class SegmentOutsideVideoError(ValueError):
-    """A target segment lies outside its video: the annotation belongs to another, usually a longer, version of it."""
+    """Error of a target segment outside the video; the annotation usually belongs to a longer version of the video."""
 
 
 class ScadaProcessor(ProcessorMixin):
     r"""
-    Joins a [`ScadaVideoProcessor`] and a tokenizer.
+    Processor that combines a [`ScadaVideoProcessor`] and a tokenizer.
 
     Args:
-        video_processor ([`ScadaVideoProcessor`]): Reads and normalises frames.
-        tokenizer (`PreTrainedTokenizerBase`): The sentence encoder's tokenizer.
+        video_processor ([`ScadaVideoProcessor`]): Video processor that reads and normalizes frames.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the sentence encoder.
         found_threshold (`float`, *optional*):
-            From which score on a segment counts as found, where the model was trained with sentences that are not in
-            their video. The pipeline then says `found` of each segment.
+            Minimum score of a found segment, for a model trained with sentences absent from their video. The pipeline
+            then returns `found` for each segment.
 
     Example:
 
@@ -64,9 +64,9 @@ class ScadaProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
-        """As in transformers, whose own check needs torchvision for video processors."""
+        """Check the class as transformers does, whose own check requires torchvision for video processors."""
         expected = {"video_processor": ScadaVideoProcessor, "tokenizer": PreTrainedTokenizerBase}[argument_name]
-        # By name as well: code loaded from a repository brings its own copy of the class.
+        # Compares names, because code from a Hub repository contains a copy of the class.
         names = {base.__name__ for base in type(argument).__mro__}
         if expected.__name__ not in names:
             raise TypeError(
@@ -76,7 +76,7 @@ class ScadaProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        # AutoVideoProcessor refuses to work without torchvision, so the video processor is loaded by its class.
+        # AutoVideoProcessor requires torchvision, so this method uses the class directly.
         return [
             ScadaVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
@@ -95,19 +95,21 @@ class ScadaProcessor(ProcessorMixin):
         **kwargs,
     ) -> BatchFeature:
         """
+        Prepare videos, sentences and target segments for the model.
+
         Args:
             videos (`str`, `os.PathLike`, `bytes`, `np.ndarray`, `torch.Tensor` or a list of these):
-                One video or a list of videos, as [`ScadaVideoProcessor`] takes them.
+                Video or list of videos, in any form that [`ScadaVideoProcessor`] accepts.
             text (`str`, `list[str]` or `list[list[str]]`):
-                For one video a sentence or a list of sentences; for a list of videos one such entry per video. Columns
-                of NumPy, pandas and polars are taken like lists.
+                Sentence or list of sentences for one video; one such entry per video for a list of videos. NumPy,
+                pandas and polars columns are also supported.
             segments (`list`, *optional*):
-                Target segments in seconds from the first frame, in the nesting of `text`: for each sentence
-                `[start, end]`, or a list of these; `[]` for one that is not in its video. They become `labels`.
+                Target segments in seconds from the first frame, nested like `text`. Pass `[start, end]` or a list of
+                segments per sentence, and `[]` for a sentence absent from the video. They become `labels`.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
-                `"pt"` or `"np"`.
+                Tensor type, `"pt"` or `"np"`.
             **kwargs:
-                Passed to [`ScadaVideoProcessor`]: `num_frames`, `size`, `do_normalize`, `video_metadata`,
+                Arguments of [`ScadaVideoProcessor`]: `num_frames`, `size`, `do_normalize`, `video_metadata`,
                 `return_timelines`.
 
         Returns:
@@ -116,10 +118,10 @@ class ScadaProcessor(ProcessorMixin):
             video, padded with -100; with `return_timelines=True` also `timelines`, a list of [`Timeline`].
 
         Raises:
-            ValueError: If there is no video, no sentence or an empty one, a number of sentences or segments that does
-                not fit, or a segment that ends before it starts or lies outside its video (for the last of these
-                [`SegmentOutsideVideoError`]).
-            FileNotFoundError, VideoReadError: If a video cannot be read.
+            ValueError: If the video or sentence is missing, a sentence is empty, the number of sentences or segments
+                does not match, or a segment ends before it starts. A segment outside the video raises
+                [`SegmentOutsideVideoError`].
+            FileNotFoundError, VideoReadError: If a video is unreadable.
         """
         if videos is None:
             raise ValueError("Received no `videos`; pass a video or a list of videos.")
@@ -143,21 +145,21 @@ class ScadaProcessor(ProcessorMixin):
         self, text: list[list[str]], segments: list | None = None, timelines: Sequence[Timeline] = ()
     ) -> dict[str, np.ndarray]:
         """
-        The part of a batch that does not come from pixels, for videos that were read before.
+        Encode sentences and target segments without pixels, for videos read earlier.
 
         Args:
             text (`list[list[str]]`): Sentences of each of `B` videos.
-            segments (`list`, *optional*): Target segments in seconds, in the nesting of `text`: for each sentence
-                `[start, end]`, or a list of these.
-            timelines (`Sequence[Timeline]`, *optional*): Of each video, as [`ScadaVideoProcessor`] returns them;
-                needed with `segments`.
+            segments (`list`, *optional*): Target segments in seconds, nested like `text`: `[start, end]` or a list of
+                segments per sentence.
+            timelines (`Sequence[Timeline]`, *optional*): Timeline of each video, as returned by
+                [`ScadaVideoProcessor`]; required with `segments`.
 
         Returns:
             `dict[str, np.ndarray]`: `input_ids` and `attention_mask` `(B, M, L)`, `sentence_mask` `(B, M)`, and with
-            `segments` `labels` `(B, M, K, 2)`.
+            `segments` also `labels` `(B, M, K, 2)`.
 
         Raises:
-            ValueError: As calling the processor.
+            ValueError: Same cases as for a call of the processor.
         """
         sentences = _nest_text(text, len(text) if segments is None else len(timelines))
         encoded = self._tokenize(sentences)
@@ -167,20 +169,22 @@ class ScadaProcessor(ProcessorMixin):
 
     def encode_segments(self, text: list[list[str]], segments: list, timelines: Sequence[Timeline]) -> np.ndarray:
         """
+        Encode only the target segments.
+
         Args:
-            text, segments, timelines: As for [`~ScadaProcessor.encode_text`].
+            text, segments, timelines: Same as for [`~ScadaProcessor.encode_text`].
 
         Returns:
-            `np.ndarray`: Its `labels` `(B, M, K, 2)`.
+            `np.ndarray`: `labels` of shape `(B, M, K, 2)`.
 
         Raises:
-            As [`~ScadaProcessor.encode_text`].
+            ValueError: Same cases as for [`~ScadaProcessor.encode_text`].
         """
         sentences = _nest_text(text, len(timelines))
         return _labels(_nest_segments(segments, text, sentences), list(timelines))
 
     def _tokenize(self, sentences: list[list[str]]) -> dict[str, np.ndarray]:
-        """Sentences of each video -> `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)`."""
+        """Return `input_ids`, `attention_mask` `(B, M, L)` and `sentence_mask` `(B, M)` of the sentences."""
         flat = [sentence for video_items in sentences for sentence in video_items]
         tokens = self.tokenizer(flat, padding=True, truncation=True, return_attention_mask=True, return_tensors="np")
         self._warn_about_truncation(flat, tokens["attention_mask"].sum(1))
@@ -196,14 +200,14 @@ class ScadaProcessor(ProcessorMixin):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_mask": sentence_mask}
 
     def _warn_about_truncation(self, sentences: list[str], lengths: np.ndarray) -> None:
-        """Says which sentences are longer than the sentence encoder takes, each once."""
-        most = self.tokenizer.model_max_length
-        for sentence in (sentences[index] for index in np.flatnonzero(lengths == most)):
+        """Warn once about each sentence above the maximum length of the sentence encoder."""
+        max_length = self.tokenizer.model_max_length
+        for sentence in (sentences[index] for index in np.flatnonzero(lengths == max_length)):
             count = len(self.tokenizer(sentence, verbose=False)["input_ids"])
-            if count > most:
+            if count > max_length:
                 logger.warning_once(
-                    f"The sentence {sentence[:60]!r}... has {count} tokens, and the sentence encoder takes {most}: "
-                    "the rest is cut off. Shorten it, or ask with several sentences."
+                    f"The sentence {sentence[:60]!r}... has {count} tokens, but the sentence encoder accepts "
+                    f"{max_length}, so the rest is truncated. Shorten the sentence, or split it."
                 )
 
     def post_process_temporal_grounding(
@@ -217,28 +221,28 @@ class ScadaProcessor(ProcessorMixin):
         merge_windows: bool = False,
     ) -> list[list[dict[str, np.ndarray]]]:
         """
-        Proposals to segments in seconds: soft non-maximum suppression, best first.
+        Convert proposals to segments in seconds, ranked by soft non-maximum suppression.
 
         Args:
-            outputs ([`ScadaTemporalGroundingOutput`]): Of the model.
-            timelines (`Sequence[Timeline]`): Of each video, as the processor returns them.
-            sentence_mask (`torch.Tensor` of shape `(B, M)`, *optional*): Which sentences there are; all if not given.
-            top_k (`int`, *optional*, defaults to 5): At most so many segments a sentence.
+            outputs ([`ScadaTemporalGroundingOutput`]): Outputs of the model.
+            timelines (`Sequence[Timeline]`): Timeline of each video, as returned by the processor.
+            sentence_mask (`torch.Tensor` of shape `(B, M)`, *optional*): Mask of real sentences; by default all.
+            top_k (`int`, *optional*, defaults to 5): Maximum number of segments per sentence.
             threshold (`float`, *optional*, defaults to 0.0):
-                Drops segments whose score is lower. The best segment of a sentence always comes back.
+                Minimum score of a segment. The best segment of each sentence is always returned.
             nms (`float`, *optional*, defaults to 0.5):
                 Width of the decay of soft non-maximum suppression (see [`soft_nms`]); `None` ranks by score alone.
             merge_windows (`bool`, *optional*, defaults to `False`):
-                Whether the rows of the outputs are windows of one video (as `iterate_windows` of the video processor
-                gives them), whose segments are ranked together; the result is then that of this one video.
+                Whether the rows of the outputs are windows of one video, as returned by `iterate_windows` of the video
+                processor. The segments of all windows are then ranked together, and the result has one video.
 
         Returns:
-            `list[list[dict]]`: For each video and each of its sentences `{"scores": (k,), "segments": (k, 2)}`,
-            float64, scores in `[0, 1]`, segments in seconds from the first frame.
+            `list[list[dict]]`: Dict `{"scores": (k,), "segments": (k, 2)}` for each sentence of each video, float64.
+            Scores are in `[0, 1]`, segments in seconds from the first frame.
 
         Raises:
-            ValueError: If the number of timelines or the mask does not fit, a setting is wrong (see
-                [`check_ranking`]), or a score or a segment is NaN.
+            ValueError: If the number of timelines or the mask does not match the outputs, a setting is invalid (see
+                [`check_ranking`]), or a score or segment is NaN.
         """
         return post_process_temporal_grounding(outputs, timelines, sentence_mask, top_k, threshold, nms, merge_windows)
 
@@ -252,7 +256,7 @@ def post_process_temporal_grounding(
     nms: float | None = 0.5,
     merge_windows: bool = False,
 ) -> list[list[dict[str, np.ndarray]]]:
-    """As [`~ScadaProcessor.post_process_temporal_grounding`], which evaluations during training use too."""
+    """Same as [`~ScadaProcessor.post_process_temporal_grounding`]; also used during training."""
     logits = outputs["logits"].detach().double().cpu()
     pred_segments = outputs["pred_segments"].detach().double().cpu().numpy()
     if len(timelines) != len(logits):
@@ -262,15 +266,15 @@ def post_process_temporal_grounding(
     check_ranking(top_k, threshold, nms)
     if torch.isnan(logits).any() or np.isnan(pred_segments).any():
         raise ValueError(
-            "Received NaN scores or segments; the pixels or the weights hold NaN. Check the video, and train in "
-            "bfloat16 or float32 rather than float16."
+            "Received NaN scores or segments; the pixels or the weights contain NaN. Check the video, and train in "
+            "bfloat16 or float32 instead of float16."
         )
     scores = logits.sigmoid().numpy()
     mask = np.ones(scores.shape[:2]) if sentence_mask is None else np.asarray(torch.as_tensor(sentence_mask).cpu())
     if mask.shape != scores.shape[:2]:
         raise ValueError(
             f"Received a `sentence_mask` of shape {mask.shape} for outputs of {scores.shape[0]} videos with "
-            f"{scores.shape[1]} sentences; pass the one that went into the model."
+            f"{scores.shape[1]} sentences; pass the mask of the model inputs."
         )
     videos = [range(len(timelines))] if merge_windows else [[index] for index in range(len(timelines))]
     windows = [Timeline(timeline.start_seconds, timeline.end_seconds) for timeline in timelines]
@@ -293,19 +297,19 @@ def post_process_temporal_grounding(
 
 def clip_targets(segments: list, sentences: list[str], timelines: Sequence[Timeline]) -> list[list[list[float]]]:
     """
-    Clip target segments to what a file has of its video, as the labels of training are.
+    Clip target segments to the duration of the file, in the same way as the labels of training.
 
     Args:
-        segments (`list`): For each sentence `[start, end]` in seconds, or a list of these; `[]` for one that is not in
-            the video.
-        sentences (`list[str]`): The sentences of the video.
-        timelines (`Sequence[Timeline]`): The windows of the video, in their order.
+        segments (`list`): Segment `[start, end]` in seconds, or a list of segments, per sentence; `[]` for a sentence
+            absent from the video.
+        sentences (`list[str]`): Sentences of the video.
+        timelines (`Sequence[Timeline]`): Windows of the video, in order.
 
     Returns:
-        `list[list[list[float]]]`: For each sentence its segments, in seconds.
+        `list[list[list[float]]]`: Segments of each sentence, in seconds.
 
     Raises:
-        ValueError: As [`~ScadaProcessor.encode_segments`].
+        ValueError: Same cases as for [`~ScadaProcessor.encode_segments`].
     """
     start_seconds, end_seconds = timelines[0].start_seconds, timelines[-1].end_seconds
     (targets,) = _nest_segments([segments], [sentences], [sentences])
@@ -315,7 +319,7 @@ def clip_targets(segments: list, sentences: list[str], timelines: Sequence[Timel
 
 
 def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
-    """Sentences of each video, as `list[list[str]]`; `num_videos` is `None` for a single video."""
+    """Return the sentences of each video as `list[list[str]]`; `num_videos` is `None` for a single video."""
     if text is None:
         raise ValueError("Received no `text`; pass a sentence, or a list of sentences, per video.")
     per_video = as_list(text) if num_videos is not None else [text]
@@ -333,22 +337,22 @@ def _nest_text(text: Any, num_videos: int | None) -> list[list[str]]:
 
 
 def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list[list[np.ndarray]]:
-    """Target segments of each sentence of each video, each `(K, 2)` in seconds; `text` is what `sentences` came as."""
+    """Return the segments of each sentence of each video, `(K, 2)` in seconds; `text` is the original input."""
     if len(segments) != len(sentences):
         raise ValueError(
-            f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry each."
+            f"Received segments of {len(segments)} videos for {len(sentences)} videos; pass one entry per video."
         )
     nested = []
     for video_index, (video_items, entry, own_sentences) in enumerate(zip(segments, text, sentences, strict=True)):
-        # A video with one sentence may come with that sentence's segment itself, and where the sentence is in no list,
-        # neither are its several segments.
+        # A video with one sentence accepts a single segment without a list. If the sentence is a plain string, its
+        # segments have no extra list level either.
         if len(own_sentences) == 1 and len(video_items):
             if np.ndim(video_items[0]) == 0 or (isinstance(entry, str) and np.ndim(video_items[0]) == 1):
                 video_items = [video_items]
         if len(video_items) != len(own_sentences):
             raise ValueError(
                 f"Received {len(own_sentences)} sentences but segments of {len(video_items)} for video {video_index}; "
-                "pass [start, end], or a list of these, per sentence."
+                "pass [start, end], or a list of segments, per sentence."
             )
         arrays = [np.asarray(sentence_arrays, dtype=np.float64) for sentence_arrays in video_items]
         arrays = [array.reshape(-1, 2) if array.shape in ((2,), (0,)) else array for array in arrays]
@@ -356,7 +360,7 @@ def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list
             if array.shape != (0, 2) and (array.ndim != 2 or array.shape[1] != 2):
                 raise ValueError(
                     f"Received segments of shape {array.shape} for {sentence!r}; expected [start, end], a list of "
-                    "these, or [] for a sentence that is not in the video."
+                    "segments, or [] for a sentence absent from the video."
                 )
         nested.append(arrays)
     return nested
@@ -364,8 +368,8 @@ def _nest_segments(segments: Any, text: Any, sentences: list[list[str]]) -> list
 
 def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.ndarray:
     """
-    Target segments in seconds -> `(B, M, K, 2)` float32 in `[0, 1]` of each video, padded with -100; `[-1, -1]` of a
-    sentence that has none.
+    Convert target segments in seconds to labels `(B, M, K, 2)`, float32 in `[0, 1]` of each video. Padding is -100; a
+    sentence without segments has the label `[-1, -1]`.
     """
     num_sentences = max(map(len, targets))
     num_segments = max(1, *(len(array) for video_items in targets for array in video_items))
@@ -383,20 +387,23 @@ def _labels(targets: list[list[np.ndarray]], timelines: list[Timeline]) -> np.nd
 
 def _check_segments(segments_seconds: np.ndarray, window: Timeline) -> None:
     """
+    Check the target segments of a sentence.
+
+    An end up to `SEGMENT_TOLERANCE_SECONDS` after the window passes, because the caller clips it.
+
     Raises:
-        ValueError: If a segment is not finite, ends before it starts, or lies outside the window (an end that exceeds
-            it by up to `SEGMENT_TOLERANCE_SECONDS` is clipped by the caller).
+        ValueError: If a segment is not finite, ends before it starts, or lies outside the window.
     """
     for start_seconds, end_seconds in segments_seconds:
-        where = f"segment [{start_seconds:g}, {end_seconds:g}] s"
+        segment = f"segment [{start_seconds:g}, {end_seconds:g}] s"
         if not np.isfinite([start_seconds, end_seconds]).all():
-            raise ValueError(f"Received the {where}; expected finite times.")
+            raise ValueError(f"Received the {segment}; expected finite times.")
         if end_seconds <= start_seconds:
-            raise ValueError(f"Received the {where}: it does not end after it starts. Swap or drop it.")
+            raise ValueError(f"Received the {segment}: it does not end after it starts. Swap the times, or drop it.")
         inside = window.start_seconds <= start_seconds < window.end_seconds
         if not inside or end_seconds > window.end_seconds + SEGMENT_TOLERANCE_SECONDS:
             raise SegmentOutsideVideoError(
-                f"Received the {where}: it lies outside its video, which lasts from {window.start_seconds:g} to "
+                f"Received the {segment}: it lies outside its video, which lasts from {window.start_seconds:g} to "
                 f"{window.end_seconds:g} s. Times are in seconds from the first frame; clip or drop the segment."
             )
 

@@ -1,4 +1,4 @@
-"""Reading beside the work on what was read: the next item is made in a thread."""
+"""Prefetching: a thread prepares the next item during the processing of the current one."""
 
 from collections.abc import Generator, Iterator
 from queue import SimpleQueue
@@ -8,27 +8,27 @@ from typing import Any
 
 def read_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
     """
-    Yields what a generator yields, which runs up to its next item meanwhile, in a thread. So two items are in memory:
-    the one that is worked on, and the one that is read.
+    Yield the items of a generator, and run the generator one item ahead in a thread. Memory therefore holds two
+    items: the current one and the next one.
 
     Args:
-        items (`Generator`): It runs in the thread alone, and is closed there when this is closed.
+        items (`Generator`): Generator to run. It runs only in the thread, and closes there when this iterator closes.
 
     Yields:
-        Its items.
+        The items of the generator.
 
     Raises:
-        BaseException: What the generator raises.
+        BaseException: Any error of the generator.
     """
     ready: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    wanted = Semaphore(0)
+    requests = Semaphore(0)
     is_closed = False
 
     def read() -> None:
         try:
             for item in items:
                 ready.put(("item", item))
-                wanted.acquire()
+                requests.acquire()
                 if is_closed:
                     break
             items.close()
@@ -37,21 +37,21 @@ def read_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
         else:
             ready.put(("end", None))
 
-    # A daemon: where nobody closes the iterator, the interpreter ends nevertheless.
+    # A daemon thread lets the interpreter exit even if the caller never closes the iterator.
     thread = Thread(target=read, name="read_ahead", daemon=True)
     thread.start()
-    found: Any = None
+    received: Any = None
     try:
         while True:
-            kind, found = ready.get()
+            kind, received = ready.get()
             if kind == "end":
                 return
             if kind == "error":
-                raise found
-            wanted.release()
-            yield found
+                raise received
+            requests.release()
+            yield received
     finally:
-        found = None  # an error's traceback has this frame: a circle, which would keep what was read
+        received = None  # breaks the reference cycle through an error's traceback, which would keep the item alive
         is_closed = True
-        wanted.release()
+        requests.release()
         thread.join()

@@ -1,4 +1,4 @@
-"""The map between seconds and grid: the only place of the package that converts one into the other."""
+"""Conversion between seconds and grid coordinates. No other module of the package converts them."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike
 @dataclass(frozen=True)
 class Timeline:
     """
-    A window of a video, cut into `num_steps` equal steps.
+    A window of a video, divided into `num_steps` equal steps.
 
-    Grid coordinates are edges `0..num_steps`: step `i` covers `[i, i + 1)`, its centre is `i + 0.5`. Coordinates stay
-    fractional. With `num_steps=1` the grid is the unit interval, which is how labels and predictions are stored.
+    Grid coordinates are the edges `0..num_steps`. Step `i` covers `[i, i + 1)` and has its centre at `i + 0.5`.
+    Coordinates stay fractional. With `num_steps=1`, the grid is the unit interval. Labels and predictions use the
+    unit interval.
 
     Args:
         start_seconds (`float`): Start of the window, in seconds from the video's first frame.
@@ -21,7 +22,8 @@ class Timeline:
         num_steps (`int`, *optional*, defaults to 1): Number of steps, such as frames or snippets.
 
     Raises:
-        `ValueError`: If a time is not finite, the end is not after the start, or `num_steps` is no positive integer.
+        `ValueError`: If a time is not finite, the end is not after the start, or `num_steps` is not a positive
+            integer.
     """
 
     start_seconds: float
@@ -32,12 +34,12 @@ class Timeline:
         if not (math.isfinite(self.start_seconds) and math.isfinite(self.end_seconds)):
             raise ValueError(
                 f"Received a window from {self.start_seconds} to {self.end_seconds} seconds, expected finite times; "
-                "take the end from the video's duration (`probe(video).duration_seconds`)."
+                "read the end from the video's duration (`probe(video).duration_seconds`)."
             )
         if self.end_seconds <= self.start_seconds:
             raise ValueError(
                 f"Received a window from {self.start_seconds} to {self.end_seconds} seconds, expected an end after "
-                "the start; check the video's duration, and that the two were not swapped."
+                "the start; check the video's duration, and the order of the two times."
             )
         if self.num_steps < 1 or self.num_steps != int(self.num_steps):
             raise ValueError(
@@ -76,7 +78,7 @@ class Timeline:
 
     def center_seconds(self) -> np.ndarray:
         """
-        Centres of the steps; the sampling instants where `num_steps` is the number of frames.
+        Return the centres of the steps. With one step per frame, the centres are the sampling instants.
 
         Returns:
             `np.ndarray` of shape `(num_steps,)`, float64: `start + (k + 0.5) * (end - start) / num_steps`, in seconds

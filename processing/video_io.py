@@ -1,6 +1,6 @@
 """
-Read videos: `video_opening` opens a file and tells how long and large the video is, `video_reading` reads the
-frames on display at given times. Cutting and encoding are in `processing.results`.
+Video reading. `video_opening` opens a file and returns the duration and size of the video. `video_reading` reads the
+frames displayed at given times. `processing.results` contains cutting and encoding.
 """
 
 from .video_opening import (

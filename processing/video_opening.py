@@ -1,9 +1,9 @@
 """
-A video file: opening it, what opening and reading may cost, and what is known of it without decoding it as a whole.
-The only place that imports PyAV for reading.
+Opening of video files, resource limits, and video properties without a full decode. For reading, only this module
+imports PyAV.
 
-Time is what the packets and frames carry: `pts * time_base`, minus the first frame's. Neither the number of frames nor
-the average rate that a container reports is used: both are missing or wrong in real files.
+Times come from the timestamps of packets and frames: `pts * time_base`, relative to the first frame. The reader
+ignores the frame count and the average rate of the container, because both are missing or wrong in real files.
 """
 
 import io
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from .video_url import VideoFetchError, VideoFetchLimitError, fetch_video, is_url, redact_url
 
 
-# In `try`, or transformers asks for it before it loads code from the Hub. The other modules import `av` from here.
+# The `try` keeps transformers from requiring `av` before it loads code from the Hub. Other modules import `av` here.
 try:
     import av
     import av.error
@@ -29,29 +29,29 @@ try:
 except ImportError as error:
     raise ImportError("Reading videos needs PyAV, which is not installed; run `pip install av`.") from error
 
-# A playlist is a file that has others opened, here or on the network.
+# A playlist makes FFmpeg open other files, locally or on the network.
 NO_PLAYLISTS = ",".join(sorted(av.formats_available - {"concat", "dash", "hls", "imf", "rtsp", "sdp"}))
-# file://, s3:// and so on, also as `Path` leaves them; a drive of Windows has one letter.
+# Matches file://, s3:// etc., including the form after `Path` (file:/). A Windows drive has only one letter.
 OTHER_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ReadLimits:
     """
-    What reading a video may cost, as a guard against files that lie or come from strangers.
+    Resource limits for reading a video, as protection against corrupt or untrusted files.
 
-    FFmpeg makes room for what a file's tables claim before anything can be checked: a file of 3 kB took 1.5 GB. Who
-    reads strangers' files sets a limit of memory for the process too.
+    FFmpeg allocates memory for the sizes stated in a file before any check is possible. A file of 3 kB allocated
+    1.5 GB. For untrusted files, also set a memory limit for the process.
 
     Args:
-        timeout_seconds (`float`): Time in seconds for downloading, and again for reading. [`iterate_frames`] counts it
-            anew from each frame that it yields.
-        max_duration_seconds (`float`): Length of the longest video, in seconds, as [`probe`] finds it.
-        max_frames (`int`): Number of frames of the longest video.
-        max_pixels (`int`): Pixels of the largest frame, as it is stored.
-        max_download_bytes (`int`): Size of the largest file that is downloaded from a URL.
-        allow_private_addresses (`bool`): Whether to download from addresses that are not public, such as those of this
-            machine and its network.
+        timeout_seconds (`float`): Maximum time in seconds for the download, and again for reading. [`iterate_frames`]
+            restarts the time at each frame that it yields.
+        max_duration_seconds (`float`): Maximum duration in seconds, as returned by [`probe`].
+        max_frames (`int`): Maximum number of frames.
+        max_pixels (`int`): Maximum number of pixels per frame, as stored.
+        max_download_bytes (`int`): Maximum size of a file downloaded from a URL.
+        allow_private_addresses (`bool`): Whether to download from private addresses, such as addresses of this machine
+            and its network.
     """
 
     timeout_seconds: float = 600.0
@@ -67,36 +67,36 @@ DEFAULT_LIMITS = ReadLimits()
 
 @dataclass(frozen=True)
 class DownloadedVideo:
-    """A video from a URL, in a temporary file; made by [`downloaded`]."""
+    """Temporary file with a video downloaded from a URL by [`downloaded`]."""
 
     url: str
     file: BinaryIO
 
 
-# A path, an http(s) URL, the bytes of a file, or a binary file object (read from its beginning).
+# A path, an http(s) URL, the bytes of a file, or a binary file object (read from the start).
 VideoSource = str | os.PathLike | bytes | BinaryIO | DownloadedVideo
 
 
 class VideoReadError(RuntimeError):
-    """A video that cannot be read as asked. The message names the source, the reason, and how far reading got."""
+    """Error of an unreadable video. The message contains the source, the reason, and the last time read."""
 
 
 class VideoLimitError(VideoReadError):
-    """A video that would cost more than the [`ReadLimits`] allow."""
+    """Error of a video that exceeds the [`ReadLimits`]."""
 
 
 @dataclass(frozen=True)
 class VideoProperties:
     """
-    What is known of a video without decoding it as a whole.
+    Properties of a video, available without a full decode.
 
     Args:
-        duration_seconds (`float`): Seconds from the first frame's timestamp to the end of the last frame's display.
-        start_seconds (`float`): The first frame's timestamp on the container's own clock, in seconds.
+        duration_seconds (`float`): Time in seconds from the start of the first frame to the end of the last frame.
+        start_seconds (`float`): Timestamp of the first frame on the container's clock, in seconds.
         time_base (`Fraction`): Length of one tick of the stream's timestamps, in seconds.
-        height (`int`): Height of the frames as displayed, that is after rotation, in stored pixels.
-        width (`int`): Width of the frames as displayed, that is after rotation, in stored pixels.
-        rotation_degrees (`int`): Angle by which stored frames are turned counter-clockwise for display.
+        height (`int`): Height of the displayed frames (after rotation), in stored pixels.
+        width (`int`): Width of the displayed frames (after rotation), in stored pixels.
+        rotation_degrees (`int`): Counter-clockwise rotation from stored to displayed frames, in degrees.
     """
 
     duration_seconds: float
@@ -110,19 +110,18 @@ class VideoProperties:
 @contextmanager
 def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[VideoSource]:
     """
-    Download a URL once, for the functions here to read it more than once.
+    Download a URL once, so that several functions of this module can read it.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
-        limits ([`ReadLimits`], *optional*): What downloading may cost.
+        source (`str`, `os.PathLike`, `bytes` or binary file object): Video, as for [`read_frames`].
+        limits ([`ReadLimits`], *optional*): Limits of the download.
 
     Yields:
-        What the functions here take as `source`: of a URL a temporary file, which is deleted at the end of the
-        context; everything else as it came.
+        Value for the argument `source` of the functions in this module. A URL yields a temporary file, deleted at the
+        end of the context. Any other source is yielded unchanged.
 
     Raises:
-        `VideoReadError`: If the video cannot be downloaded; as [`VideoLimitError`] if that would cost more than the
-            limits allow.
+        `VideoReadError`: If the download fails; [`VideoLimitError`] if it exceeds the limits.
     """
     if not (isinstance(source, str) and is_url(source)):
         yield source
@@ -139,27 +138,28 @@ def downloaded(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> Iter
 
 def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoProperties:
     """
-    Find out how long and how large a video is.
+    Return the duration and size of a video.
 
-    The file is read once, with one frame decoded: only its packets tell until when the last frame is shown.
+    The function reads all packets once, because only the packets give the end of the last frame. It decodes only the
+    first frame.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
-            a file, or a file opened for reading bytes.
-        limits ([`ReadLimits`], *optional*): What reading may cost.
+        source (`str`, `os.PathLike`, `bytes` or binary file object): A path, an http(s) URL, the content of a file, or
+            a file opened for reading bytes.
+        limits ([`ReadLimits`], *optional*): Limits of reading.
 
     Returns:
         [`VideoProperties`]: Times in seconds, sizes as displayed.
 
     Raises:
-        `TypeError`: If `source` is none of these.
-        `FileNotFoundError`: If there is no such file.
-        `VideoReadError`: If the source holds no video stream or no frame, or cannot be read; as [`VideoLimitError`] if
-            it would cost more than the limits allow.
+        `TypeError`: If `source` has another type.
+        `FileNotFoundError`: If the file does not exist.
+        `VideoReadError`: If the source has no video stream or no frame, or is unreadable; [`VideoLimitError`] if it
+            exceeds the limits.
     """
     with downloaded(source, limits) as file, open_video(file, limits) as video:
         first_frame = None
-        # (time, duration) of the packets, in ticks, on the clock of display and on that of decoding.
+        # (time, duration) of the packets in ticks: presentation times and decoding times.
         shown: list[tuple[int, int]] = []
         decoded: list[tuple[int, int]] = []
         for packet in video.packets():
@@ -167,7 +167,7 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoProp
                 first_frame = next((frame for frame in packet.decode() if frame.pts is not None), None)
             if packet.dts is not None:
                 decoded.append((packet.dts, packet.duration or 0))
-            # Discarded packets are those that an edit list hides.
+            # An edit list marks hidden packets as discarded.
             if packet.pts is not None and not packet.is_discard:
                 shown.append((packet.pts, packet.duration or 0))
                 video.reached_seconds = video.seconds_between(shown[0][0], packet.pts)
@@ -175,16 +175,16 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoProp
             raise video.error("it has no frame with a timestamp")
 
         duration_ticks = end_ticks(shown) - first_frame.pts
-        # What the container states is a duration of decoding, which with B-frames at a variable rate can be off by
-        # whole steps. It is kept where packets are missing: a cut file must show as one that ends before it should.
+        # The container states the decoding duration. With B-frames at a variable rate, it can differ by whole steps.
+        # If packets are missing, the stated duration is used, so that reading detects the truncated file.
         stated_ticks = video.stream.duration or 0
         if decoded and end_ticks(decoded) - min(decoded)[0] < stated_ticks:
             duration_ticks = stated_ticks
         if duration_ticks <= 0:
-            raise video.error("its only frame does not say how long it is shown, so the video has no duration")
+            raise video.error("its only frame has no duration, so the video has no duration")
         duration_seconds = float(duration_ticks * video.time_base)
         if duration_seconds > limits.max_duration_seconds:
-            raise video.limit_error(f"it lasts {duration_seconds:.0f} s", "max_duration_seconds")
+            raise video.limit_error(f"its duration is {duration_seconds:.0f} s", "max_duration_seconds")
         height, width = displayed_size(video, first_frame)
         return VideoProperties(
             duration_seconds=duration_seconds,
@@ -198,14 +198,14 @@ def probe(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> VideoProp
 
 @dataclass
 class OpenVideo:
-    """An opened file, its video stream, and how far reading has got, in seconds from the first frame."""
+    """Opened file, its video stream, and the last time read, in seconds from the first frame."""
 
     name: str
     container: Any
     stream: Any
     time_base: Fraction
     limits: ReadLimits
-    # Of `time.monotonic()`.
+    # Value of `time.monotonic()`.
     deadline_seconds: float
     num_packets: int = 0
     reached_seconds: float | None = None
@@ -219,21 +219,21 @@ class OpenVideo:
         return _limit_error(self.name, what, self.limits, limit, self.reached_seconds)
 
     def packets(self, *other_streams: Any) -> Iterator[Any]:
-        """The packets of the video, and of other streams, from where the file stands; as many as the limits allow."""
-        # Left to be collected, PyAV's generator leaks a packet.
+        """Yield the packets of the video and of other streams from the current position, within the limits."""
+        # Without an explicit close, PyAV's generator leaks a packet.
         with closing(self.container.demux(self.stream, *other_streams)) as packets:
             while True:
                 try:
                     packet = next(packets)
                 except (StopIteration, IndexError):
-                    # Where more streams appear on the way, PyAV may end with an IndexError, after our last packet.
+                    # If new streams appear during reading, PyAV may raise an IndexError after our last packet.
                     return
-                # The last packets are dummies.
+                # The last packets are empty.
                 self.num_packets += packet.size > 0 and packet.stream_index == self.stream.index
                 if self.num_packets > self.limits.max_frames:
-                    raise self.limit_error("it has more frames", "max_frames")
+                    raise self.limit_error("it has too many frames", "max_frames")
                 if time.monotonic() > self.deadline_seconds:
-                    raise self.limit_error("reading it takes long", "timeout_seconds")
+                    raise self.limit_error("reading takes too long", "timeout_seconds")
                 yield packet
 
     def seconds_between(self, first_pts: int, pts: int) -> float:
@@ -245,8 +245,8 @@ def open_video(
     source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS, deadline_seconds: float | None = None
 ) -> Iterator[OpenVideo]:
     """
-    Open the first video stream that is not a cover picture; turn PyAV's errors into [`VideoReadError`]. A URL has to
-    be downloaded before.
+    Open the first video stream that is not a cover picture, and convert PyAV's errors to [`VideoReadError`]. Download
+    a URL first.
     """
     file, name = _file_and_name(source)
     if deadline_seconds is None:
@@ -258,7 +258,7 @@ def open_video(
         "protocol_whitelist": "file" if isinstance(file, str) else "none",
     }
     try:
-        # Titles of downloaded files are in any encoding.
+        # Metadata of downloaded files may have any encoding.
         with av.open(
             file, mode="r", metadata_errors="replace", options=options, timeout=limits.timeout_seconds
         ) as container:
@@ -266,16 +266,16 @@ def open_video(
             if not pictures:
                 kinds = sorted({s.type for s in container.streams}) or ["nothing"]
                 raise _read_error(name, f"it has no video stream (found: {', '.join(kinds)})")
-            # FFmpeg takes a still picture for a video of 1/25 s.
+            # FFmpeg opens a still picture as a video of 1/25 s.
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):
                 raise _read_error(name, f"it is a still picture ({container.format.name}), expected a video")
             stream = next((s for s in pictures if s.codec_context is not None), None)
             if stream is None:
-                raise _read_error(name, "there is no decoder for its video stream")
+                raise _read_error(name, "FFmpeg has no decoder for its video stream")
             size = stream.codec_context.width, stream.codec_context.height
             if size[0] * size[1] > limits.max_pixels:
-                raise _limit_error(name, f"its frames are {size[0]} x {size[1]} pixels large", limits, "max_pixels")
-            # Its frames may turn out larger than its header says.
+                raise _limit_error(name, f"its frames have {size[0]} x {size[1]} pixels", limits, "max_pixels")
+            # Frames may be larger than the header states.
             stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
             ticks = stream.time_base
             time_base = Fraction(ticks.numerator, ticks.denominator)
@@ -283,8 +283,8 @@ def open_video(
             yield video
     except av.error.FFmpegError as error:
         reached_seconds = None if video is None else video.reached_seconds
-        if isinstance(error, av.error.ExitError):  # PyAV stops FFmpeg so.
-            raise _limit_error(name, "reading it takes long", limits, "timeout_seconds", reached_seconds) from error
+        if isinstance(error, av.error.ExitError):  # PyAV interrupts FFmpeg with this error.
+            raise _limit_error(name, "reading takes too long", limits, "timeout_seconds", reached_seconds) from error
         raise _read_error(name, str(error), reached_seconds) from error
 
 
@@ -304,26 +304,26 @@ def _file_and_name(source: VideoSource) -> tuple[Any, str]:
             if OTHER_ADDRESS.match(str(source)):
                 raise FileNotFoundError(
                     f"Received the address {redact_url(str(source))} as a video; expected a path or an http(s) URL. "
-                    "Of a file on this machine pass the path, without file://; what lies elsewhere, download first."
+                    "For a local file, pass the path without file://. Download a remote file first."
                 )
             raise FileNotFoundError(f"There is no video file at {path}; check the folder and the extension.")
         if path.is_file() and path.stat().st_size == 0:
             raise _read_error(str(path), "it is empty")
-        # With the protocol spelled out, FFmpeg takes no part of a file's name for a protocol or a pattern.
+        # With an explicit protocol, FFmpeg does not interpret parts of the file name as a protocol or a pattern.
         return f"file:{path}", str(path)
     if not is_file_object(source) or isinstance(source, io.TextIOBase):
         raise TypeError(
             f"Received a video of type {type(source).__name__}, expected a path, an http(s) URL, bytes or a file "
-            "opened for reading bytes; pass videos that are arrays to the video processor instead."
+            "opened for reading bytes; pass arrays to the video processor instead."
         )
-    # The same file object is first probed and then read.
+    # `probe` and `read_frames` share one file object.
     if can_seek(source):
         source.seek(0)
     return source, str(getattr(source, "name", f"<{type(source).__name__}>"))
 
 
 def is_file_object(source: Any) -> bool:
-    """Whether something can be read like a file."""
+    """Return whether an object has a `read` method."""
     return callable(getattr(source, "read", None))
 
 
@@ -338,17 +338,17 @@ def _read_error(name: str, reason: str, reached_seconds: float | None = None) ->
 def _limit_error(
     name: str, what: str, limits: ReadLimits, limit: str, reached_seconds: float | None = None
 ) -> VideoLimitError:
-    reason = f"{what}, and no more than {limit}={getattr(limits, limit)} is allowed; to allow more, pass `ReadLimits`"
+    reason = f"{what}, above the limit {limit}={getattr(limits, limit)}; to raise the limit, pass `ReadLimits`"
     return VideoLimitError(_message(name, reason, reached_seconds))
 
 
 def _message(name: str, reason: str, reached_seconds: float | None) -> str:
-    reached = "no frame was read" if reached_seconds is None else f"reading got to {reached_seconds:.3f} s"
+    reached = "no frame was read" if reached_seconds is None else f"reading stopped at {reached_seconds:.3f} s"
     return f"Could not read the video {name}: {reason} ({reached})."
 
 
 def end_ticks(packets: list[tuple[int, int]]) -> int:
-    """End of the last packet's time, in ticks, from the `(time, duration)` of all packets in any order."""
+    """Return the end of the last packet in ticks, from the `(time, duration)` of all packets in any order."""
     packets = sorted(packets)
     last_pts, last_duration = packets[-1]
     if not last_duration and len(packets) > 1:
@@ -361,8 +361,8 @@ def displayed_size(video: OpenVideo, frame: Any) -> tuple[int, int]:
 
 
 def quarter_turns(video: OpenVideo, frame: Any) -> int:
-    """Counter-clockwise quarter turns from the stored to the displayed frame, which is also what `np.rot90` takes."""
+    """Return the counter-clockwise quarter turns from the stored to the displayed frame, as for `np.rot90`."""
     turns, rest = divmod(frame.rotation, 90)
     if rest:
-        raise video.error(f"it is to be shown rotated by {frame.rotation} degrees, which is no multiple of 90")
+        raise video.error(f"its frames are rotated by {frame.rotation} degrees, expected a multiple of 90")
     return turns

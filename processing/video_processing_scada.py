@@ -1,4 +1,4 @@
-"""Video processor: which instants of a video the model sees, and how frames become pixels."""
+"""Video processor: sampling of frames, scaling and normalization."""
 
 import json
 import math
@@ -32,7 +32,7 @@ from .video_io import (
 
 
 class ScadaVideosKwargs(TypedDict, total=False):
-    """Arguments of [`ScadaVideoProcessor`]; see there."""
+    """Keyword arguments of [`ScadaVideoProcessor`]."""
 
     num_frames: int
     size: dict[str, int]
@@ -44,29 +44,29 @@ class ScadaVideosKwargs(TypedDict, total=False):
 
 class ScadaVideoProcessor(BaseVideoProcessor):
     r"""
-    Samples frames uniformly in time, scales them and normalises them. Needs neither torchvision nor Pillow.
+    Video processor that samples frames uniformly in time, scales and normalizes them. It requires neither torchvision
+    nor Pillow.
 
-    Frame `k` of `T` is the one on display at `start + (k + 0.5) * (end - start) / T` seconds. Frames are scaled to
-    `size` as a whole, without a crop: what happens at the side of the picture counts too ([D]; AdaTAD crops the
-    centre).
+    Frame `k` of `T` is the frame displayed at `start + (k + 0.5) * (end - start) / T` seconds. The processor scales
+    the complete frame to `size` without a crop, to keep events at the edges ([D]; AdaTAD crops the centre).
 
     Args:
         num_frames (`int`, *optional*, defaults to 512):
-            Frames a video, `T`; a multiple of the backbone's clip length.
+            Number of frames per video, `T`; a multiple of the clip length of the backbone.
         size (`dict[str, int]`, *optional*, defaults to `{"height": 160, "width": 160}`):
-            Size of the frames in pixels; multiples of the backbone's patch size.
+            Size of the frames in pixels; multiples of the patch size of the backbone.
         window_seconds (`float`, *optional*):
-            Longest stretch of video, in seconds, that `num_frames` frames stand for; the pipeline reads a longer video
-            in windows. If not given, there is no limit.
+            Maximum duration, in seconds, covered by `num_frames` frames. The pipeline reads a longer video in windows.
+            By default, the duration is unlimited.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether pixels are divided by 255 and normalised, to float32. Without, they stay `uint8`, a quarter of the
-            bytes, for a model whose configuration has the mean and standard deviation.
+            Whether to divide pixels by 255 and normalize them, as float32. With `False`, pixels stay `uint8` and use a
+            quarter of the memory. The model's configuration must then contain the mean and standard deviation.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
-            Mean of the channels, for pixels in `[0, 1]`.
+            Mean of each channel, for pixels in `[0, 1]`.
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
-            Standard deviation of the channels.
+            Standard deviation of each channel.
 
-    What reading a video may cost is in the attribute `limits`, a [`ReadLimits`]. It is not saved with the processor.
+    The attribute `limits`, a [`ReadLimits`], sets the limits of reading a video. It is not saved with the processor.
 
     Raises:
         ValueError: If a size or `window_seconds` is not positive.
@@ -93,18 +93,17 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     @classmethod
     def from_backbone(cls, name_or_path: str, **kwargs) -> "ScadaVideoProcessor":
         """
-        A processor with the mean and standard deviation that a pretrained backbone was trained with, and its image
-        size unless another is given.
+        Create a processor with the mean, standard deviation and image size of a pretrained backbone.
 
         Args:
-            name_or_path (`str`): Hub id or folder of the backbone. Without a preprocessing configuration there,
-                ImageNet's values stand.
-            **kwargs: Arguments of [`ScadaVideoProcessor`], which come first.
+            name_or_path (`str`): Hub id or folder of the backbone. Without a preprocessing configuration, the values
+                of ImageNet apply.
+            **kwargs: Arguments of [`ScadaVideoProcessor`], which override the values of the backbone.
         """
         config = _preprocessing_config(str(name_or_path))
         found: dict[str, Any] = {}
         if config.get("image_mean") and config.get("image_std") or config.get("do_normalize") is False:
-            # The backbone got ((pixels * scale - offset) - mean) / std for pixels from 0 to 255.
+            # Input of the backbone: ((pixels * scale - offset) - mean) / std for pixels from 0 to 255.
             scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale") is not False else 255.0
             offset = 1.0 if config.get("offset") and config.get("do_rescale") is not False else 0.0
             normalized = config.get("do_normalize") is not False
@@ -122,7 +121,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         return cls(**found | kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, without the limits: they are the machine's, not the model's."""
+        """Return the settings without the limits, which belong to the machine instead of the model."""
         return {name: value for name, value in super().to_dict().items() if name != "limits"}
 
     def _check(self, num_frames: int, size: dict[str, int]) -> tuple[int, tuple[int, int]]:
@@ -134,26 +133,26 @@ class ScadaVideoProcessor(BaseVideoProcessor):
 
     def is_model_to_normalize(self, config: PreTrainedConfig) -> bool:
         """
-        Whether a model gives with `do_normalize=False` what it gives with pixels that were normalised here.
+        Return whether the model normalizes `uint8` pixels in the same way as this processor.
 
         Args:
-            config ([`ScadaConfig`]): The model's configuration, with `image_mean` and `image_deviation`, or without.
+            config ([`ScadaConfig`]): Configuration of the model; `image_mean` and `image_deviation` may be `None`.
         """
         own = [list(self.image_mean), list(self.image_std)]
         return config.image_mean is not None and own == [list(config.image_mean), list(config.image_deviation)]
 
     def downloaded(self, video: Any) -> AbstractContextManager[Any]:
         """
-        Download a URL once, for several calls; a context, whose value stands for the video in them.
+        Download a URL once for several calls, as a context manager.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): A video.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): Video.
 
         Returns:
-            A context manager: of a URL for a file that is deleted at the end, of all else for what came.
+            Context manager. For a URL, its value is a temporary file, deleted at the end. Other videos stay unchanged.
 
         Raises:
-            VideoReadError: On entering, if the video cannot be downloaded.
+            VideoReadError: On entry, if the download fails.
         """
         return downloaded(video, self.limits)
 
@@ -168,40 +167,42 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         do_normalize: bool | None = None,
     ) -> BatchFeature:
         """
+        Sample, scale and normalize the frames of videos.
+
         Args:
             videos (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray`, `torch.Tensor` or a list of these):
-                Each a path, an http(s) URL, a file's content, or the frames themselves: `(T, H, W, 3)` or
-                `(T, 3, H, W)`, `uint8` or floats in `[0, 1]`.
+                Path, http(s) URL, file content or frames of each video. Frames have the shape `(T, H, W, 3)` or
+                `(T, 3, H, W)`, with `uint8` or floats in `[0, 1]`.
             video_metadata (`dict` or `list[dict]`, *optional*):
-                For frames given as arrays: `{"fps": ...}` or `{"duration": ...}` (seconds) of each video. If they were
-                picked from a longer source, its `fps` or `duration` with `frames_indices` and `total_num_frames`, as
-                in transformers' `VideoMetadata`.
+                Metadata of videos passed as arrays: `{"fps": ...}` or `{"duration": ...}` (seconds) per video. For
+                frames from a longer source, pass the `fps` or `duration` of the source with `frames_indices` and
+                `total_num_frames`, as in transformers' `VideoMetadata`.
             num_frames (`int`, *optional*):
-                Overrides the processor's.
+                Number of frames instead of the processor's value.
             size (`dict[str, int]`, *optional*):
-                Overrides the processor's, in pixels.
+                Size in pixels instead of the processor's value.
             return_timelines (`bool`, *optional*, defaults to `False`):
-                Whether to return the [`Timeline`] of each video, which `post_process_temporal_grounding` needs.
+                Whether to return the [`Timeline`] of each video, required by `post_process_temporal_grounding`.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
-                `"pt"` or `"np"`.
+                Tensor type, `"pt"` or `"np"`.
             do_normalize (`bool`, *optional*):
-                Overrides the processor's.
+                Whether to normalize, instead of the processor's value.
 
         Returns:
-            `BatchFeature` with `pixel_values_videos`, `(B, T, 3, height, width)`, float32 or, without
-            `do_normalize`, uint8; and `timelines` if asked for.
+            `BatchFeature` with `pixel_values_videos` of shape `(B, T, 3, height, width)`, float32, or uint8 without
+            `do_normalize`. With `return_timelines=True`, it also contains `timelines`.
 
         Raises:
             FileNotFoundError: If a path does not exist.
-            VideoReadError: If a file cannot be read as video.
-            ValueError: If frames given as arrays have no frames, NaN, another shape or type, or no length in seconds.
+            VideoReadError: If a file is not a readable video.
+            ValueError: If an array is empty, contains NaN, has another shape or dtype, or has no known duration.
         """
         checked_num_frames, checked_size = self._check(
             self.num_frames if num_frames is None else num_frames, dict(self.size) if size is None else dict(size)
         )
         videos = list(videos) if isinstance(videos, (list, tuple)) else [videos]
         if not videos:
-            raise ValueError("Received no video; pass at least one.")
+            raise ValueError("Received no video; pass at least one video.")
         metadata = video_metadata if isinstance(video_metadata, Sequence) else [video_metadata] * len(videos)
         if len(metadata) != len(videos):
             raise ValueError(
@@ -221,23 +222,23 @@ class ScadaVideoProcessor(BaseVideoProcessor):
 
     def num_windows(self, video: Any, video_metadata: dict | None = None) -> int:
         """
-        How many windows a video is to be read in: as few as cover it, each no longer than `window_seconds` and
-        overlapping the next by half.
+        Return the number of windows of a video: the minimum that covers the video. Each window lasts at most
+        `window_seconds` and overlaps the next one by half.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): The video.
-            video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): Video.
+            video_metadata (`dict`, *optional*): Metadata of frames: `{"fps": ...}` or `{"duration": ...}`.
 
         Returns:
-            `int`: 1 if there is no `window_seconds`, or the video is no longer.
+            `int`: Number of windows; 1 without `window_seconds`, or for a video up to `window_seconds` long.
         """
-        # Without a limit the video need not even be opened.
+        # Without a limit, the video stays closed.
         return 1 if self.window_seconds is None else self._count_windows(self._duration_seconds(video, video_metadata))
 
     def _count_windows(self, duration_seconds: float) -> int:
         if self.window_seconds is None:
             return 1
-        # n windows that overlap by half have n + 1 halves.
+        # n windows with an overlap of half a window cover n + 1 halves.
         return max(1, math.ceil(2 * duration_seconds / self.window_seconds) - 1)
 
     def iterate_windows(
@@ -248,22 +249,21 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         do_normalize: bool | None = None,
     ) -> Iterator[BatchFeature]:
         """
-        Reads a video in the windows that `num_windows` counts, from the beginning to the end, once, and with no more
-        than the frames of two windows in memory.
+        Yield the windows of a video in order, in one pass. Memory holds at most the frames of two windows.
 
         Args:
-            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): The video.
-            video_metadata (`dict`, *optional*): For frames given as arrays: `{"fps": ...}` or `{"duration": ...}`.
-            num_frames (`int`, *optional*): Frames of each window; overrides the processor's.
-            do_normalize (`bool`, *optional*): Overrides the processor's.
+            video (`str`, `os.PathLike`, `bytes`, `BinaryIO`, `np.ndarray` or `torch.Tensor`): Video.
+            video_metadata (`dict`, *optional*): Metadata of frames: `{"fps": ...}` or `{"duration": ...}`.
+            num_frames (`int`, *optional*): Number of frames per window instead of the processor's value.
+            do_normalize (`bool`, *optional*): Whether to normalize, instead of the processor's value.
 
         Yields:
-            `BatchFeature` with `pixel_values_videos` `(1, T, 3, height, width)` and `timelines`, one [`Timeline`], for
-            each window.
+            `BatchFeature` of each window with `pixel_values_videos` `(1, T, 3, height, width)` and `timelines`, a list
+            with one [`Timeline`].
 
         Raises:
-            ValueError: If there are several windows and the number of frames is odd, or see `preprocess`.
-            FileNotFoundError, VideoReadError: If the video cannot be read.
+            ValueError: If the number of frames is odd and the video has several windows; see also `preprocess`.
+            FileNotFoundError, VideoReadError: If the video is unreadable.
         """
         num_frames, size = self._check(self.num_frames if num_frames is None else num_frames, dict(self.size))
         with self.downloaded(video) as file:
@@ -283,7 +283,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             yield self.preprocess(video, video_metadata, num_frames, do_normalize=do_normalize, return_timelines=True)
             return
         if num_frames % 2:
-            raise ValueError(f"Received num_frames={num_frames}; windows that overlap by half need an even number.")
+            raise ValueError(f"Received num_frames={num_frames}; overlapping windows require an even number.")
         halves = Timeline(0.0, duration_seconds, count + 1)
         sampling = Timeline(halves.start_seconds, halves.end_seconds, (count + 1) * num_frames // 2)
         if isinstance(video, (np.ndarray, torch.Tensor)):
@@ -293,7 +293,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
         window = np.empty((num_frames, *size, 3), dtype=np.uint8)
         half = num_frames // 2
         for index, frame in enumerate(frames):
-            # The second half of a window is the first one of the next.
+            # The second half of a window is the first half of the next one.
             if index >= num_frames and index % half == 0:
                 window[:half] = window[half:]
             window[index if index < half else half + index % half] = frame
@@ -307,7 +307,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
     def _sample(
         self, video: Any, metadata: dict | None, num_frames: int, size: tuple[int, int]
     ) -> tuple[np.ndarray, Timeline]:
-        """One video in any form -> frames `(T, height, width, 3)` uint8, and the window they were sampled from."""
+        """Return the sampled frames `(T, height, width, 3)`, uint8, and the window of one video in any form."""
         if isinstance(video, (np.ndarray, torch.Tensor)):
             frames = _as_uint8_frames(video)
             timeline = Timeline(0.0, _array_duration_seconds(len(frames), metadata))
@@ -318,7 +318,7 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             return read_frames(file, sampling.center_seconds(), size=size, limits=self.limits), timeline
 
     def _duration_seconds(self, video: Any, metadata: dict | None = None) -> float:
-        """Length of a video in any form, in seconds."""
+        """Return the duration of a video in any form, in seconds."""
         if isinstance(video, (np.ndarray, torch.Tensor)):
             return _array_duration_seconds(len(video), metadata)
         is_file = is_file_object(video) and not isinstance(video, TextIOBase)
@@ -329,13 +329,13 @@ class ScadaVideoProcessor(BaseVideoProcessor):
             )
         if is_file and not can_seek(video):
             raise ValueError(
-                f"Received a file of type {type(video).__name__} that cannot go back to its beginning, and a video is "
-                "read twice; pass its content, `file.read()`."
+                f"Received a non-seekable file of type {type(video).__name__}, but reading a video requires two "
+                "passes; pass the content, `file.read()`."
             )
         return probe(video, self.limits).duration_seconds
 
     def _pixels(self, frames: np.ndarray, do_normalize: bool | None) -> torch.Tensor:
-        """uint8 `(T, H, W, 3)` -> `(T, 3, H, W)` of its own memory, uint8 or normalised float32."""
+        """Convert uint8 `(T, H, W, 3)` to a new tensor `(T, 3, H, W)`, uint8 or normalized float32."""
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
         if not (self.do_normalize if do_normalize is None else do_normalize):
             return pixels.clone(memory_format=torch.contiguous_format)
@@ -346,8 +346,10 @@ class ScadaVideoProcessor(BaseVideoProcessor):
 
 def check_num_frames(num_frames: Any) -> None:
     """
+    Check the number of frames.
+
     Raises:
-        ValueError: If `num_frames` is no positive integer.
+        ValueError: If `num_frames` is not a positive integer.
     """
     if isinstance(num_frames, bool) or not isinstance(num_frames, Integral) or num_frames < 1:
         raise ValueError(f"Received num_frames={num_frames!r}; expected a positive number of frames.")
@@ -362,20 +364,20 @@ def _preprocessing_config(name_or_path: str) -> dict[str, Any]:
                 return config
             if nested := config.get("video_processor") or config.get("image_processor"):
                 return nested
-    cached_file(name_or_path, "config.json")  # raises if there is no backbone at all
+    cached_file(name_or_path, "config.json")  # raises an error if the backbone does not exist
     return {}
 
 
 def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Frames `(T, H, W, 3)` or `(T, 3, H, W)`, uint8 or floats in `[0, 1]` -> uint8 `(T, H, W, 3)`."""
+    """Convert `(T, H, W, 3)` or `(T, 3, H, W)`, uint8 or floats in `[0, 1]`, to uint8 `(T, H, W, 3)`."""
     if isinstance(video, torch.Tensor):
-        # NumPy has no bfloat16.
+        # NumPy does not support bfloat16.
         video = (video.float() if video.dtype == torch.bfloat16 else video).detach().cpu().numpy()
     frames = video
     if frames.ndim == 3 and 3 in (frames.shape[-1], frames.shape[0]):
         raise ValueError(
-            f"Received a picture of shape {frames.shape} for a video; a list holds several videos, so join the frames "
-            "of one, as with np.stack(frames)."
+            f"Received a picture of shape {frames.shape} instead of a video; a list contains one entry per video. "
+            "Stack the frames of one video with np.stack(frames)."
         )
     if frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
         raise ValueError(
@@ -384,7 +386,7 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
         )
     if 0 in frames.shape:
         raise ValueError(
-            f"Received a video of shape {frames.shape}: it has no frames or no pixels. Pass at least one."
+            f"Received a video of shape {frames.shape}, which has no frames or no pixels; pass at least one frame."
         )
     if frames.shape[-1] != 3:
         frames = frames.transpose(0, 2, 3, 1)
@@ -397,7 +399,7 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
     if frames.min() < 0 or frames.max() > 1:
         raise ValueError(
             f"Received a video of floats in [{frames.min():.3g}, {frames.max():.3g}]; expected [0, 1]. Divide pixels "
-            "of 0 to 255 by 255, and pass frames that are not normalised."
+            "of 0 to 255 by 255, and pass frames without normalization."
         )
     return (frames * 255).round().astype(np.uint8)
 
@@ -405,7 +407,7 @@ def _as_uint8_frames(video: np.ndarray | torch.Tensor) -> np.ndarray:
 def _iterate_array(
     video: np.ndarray | torch.Tensor, metadata: dict | None, num_frames: int, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """So many frames of a video that came as an array, evenly over its length, one at a time, scaled to `size`."""
+    """Yield `num_frames` frames of an array, evenly spaced in time, one at a time, scaled to `size`."""
     frames = _as_uint8_frames(video)
     for place in _frame_positions(len(frames), metadata, num_frames):
         yield resize_frames(frames[place : place + 1], size)[0]
@@ -413,8 +415,8 @@ def _iterate_array(
 
 def _frame_positions(length: int, metadata: dict | None, num_frames: int) -> np.ndarray:
     """
-    Where in an array of `length` frames those lie that are nearest to `num_frames` instants, evenly over the video's
-    length. Without `frames_indices` the array's own frames are spread evenly, too.
+    Return the positions in an array of `length` frames that are nearest to `num_frames` evenly spaced instants.
+    Without `frames_indices`, the frames of the array are also evenly spaced.
     """
     indices, num_source_frames = _source_frames(length, dict(metadata or {}))
     centers = Timeline(0.0, float(num_source_frames), num_frames).center_seconds()
@@ -423,8 +425,8 @@ def _frame_positions(length: int, metadata: dict | None, num_frames: int) -> np.
 
 def _source_frames(length: int, metadata: dict) -> tuple[np.ndarray, int]:
     """
-    Which frames of their source those of an array are, and how many the source has, by metadata such as transformers'
-    `VideoMetadata`. Where they do not say which, the frames are spread evenly; where not how many, they are all.
+    Return the indices of an array's frames in their source and the number of source frames, from metadata such as
+    transformers' `VideoMetadata`. By default, the indices are evenly spaced, and the array contains all source frames.
     """
     indices = metadata.get("frames_indices")
     if indices is None:
@@ -436,22 +438,22 @@ def _source_frames(length: int, metadata: dict) -> tuple[np.ndarray, int]:
     if indices.shape != (length,) or any(one >= other for one, other in zip(inside, inside[1:], strict=False)):
         raise ValueError(
             f"Received {length} frames as an array with frames_indices={metadata['frames_indices']} and "
-            f"total_num_frames={metadata.get('total_num_frames')}; expected for each frame its place in the source, "
-            "in order and from 0."
+            f"total_num_frames={metadata.get('total_num_frames')}; expected the index of each frame in the source, "
+            "in ascending order and counted from 0."
         )
     return indices, num_source_frames
 
 
 def _array_duration_seconds(length: int, metadata: dict | None) -> float:
-    """Length of a video that came as an array, from its duration, or its source's frame rate and number of frames."""
+    """Return the duration of an array in seconds, from `duration`, or from `fps` and the number of source frames."""
     metadata = {} if metadata is None else dict(metadata)
     duration_seconds = metadata.get("duration")
     if duration_seconds is None and metadata.get("fps"):
         duration_seconds = _source_frames(length, metadata)[1] / metadata["fps"]
     if duration_seconds is None or not math.isfinite(duration_seconds) or duration_seconds <= 0:
         raise ValueError(
-            f"Received {length} frames as an array with video_metadata={metadata or None}: how long they last is "
-            "not known. Pass video_metadata={'fps': ...} or {'duration': seconds}."
+            f"Received {length} frames as an array with video_metadata={metadata or None}, so their duration is "
+            "unknown. Pass video_metadata={'fps': ...} or {'duration': seconds}."
         )
     return float(duration_seconds)
 

@@ -1,13 +1,13 @@
 """
-The frames of a video that are on display at given instants.
+Reading of the frames displayed at given instants.
 
 Design choices:
-- A frame is on display from its timestamp until the next frame's.
-- Nothing is made up: damage, a cut file and an instant after the end are errors, never a repeated or a skipped frame.
-- Of a file whose packets say plainly what is shown when, only what the instants need is decoded: from the last key
-  frame before each, without the frames on the way that no other refers to. Every frame has to come out with the time
-  that its packet bears. Any other file, and one that surprises on the way, is decoded through from its start.
-- Frames are scaled and converted only where an instant asks for them, in one step.
+- A frame is displayed from its timestamp to the timestamp of the next frame.
+- Damage, truncated files and instants after the end raise an error. The reader never repeats or skips a frame.
+- If the packets give reliable display times, the reader decodes only the required frames. Decoding starts at the last
+  key frame before each instant and skips frames without references. Each decoded frame must have the time of its
+  packet. If a check fails, the reader decodes the file from its start.
+- Only requested frames are scaled and converted, in one step.
 """
 
 import math
@@ -42,35 +42,35 @@ from .video_opening import (
 
 
 SMALL_FRAME_PIXELS = 256 * 256
-# Without the flags, libswscale halves the chroma of what it scales to and truncates colours that it looks up: pictures
-# come out 1.6 grey levels too dark on average. By number, since PyAV 17 has no names for them: SWS_FULL_CHR_H_INT and
-# SWS_ACCURATE_RND.
+# Without these flags, libswscale halves the chroma of the scaled picture and truncates colours from its tables.
+# Pictures are then 1.6 grey levels too dark on average. The numbers are SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND,
+# because PyAV 17 has no names for them.
 SCALING_FLAGS = int(av.video.reformatter.Interpolation.BILINEAR) | 0x2000 | 0x40000
 LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 LIMITED_TO_FULL = np.rint((np.arange(256) - 16) * 255 / 219).clip(0, 255).astype(np.uint8)
-# H.264 and HEVC let no more frames than this be stored before one that is shown earlier; other codecs fewer.
+# Maximum number of reordered frames in H.264 and HEVC; other codecs allow fewer.
 MAX_REORDERED_FRAMES = 16
-# Their headers say where the key frames are.
+# Formats with an index of key frames in the header.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# They have no place for times of display. If a codec's own frames do not tell them, FFmpeg counts packets instead.
+# Formats without display times. If the codec does not store them either, FFmpeg counts packets instead.
 FORMATS_WITHOUT_TIMES = ("avi", "asf", "mxf")
-# To begin anew at a key frame, what is in the decoder has to come out first; it is quicker to decode a few frames.
+# A restart at a key frame must first empty the decoder, so decoding a few frames is faster.
 MIN_SKIPPED_FRAMES = 4
 MAX_TICK = 2**63 - 1
-# So many packets are held at most while looking for a key frame to begin with.
+# Maximum number of packets in memory during the search for the first key frame.
 MAX_QUEUED_PACKETS = 500
 
 
 def check_video(source: VideoSource, limits: ReadLimits = DEFAULT_LIMITS) -> None:
     """
-    Decode every frame of a video, to find out whether all of it can be read.
+    Decode every frame of a video, to check that the complete video is readable.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
-        limits ([`ReadLimits`], *optional*): What reading may cost.
+        source (`str`, `os.PathLike`, `bytes` or binary file object): Video, as for [`read_frames`].
+        limits ([`ReadLimits`], *optional*): Limits of reading.
 
     Raises:
-        As [`probe`], and `VideoReadError` if a frame is damaged or the video ends before it should.
+        Same errors as [`probe`], and `VideoReadError` if a frame is damaged or the video is truncated.
     """
     with downloaded(source, limits) as file:
         last_seconds = math.nextafter(probe(file, limits).duration_seconds, 0.0)
@@ -87,34 +87,34 @@ def read_frames(
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> np.ndarray:
     """
-    Read the frames on display at given instants.
+    Read the frames displayed at given instants.
 
-    The frame on display is the last one whose timestamp is not after the instant. No more is decoded than the frames
-    asked for need, where the file allows, and the frames are the same as if it had been decoded through from its
-    start; but damage to what none of them needs goes unnoticed.
+    The displayed frame is the last one with a timestamp not after the instant. If the file allows, the function
+    decodes only the required frames. The result is the same as for a full decode, except that damage outside the
+    required frames is not detected.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video: a path, an http(s) URL, the content of
-            a file, or a file opened for reading bytes.
-        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, in any order; an instant may
-            occur more than once.
-        size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
-            frame's.
-        allow_truncated (`bool`, *optional*, defaults to `False`): Whether to return, with a warning, the frames up to
-            where a video ends or breaks off before the last instant, if there is one.
-        limits ([`ReadLimits`], *optional*): What reading may cost.
+        source (`str`, `os.PathLike`, `bytes` or binary file object): A path, an http(s) URL, the content of a file, or
+            a file opened for reading bytes.
+        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, in any order. Instants may
+            repeat.
+        size (`tuple[int, int]`, *optional*): Height and width of the returned frames. Defaults to the displayed size
+            of the first frame.
+        allow_truncated (`bool`, *optional*, defaults to `False`): Whether to return the readable frames of a truncated
+            or damaged video, with a warning, instead of raising an error. Requires at least one readable frame.
+        limits ([`ReadLimits`], *optional*): Limits of reading.
 
     Returns:
-        `np.ndarray` of shape `(T, H, W, 3)`, uint8: RGB frames, upright, in the order of `seconds`; without those
-        after the end of a truncated video.
+        `np.ndarray` of shape `(T, H, W, 3)`, uint8: Upright RGB frames, in the order of `seconds`. With
+        `allow_truncated`, the array contains only the readable frames.
 
     Raises:
         `ValueError`: If `seconds` is not a non-empty list of finite, non-negative times, or `size` not two positive
             integers.
-        `TypeError`: If `source` is none of these.
-        `FileNotFoundError`: If there is no such file.
-        `VideoReadError`: If the source cannot be read, or is damaged or ends before the last instant asked for; as
-            [`VideoLimitError`] if it would cost more than the limits allow.
+        `TypeError`: If `source` has another type.
+        `FileNotFoundError`: If the file does not exist.
+        `VideoReadError`: If the source is unreadable, damaged, or ends before the last instant; [`VideoLimitError`] if
+            it exceeds the limits.
     """
     instant_seconds = _check_instants(seconds)
     if size is not None:
@@ -133,7 +133,7 @@ def read_frames(
     except VideoReadError as error:
         if not allow_truncated or not num_read or isinstance(error, VideoLimitError):
             raise
-        warnings.warn(f"{error} Only the first {num_read} of {len(order)} frames are there.", stacklevel=2)
+        warnings.warn(f"{error} Returning only the first {num_read} of {len(order)} frames.", stacklevel=2)
         frames = frames[np.sort(order[:num_read])]
     return frames
 
@@ -145,21 +145,21 @@ def iterate_frames(
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> Iterator[np.ndarray]:
     """
-    As [`read_frames`], one frame at a time and for instants in ascending order, so in the memory of a few frames.
+    Yield the frames displayed at instants in ascending order, one at a time. Memory holds only a few frames.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or binary file object): The video, as for [`read_frames`].
-        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, none before the one before.
-        size (`tuple[int, int]`, *optional*): Height and width to scale to, as displayed. Defaults to the first
-            frame's.
-        limits ([`ReadLimits`], *optional*): What reading may cost.
+        source (`str`, `os.PathLike`, `bytes` or binary file object): Video, as for [`read_frames`].
+        seconds (`np.ndarray` of shape `(T,)`): Instants, in seconds from the first frame, in ascending order.
+        size (`tuple[int, int]`, *optional*): Height and width of the yielded frames. Defaults to the displayed size of
+            the first frame.
+        limits ([`ReadLimits`], *optional*): Limits of reading.
 
     Yields:
-        `np.ndarray` of shape `(H, W, 3)`, uint8: The RGB frame on display at each instant, upright. Instants that fall
-        on the same frame yield the same array.
+        `np.ndarray` of shape `(H, W, 3)`, uint8: Upright RGB frame displayed at each instant. Instants within the same
+        frame yield the same array.
 
     Raises:
-        As [`read_frames`], and `ValueError` if the instants are not in order.
+        Same errors as [`read_frames`], and `ValueError` if the instants are not in ascending order.
     """
     instant_seconds = _check_instants(seconds)
     if (np.diff(instant_seconds) < 0).any():
@@ -177,8 +177,8 @@ def _iterate_frames(
     limits: ReadLimits,
     deadline_seconds: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """As [`iterate_frames`], up to a deadline of `time.monotonic()`; without one, each frame has the limits' time."""
-    # One reformatter for all frames keeps libswscale's tables from one frame to the next.
+    """Yield frames until a deadline of `time.monotonic()`. Without a deadline, the time limit applies per frame."""
+    # A shared reformatter reuses libswscale's tables across frames.
     reformatter = av.video.reformatter.VideoReformatter()
     for video, frame, num_due in frames_due(source, instant_seconds, limits, deadline_seconds):
         rgb = _upright_rgb(video, frame, *(size or video.displayed_size), reformatter)
@@ -191,9 +191,9 @@ def _iterate_frames(
 def frames_due(
     source: VideoSource, instant_seconds: np.ndarray, limits: ReadLimits, deadline_seconds: float | None
 ) -> Iterator[tuple[OpenVideo, Any, int]]:
-    """The frames on display at instants in ascending order, each with its file and how many instants it serves."""
+    """Yield the frames displayed at ascending instants, each with its video and its number of instants."""
     num_served = 0
-    # A stream that cannot go back is read through at once.
+    # A non-seekable stream allows only one pass.
     if not is_file_object(source) or can_seek(source):
         with open_video(source, limits, deadline_seconds) as video:
             try:
@@ -202,7 +202,7 @@ def frames_due(
                     num_served += num_due
                 return
             except (_IrregularVideo, av.error.FFmpegError):
-                pass  # Whether it is damaged, and from where on, is for reading it through to say.
+                pass  # The full decode determines whether and where the file is damaged.
     with open_video(source, limits, deadline_seconds) as video:
         for frame, num_due in _read_through(video, instant_seconds[num_served:]):
             yield video, frame, num_due
@@ -210,14 +210,14 @@ def frames_due(
 
 def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
-    Scale frames that are already in memory, with the filter of [`read_frames`].
+    Scale frames in memory, with the same filter as [`read_frames`].
 
     Args:
         frames (`np.ndarray` of shape `(T, H, W, 3)`, uint8): RGB frames.
-        size (`tuple[int, int]`): Height and width to scale to.
+        size (`tuple[int, int]`): Height and width of the scaled frames.
 
     Returns:
-        `np.ndarray` of shape `(T, size[0], size[1], 3)`, uint8: The scaled frames.
+        `np.ndarray` of shape `(T, size[0], size[1], 3)`, uint8: Scaled frames.
 
     Raises:
         `ValueError`: If the frames have another shape or dtype, or `size` is not two positive integers.
@@ -237,10 +237,10 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _read_through(video: OpenVideo, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
-    """Decode all frames from the first one on; yield those on display, with the number of instants they serve."""
+    """Decode all frames from the start; yield the requested frames, each with its number of instants."""
     num_served = 0
     for frame, until_seconds in _displayed_frames(video):
-        # Instants before the next frame's timestamp fall on this frame; at that very moment the next one is shown.
+        # An instant before the timestamp of the next frame belongs to this frame; at the timestamp, to the next one.
         num_due = int(np.searchsorted(instant_seconds, until_seconds, side="left"))
         if num_due > num_served:
             yield frame, num_due - num_served
@@ -250,35 +250,35 @@ def _read_through(video: OpenVideo, instant_seconds: np.ndarray) -> Iterator[tup
     if video.reached_seconds is None:
         raise video.error("it has no frame with a timestamp")
     raise video.error(
-        f"no frame is shown any more at {instant_seconds[-1]:.3f} s, which was asked for; the file is cut short, "
-        "or the times belong to a longer version of it"
+        f"it has no frame at the requested time {instant_seconds[-1]:.3f} s; the file is truncated, or the times "
+        "belong to a longer version of the video"
     )
 
 
 def _start_decoding(video: OpenVideo) -> None:
-    """Several frames are decoded at once where the codec allows; they still come out in presentation order."""
+    """Enable multithreaded decoding if the codec allows it; the presentation order stays the same."""
     codec = video.stream.codec_context
-    # On small frames, starting the threads takes longer than they save.
+    # For small frames, starting threads takes longer than the time saved.
     codec.thread_type = "AUTO" if codec.width * codec.height > SMALL_FRAME_PIXELS else "NONE"
 
 
 def _may_lack_times(video: OpenVideo) -> bool:
-    """Whether times that ascend from packet to packet are no times of display."""
+    """Return whether ascending packet times may be decoding times instead of display times."""
     return video.container.format.name in FORMATS_WITHOUT_TIMES and video.stream.codec_context.has_b_frames
 
 
 def _displayed_frames(video: OpenVideo) -> Iterator[tuple[Any, float]]:
-    """Yield each frame with the end of its display, in seconds from the first frame, in presentation order."""
+    """Yield each frame with its end time, in seconds from the first frame, in presentation order."""
     _start_decoding(video)
     shown = None
     first_pts = 0
     step_ticks = 1
     for frame in _frames_with_times(video):
-        # A frame patched up by the decoder is damage as much as one that it refuses; so are those that follow.
+        # A frame that the decoder concealed counts as damaged, and so do the frames after it.
         if frame.is_corrupt:
             raise video.error("a frame is damaged")
-        # A frame that is late, or carries no time at all, has no moment of its own on display; players drop it.
-        # That hides nothing: should all later times go back, the video ends where they did.
+        # Like players, skip a frame that is late or has no timestamp, because it has no display time. This hides no
+        # damage: if all later times go back, the video ends at that point.
         if frame.pts is None or (shown is not None and frame.pts < shown.pts):
             continue
         if shown is None:
@@ -290,14 +290,14 @@ def _displayed_frames(video: OpenVideo) -> Iterator[tuple[Any, float]]:
         shown = frame
         video.reached_seconds = video.seconds_between(first_pts, frame.pts)
     if shown is not None:
-        # The last frame is shown for its own duration, or as long as the one before it. One such step more is
-        # allowed, since containers round their durations.
+        # The last frame lasts for its own duration, or as long as the previous frame. One extra step is allowed,
+        # because containers round durations.
         step_ticks = shown.duration or step_ticks
         yield shown, video.seconds_between(first_pts, shown.pts + 2 * step_ticks)
 
 
 def _frames_with_times(video: OpenVideo) -> Iterator[Any]:
-    """All frames in the decoder's order. Times of decoding are given to the frames in that order too."""
+    """Yield all frames in the order of the decoder, and assign decoding times in the same order."""
     packets = video.packets()
     first = list(islice(packets, MAX_REORDERED_FRAMES + 1)) if _may_lack_times(video) else []
     times = [packet.pts for packet in first if packet.size]
@@ -313,18 +313,18 @@ def _frames_with_times(video: OpenVideo) -> Iterator[Any]:
 
 
 class _IrregularVideo(Exception):
-    """What comes out of a file is not what its packets announced, or they do not announce enough."""
+    """Error of a file whose packets do not match the decoded frames, or lack required times."""
 
 
 class _PacketReader:
     """
-    Reads the frames on display at given instants, and decodes no more than these need.
+    Reader of the frames displayed at given instants, which decodes only the required frames.
 
-    Packets are read ahead of the decoder until their times tell which frame is on display. Those before the last key
-    frame that it can be decoded from are passed over, by a jump in the file where its index allows.
+    The reader reads packets ahead of the decoder until their times determine the displayed frame. It skips packets
+    before the last usable key frame, with a seek if the file has an index.
 
     Args:
-        video (`OpenVideo`): The video, of which nothing has been read.
+        video (`OpenVideo`): Opened video, before any read.
     """
 
     def __init__(self, video: OpenVideo):
@@ -332,30 +332,30 @@ class _PacketReader:
         self._video = video
         self._codec = video.stream.codec_context
         if video.container.format.name == "matroska,webm":
-            # It reads its index at the first jump.
+            # Matroska loads its index at the first seek.
             video.container.seek(video.stream.start_time or 0, stream=video.stream)
         self._packets = video.packets()
-        # Read, but not decoded; and whether packets before them were passed over.
+        # Packets not yet decoded, and whether earlier packets were skipped.
         self._queue: deque[Any] = deque()
         self._follows_gap = False
-        # Of the packets read since the last jump: when they are shown, in order.
+        # Display times of the packets since the last seek, in order.
         self._times: list[int] = []
         self._last_packet: Any = None
         self._is_reordered = False
         self._first_pts = 0
-        # Instants, in ticks: the latest timestamp that a frame on display can have.
+        # Instants in ticks: latest possible timestamp of the displayed frame.
         self._instants: list[int] = []
-        # Decoded frames that some instant needs, in order.
+        # Decoded frames required by an instant, in order.
         self._decoded: deque[Any] = deque()
-        # (time, number of instants) of the frames that are to come out next.
+        # (time, number of instants) of the next frames to yield.
         self._due: deque[tuple[int, int]] = deque()
 
     def frames_due(self, instant_seconds: np.ndarray) -> Iterator[tuple[Any, int]]:
         """
-        Yield the frames on display at instants in ascending order, with the number of instants that each serves.
+        Yield the frames displayed at ascending instants, each with its number of instants.
 
         Raises:
-            _IrregularVideo: If the file has to be read through instead, from the first instant on that was not served.
+            _IrregularVideo: If the file requires a full decode for the remaining instants.
         """
         self._decode_first_frame()
         self._instants = [self._last_tick(seconds) for seconds in instant_seconds]
@@ -366,7 +366,7 @@ class _PacketReader:
             self._due.append((shown_pts, num_due))
             num_found += num_due
             yield from self._pop_due_frames()
-            # It may be in the decoder already, which gets packets in another order than that of display.
+            # The frame may already be in the decoder, because the decoding order differs from the display order.
             if any(packet.pts == shown_pts for packet in self._queue):
                 fed_pts = None
                 while fed_pts != shown_pts:
@@ -378,13 +378,13 @@ class _PacketReader:
             raise _IrregularVideo
 
     def _decode_first_frame(self) -> None:
-        """Find out the timestamp of the first frame, from which instants count."""
+        """Determine the timestamp of the first frame, the origin of the instants."""
         while not self._decoded and self._read_packet():
             self._take(self._queue.popleft().decode())
         if not self._decoded:
             self._empty_decoder()
         self._read_ahead(self._times[0] if self._times else 0)
-        # What is shown first has to be known from the packets as well.
+        # The packets must also identify the first displayed frame.
         if not self._decoded or self._decoded[0].pts != self._times[0]:
             raise _IrregularVideo
         if _may_lack_times(self._video) and not self._is_reordered:
@@ -393,9 +393,9 @@ class _PacketReader:
         self._first_pts = self._times[0]
 
     def _last_tick(self, seconds: float) -> int:
-        """The latest timestamp that is not after an instant."""
+        """Return the latest timestamp not after an instant."""
         tick = self._first_pts + math.floor(Fraction(seconds) / self._video.time_base)
-        # As floats they may compare differently, and that comparison counts.
+        # The comparison of floats may differ, and is the one that counts.
         while self._video.seconds_between(self._first_pts, tick + 1) <= seconds:
             tick += 1
         while self._video.seconds_between(self._first_pts, tick) > seconds:
@@ -403,22 +403,22 @@ class _PacketReader:
         return min(tick, MAX_TICK)
 
     def _find_shown(self, instant: int) -> int:
-        """The timestamp of the frame on display at an instant. What it is decoded from is read but not decoded."""
-        self._jump_towards(instant)
+        """Return the timestamp of the frame displayed at an instant, and read its packets without decoding."""
+        self._seek_towards(instant)
         self._read_ahead(instant)
         place = bisect_right(self._times, instant)
         if not place:
             raise _IrregularVideo
         shown_pts = self._times[place - 1]
         if place == len(self._times):
-            # Of how long the last frame is shown, only that it is so long is taken from here.
+            # Up to this end, the last frame is certainly displayed; later instants require the full decode.
             step = self._last_packet.duration or (shown_pts - self._times[-2] if place > 1 else 0)
             if self._instants[-1] >= shown_pts + step:
                 raise _IrregularVideo
         return shown_pts
 
-    def _jump_towards(self, instant: int) -> None:
-        """Go to the last key frame of the index that is shown before an instant, unless it is read already."""
+    def _seek_towards(self, instant: int) -> None:
+        """Seek to the last indexed key frame displayed before an instant, unless already read."""
         if self._video.container.format.name not in INDEXED_FORMATS or self._last_packet.dts is None:
             return
         entries = self._video.stream.index_entries
@@ -426,7 +426,7 @@ class _PacketReader:
         if place < 0 or entries[place].timestamp <= self._last_packet.dts:
             return
         self._empty_decoder()
-        # The index has the times of decoding: the key frame may turn out to be shown after the instant.
+        # The index has decoding times, so the key frame may be displayed after the instant.
         while place >= 0:
             self._video.container.seek(entries[place].timestamp, stream=self._video.stream)
             self._packets = self._video.packets()
@@ -440,7 +440,7 @@ class _PacketReader:
         raise _IrregularVideo
 
     def _read_ahead(self, instant: int) -> None:
-        """Read until no packet can follow that is shown up to an instant."""
+        """Read packets until all later packets are displayed after an instant."""
         for place in reversed(range(len(self._queue))):
             if self._skip(place, instant):
                 break
@@ -449,7 +449,7 @@ class _PacketReader:
                 self._feed(self._queue.popleft())
 
     def _skip(self, place: int, instant: int) -> bool:
-        """Drop the packets before one in the queue, if what is on display then can be decoded from it."""
+        """Drop the packets before a queued key frame, if decoding for the instant can start there."""
         packet = self._queue[place]
         if not packet.is_keyframe or packet.is_discard or packet.pts > instant:
             return False
@@ -460,18 +460,18 @@ class _PacketReader:
         return True
 
     def _read_packet(self) -> bool:
-        """Read a packet into the queue; whether there was one."""
+        """Read a packet into the queue; return `False` at the end of the file."""
         packet = next(self._packets, None)
-        # The last packets are dummies, without a time.
+        # The last packets are empty and have no time.
         if packet is None or not packet.size:
             return False
-        # What follows a damaged packet may be missing, and be what is on display. (FFmpeg also marks packets where
-        # transport streams were joined; so it is for the decoder to say whether a frame is damaged.)
+        # After a damaged packet, the displayed frame may be missing. FFmpeg also marks packets where transport streams
+        # were joined, so the decoder must determine whether a frame is damaged.
         if packet.pts is None or packet.is_corrupt:
             raise _IrregularVideo
         self._queue.append(packet)
         self._last_packet = packet
-        # Discarded packets are those that an edit list hides.
+        # An edit list marks hidden packets as discarded.
         if not packet.is_discard:
             place = bisect_left(self._times, packet.pts)
             is_known = place < len(self._times) and self._times[place] == packet.pts
@@ -482,7 +482,7 @@ class _PacketReader:
         return True
 
     def _end_tick(self, pts: int) -> float:
-        """When the frame after another is shown, as far as that is read."""
+        """Return the display time of the next frame, if its packet has been read."""
         place = bisect_right(self._times, pts)
         return self._times[place] if place < len(self._times) else math.inf
 
@@ -490,9 +490,9 @@ class _PacketReader:
         return bisect_left(self._instants, pts) < bisect_left(self._instants, self._end_tick(pts))
 
     def _feed(self, packet: Any) -> int:
-        """Decode a packet, unless it is of a frame that neither an instant nor another frame needs."""
+        """Decode a packet, unless neither an instant nor another frame requires its frame."""
         if self._follows_gap:
-            # The decoder would take what it still holds for what the packets now refer to.
+            # Otherwise, the decoder would use stale frames as references.
             self._empty_decoder()
             self._follows_gap = False
         self._codec.skip_frame = "DEFAULT" if self._is_wanted(packet.pts) else "NONREF"
@@ -511,7 +511,7 @@ class _PacketReader:
                 self._decoded.append(frame)
 
     def _pop_due_frames(self) -> Iterator[tuple[Any, int]]:
-        """Yield those of the decoded frames that are due."""
+        """Yield the decoded frames that are due."""
         while self._decoded and self._due:
             frame = self._decoded.popleft()
             shown_pts, num_due = self._due[0]
@@ -526,7 +526,7 @@ class _PacketReader:
 def _upright_rgb(
     video: OpenVideo, frame: Any, height: int, width: int, reformatter: av.video.reformatter.VideoReformatter
 ) -> np.ndarray:
-    """A decoded frame as `(height, width, 3)` RGB, upright. Scaled first, since that leaves less to turn."""
+    """Convert a decoded frame to upright RGB `(height, width, 3)`. Scaling first makes the rotation cheaper."""
     turns = quarter_turns(video, frame)
     if turns % 2:
         height, width = width, height
@@ -534,17 +534,17 @@ def _upright_rgb(
         rgb = _reformat(reformatter, frame, height, width)
     except av.error.FFmpegError as error:
         kind = f"pixel format {frame.format.name}, matrix {int(frame.colorspace)} of ITU-T H.273"
-        raise video.error(f"its colours cannot be converted to RGB ({kind})") from error
+        raise video.error(f"FFmpeg cannot convert its colours to RGB ({kind})") from error
     return np.rot90(rgb, turns)
 
 
 def _reformat(reformatter: av.video.reformatter.VideoReformatter, frame: Any, height: int, width: int) -> np.ndarray:
-    # By default libswscale hands every frame to a pool of threads, which takes longer than scaling it.
+    # By default, libswscale uses a thread pool, which takes longer than the scaling itself.
     scaled = reformatter.reformat(
         frame, width=width, height=height, format="rgb24", interpolation=SCALING_FLAGS, threads=1
     )
     rgb = scaled.to_ndarray()
-    # libswscale takes grey for full range, whatever the file says.
+    # libswscale treats grey as full range, regardless of the file.
     if frame.format.name.startswith(("gray", "ya")) and frame.color_range == LIMITED_RANGE:
         rgb = LIMITED_TO_FULL[rgb]
     return rgb
@@ -559,8 +559,8 @@ def _check_instants(seconds: ArrayLike) -> np.ndarray:
     bad_seconds = instant_seconds[~np.isfinite(instant_seconds) | (instant_seconds < 0)]
     if bad_seconds.size:
         raise ValueError(
-            f"Received the instant {bad_seconds[0]} s, expected finite times from 0 on; count seconds from the "
-            "video's first frame, whatever its timestamp in the file."
+            f"Received the instant {bad_seconds[0]} s, expected finite times of at least 0; count seconds "
+            "from the video's first frame, regardless of its timestamp in the file."
         )
     return instant_seconds
 

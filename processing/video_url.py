@@ -1,14 +1,13 @@
 """
-Downloading videos from URLs that may come from strangers.
+Download of videos from untrusted URLs.
 
 Design choices:
-- A URL is downloaded once, as a whole, by Python's own `http.client`: no library among the dependencies has a limit of
-  time for a whole download, and the ones that could be taught to connect to an address that was checked are not
-  dependencies of this package itself.
-- A name is looked up once, and what is connected to is the address that was checked: a second lookup could give
-  another one (DNS rebinding).
-- The proxies that the environment names are not used: a proxy looks names up by itself, so nothing could be checked.
-  Who is behind one downloads videos by other means, and passes the files.
+- Python's `http.client` downloads the complete file once. No dependency has a time limit for a whole download.
+  Libraries that can connect to a checked address are not direct dependencies of this package.
+- The host name is resolved once, and the connection uses the checked address. A second lookup could return another
+  address (DNS rebinding).
+- Proxies from the environment are ignored, because a proxy resolves names itself and prevents the check. Behind a
+  proxy, download videos by other means and pass the files.
 """
 
 import base64
@@ -32,51 +31,51 @@ MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 20
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# What RFC 3986 reserves, and the sign of what is percent-encoded already.
+# Reserved characters of RFC 3986, and the percent sign of encoded characters.
 URL_SIGNS = "!#$%&'()*+,/:;=?@[]~"
 
-# All that is assigned to single hosts on the public internet (RFC 4291, section 2.4, and IANA's registry).
+# Public unicast addresses (RFC 4291, section 2.4, and IANA's registry).
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
-# Addresses that a gateway turns into the IPv4 address in their last four bytes (RFC 6052).
+# A gateway translates these addresses to the IPv4 address in the last four bytes (RFC 6052).
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# What `is_global` lets pass, in Python 3.11: protocol assignments, where one cloud has its metadata; Azure's own
-# services to its machines; and 6to4, given up by RFC 7526, which can hide any IPv4 address.
+# Addresses that `is_global` accepts in Python 3.11: protocol assignments, with the metadata service of one cloud;
+# Azure's internal services; and 6to4, deprecated by RFC 7526, which can contain any IPv4 address.
 NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "2002::/16")))
 
 
 class VideoFetchError(RuntimeError):
-    """A video that cannot be downloaded as asked. The message is the reason, to stand within a sentence."""
+    """Error of a failed download. The message is a clause that fits into a longer sentence."""
 
 
 class VideoFetchLimitError(VideoFetchError):
-    """A video that is larger, or takes longer, than is allowed."""
+    """Error of a download that exceeds the size or time limit."""
 
 
 def fetch_video(url: str, max_bytes: int, timeout_seconds: float, allow_private_addresses: bool = False) -> BinaryIO:
     """
     Download a video into a temporary file.
 
-    Up to five redirects are followed, each checked as the URL itself; like curl and requests, also from https to http.
-    A user name and password in a URL are sent to its host (RFC 7617), not to one that it redirects to. The proxies
-    that the environment names are not used.
+    The function follows up to five redirects and checks each one like the original URL. Like curl and requests, it
+    also follows redirects from https to http. A user name and password in the URL go only to the host of that URL
+    (RFC 7617), not to a redirect target. Proxies from the environment are ignored.
 
     Args:
         url (`str`): An http or https URL.
-        max_bytes (`int`): Size of the largest file that is accepted.
-        timeout_seconds (`float`): Time in seconds for all of it: to connect, to be redirected, and to get the last
-            byte. Only looking a name up has the system's own limit, after which the time is checked.
-        allow_private_addresses (`bool`, *optional*, defaults to `False`): Whether to connect to addresses that are not
-            public, such as those of this machine and its network. To be left off where URLs come from strangers.
+        max_bytes (`int`): Maximum file size.
+        timeout_seconds (`float`): Time limit in seconds for the connection, the redirects and the complete download.
+            The name lookup has its own limit of the system; the time is checked after it.
+        allow_private_addresses (`bool`, *optional*, defaults to `False`): Whether to connect to private addresses,
+            such as addresses of this machine and its network. Keep `False` for untrusted URLs.
 
     Returns:
-        `BinaryIO`: The file, opened at its beginning. It has no name, and is gone once closed.
+        `BinaryIO`: Temporary file without a name, opened at the start, and deleted on close.
 
     Raises:
-        `ValueError`: If `url` is no http(s) URL.
-        `VideoFetchError`: If the host is not found, has an address that is not public, or cannot be reached; if its
-            certificate is not valid; if its answer is no success, is compressed or cut short; or, as
-            [`VideoFetchLimitError`], if the file is larger than `max_bytes` or takes longer than `timeout_seconds`.
-        `OSError`: If the temporary file cannot be written.
+        `ValueError`: If `url` is not an http(s) URL.
+        `VideoFetchError`: If the host is not found, has a private address, or is unreachable; if its certificate is
+            invalid; or if the response is an error, compressed or truncated. [`VideoFetchLimitError`] if the file
+            exceeds `max_bytes` or the download exceeds `timeout_seconds`.
+        `OSError`: If writing the temporary file fails.
     """
     deadline_seconds = time.monotonic() + timeout_seconds
     parts, host, port = _split_url(url)
@@ -105,30 +104,30 @@ def fetch_video(url: str, max_bytes: int, timeout_seconds: float, allow_private_
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return _save(response, parts.scheme, host, max_bytes, timeout_seconds)
-            # Headers are read as latin-1, whatever the bytes are that a careless server sends.
+            # `http.client` decodes headers as latin-1, even if a server sends another encoding.
             location = quote(location.strip().encode("latin-1"), safe=URL_SIGNS)
         try:
             parts, host, port = _split_url(urljoin(parts.geturl(), location))
         except ValueError as error:
-            reason = f"the host {host} redirects to a URL that cannot be followed: {error}"
+            reason = f"the host {host} redirects to an invalid URL: {error}"
             raise VideoFetchError(reason.rstrip(".")) from error
-    raise VideoFetchError(f"it is redirected more than {MAX_REDIRECTS} times; pass the URL that it ends at")
+    raise VideoFetchError(f"the URL redirects more than {MAX_REDIRECTS} times; pass the final URL")
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is an http or https URL, and no path."""
+    """Return whether a name is an http or https URL instead of a path."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def redact_url(url: str) -> str:
     """
-    A URL as it may stand in messages and logs.
+    Replace the user name and password of a URL, for messages and logs.
 
     Args:
         url (`str`): Any URL.
 
     Returns:
-        `str`: The URL, with `***` for a user name and password in it.
+        `str`: The URL, with `***` instead of the user name and password.
 
     Example:
 
@@ -142,14 +141,14 @@ def redact_url(url: str) -> str:
 
 
 def _split_url(url: str) -> tuple[SplitResult, str, int]:
-    """The parts of a URL, its host in ASCII (RFC 3490) and its port. No error repeats what may hold a password."""
+    """Return the parts of a URL, its host in ASCII (RFC 3490) and its port. Errors never contain a password."""
     expected = "expected http(s)://host/path or http(s)://host:port/path"
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode()
         port = parts.port
     except ValueError:
-        raise ValueError(f"Received a URL whose host or port cannot be read, {expected}.") from None
+        raise ValueError(f"Received a URL with an invalid host or port, {expected}.") from None
     if parts.scheme not in DEFAULT_PORTS:
         raise ValueError(f"Received a URL that begins with {parts.scheme[:20]!r}, {expected}.")
     if not re.fullmatch(r"[\w.:%-]+", host, re.ASCII):
@@ -158,7 +157,7 @@ def _split_url(url: str) -> tuple[SplitResult, str, int]:
 
 
 def _headers(parts: SplitResult) -> dict[str, str]:
-    # With "close", the server ends the connection after a body that does not say how long it is.
+    # With "close", the server ends a body of unknown length by closing the connection.
     headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -167,20 +166,20 @@ def _headers(parts: SplitResult) -> dict[str, str]:
 
 
 def _connect(host: str, port: int, deadline_seconds: float, allow_private_addresses: bool) -> "_TimedSocket":
-    """Look a host up once, check all of its addresses, and connect to the first of them that answers."""
+    """Resolve a host once, check all of its addresses, and connect to the first one that responds."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, address in found:
         if not allow_private_addresses and not _is_public(str(address[0])):
             raise VideoFetchError(
-                f"the host {host} is at {address[0]}, which is no public address; to allow that, download it yourself "
-                "or set allow_private_addresses=True (of `ReadLimits`)"
+                f"the host {host} is at {address[0]}, which is not a public address; to allow it, download the file "
+                "yourself or pass `ReadLimits(allow_private_addresses=True)`"
             )
-    failure = OSError("it has no address")
+    failure = OSError("the host has no address")
     for index, (family, kind, protocol, _, address) in enumerate(found):
         with ExitStack() as stack:
             try:
                 sock = stack.enter_context(_TimedSocket(family, kind, protocol))
-                # An address that never answers leaves time for the others.
+                # Leaves time for the other addresses if one never responds.
                 sock.settimeout(_seconds_left(deadline_seconds) / (len(found) - index))
                 sock.connect(address)
             except OSError as error:
@@ -206,23 +205,23 @@ def _is_public(text: str) -> bool:
 def _save(
     response: http.client.HTTPResponse, scheme: str, host: str, max_bytes: int, timeout_seconds: float
 ) -> BinaryIO:
-    """Read an answer's body into a temporary file."""
+    """Write the body of a response to a temporary file."""
     if response.status != 200:
         meaning = http.client.responses.get(response.status, "")
         raise VideoFetchError(
-            f"the host {host} answers with HTTP {response.status} {meaning}, expected 200 OK; check the URL, and "
-            "whether it needs a login"
+            f"the host {host} returned HTTP {response.status} {meaning}, expected 200 OK; check the URL, and "
+            "whether it requires a login"
         )
     encoding = response.headers.get("Content-Encoding", "").strip() or "identity"
     if encoding.lower() != "identity":
         raise VideoFetchError(
-            f"the host {host} sends it with the content encoding {encoding[:20]!r}, expected the file as it is; "
-            "download and unpack it yourself"
+            f"the host {host} uses the content encoding {encoding[:20]!r}, expected no encoding; download and decode "
+            "the file yourself"
         )
-    advice = f"more than the {max_bytes} bytes that are allowed; allow more, or download it yourself"
+    advice = f"more than the limit of {max_bytes} bytes; raise the limit, or download the file yourself"
     stated_bytes = response.length
     if stated_bytes is not None and stated_bytes > max_bytes:
-        raise VideoFetchLimitError(f"it has {stated_bytes} bytes, {advice}")
+        raise VideoFetchLimitError(f"the file has {stated_bytes} bytes, {advice}")
 
     with ExitStack() as stack:
         file = stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))
@@ -234,10 +233,10 @@ def _save(
                 break
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
-                raise VideoFetchLimitError(f"it has {advice}")
+                raise VideoFetchLimitError(f"the file has {advice}")
             file.write(chunk)
         if stated_bytes is not None and num_bytes < stated_bytes:
-            raise VideoFetchError(f"the host {host} sent {num_bytes} of its {stated_bytes} bytes; try again")
+            raise VideoFetchError(f"the host {host} sent only {num_bytes} of {stated_bytes} bytes; try again")
         file.seek(0)
         stack.pop_all()
         return file
@@ -245,30 +244,30 @@ def _save(
 
 @contextmanager
 def _as_fetch_errors(scheme: str, host: str, timeout_seconds: float) -> Iterator[None]:
-    """Turn the errors of networks into [`VideoFetchError`]; the temporary file's are not to pass through here."""
+    """Convert network errors to [`VideoFetchError`]. Do not wrap writes to the temporary file."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
-        # The time that a socket is given runs out without an errno; what the system itself gives up on has one.
+        # A timeout set on the socket has no errno; a timeout of the system has one.
         kind = VideoFetchError
         if isinstance(error, TimeoutError) and error.errno is None:
             kind = VideoFetchLimitError
             reason = (
-                f"the host {host} takes longer than the {timeout_seconds:g} s that are allowed; allow more, or "
-                "download it yourself"
+                f"the host {host} takes longer than the limit of {timeout_seconds:g} s; raise the limit, or download "
+                "the file yourself"
             )
         elif isinstance(error, socket.gaierror):
-            reason = f"the host {host} is not found ({error.strerror}); check the URL and the network"
+            reason = f"the host {host} was not found ({error.strerror}); check the URL and the network"
         elif isinstance(error, ssl.SSLCertVerificationError):
-            reason = f"the certificate of the host {host} is not valid for it ({error.verify_message})"
+            reason = f"the certificate of the host {host} is invalid ({error.verify_message})"
         elif isinstance(error, http.client.IncompleteRead):
-            reason = f"the host {host} sent only a part of it; try again"
+            reason = f"the host {host} sent only a part of the file; try again"
         else:
-            # What http.client complains of is quoted from the host, at any length.
+            # Messages of `http.client` quote the host, at any length.
             what = str(error) if isinstance(error, OSError) else type(error).__name__
             reason = f"the connection to the host {host} failed ({what}); check the URL and the network"
         if scheme in urllib.request.getproxies():
-            reason += " (the environment names a proxy, which is not used)"
+            reason += " (the proxy of the environment is ignored)"
         raise kind(reason) from error
 
 
@@ -276,12 +275,12 @@ def _seconds_left(deadline_seconds: float) -> float:
     left_seconds = deadline_seconds - time.monotonic()
     if left_seconds <= 0:
         raise TimeoutError
-    # Sockets refuse times beyond some centuries.
+    # Sockets reject times of several centuries.
     return min(left_seconds, 1e6)
 
 
 class _TimedSocket(socket.socket):
-    """A socket that waits for what it is sent until a moment, of `time.monotonic()`, not so long for each piece."""
+    """Socket with one deadline (`time.monotonic()`) for all received data, instead of a timeout per read."""
 
     deadline_seconds = math.inf
 
@@ -291,4 +290,4 @@ class _TimedSocket(socket.socket):
 
 
 class _TimedTLSSocket(_TimedSocket, ssl.SSLSocket):
-    """As [`_TimedSocket`], encrypted."""
+    """Encrypted variant of [`_TimedSocket`]."""

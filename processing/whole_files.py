@@ -1,4 +1,4 @@
-"""Files that are on the disk in full, or not at all."""
+"""Atomic file writes: a reader finds the complete file or no file."""
 
 import os
 import socket
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 
-# A temporary file of another machine counts as abandoned after so long.
+# Age at which a temporary file of another machine counts as abandoned.
 ABANDONED_SECONDS = 86400
 
 
 @contextmanager
 def write_temporary(path: Path, write: Callable[[Any], object]) -> Iterator[Path]:
     """
-    Writes a temporary file next to `path`, in full and to the disk, and deletes it unless the caller has renamed it.
+    Write a complete temporary file next to `path`, flush it to disk, and delete it unless the caller renames it.
 
     Args:
-        path (`Path`): The name that the file is to have.
-        write (`Callable`): Writes the content into a file opened for writing bytes.
+        path (`Path`): Final path of the file.
+        write (`Callable`): Function that writes the content to a file opened for writing bytes.
 
     Raises:
-        OSError: If the file cannot be written, for example because the disk is full. The error names `path`.
+        OSError: If writing fails, for example because the disk is full. The error names `path`.
     """
-    # Names of files have at most 255 bytes.
+    # File names are limited to 255 bytes.
     name = f"{path.name[:40]}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     temporary = path.with_name(name)
     try:
@@ -43,19 +43,19 @@ def write_temporary(path: Path, write: Callable[[Any], object]) -> Iterator[Path
 
 
 def write_whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Writes or replaces a file, in full or not at all, whenever this is killed; see [`write_temporary`]."""
+    """Write or replace a file atomically, even if the process is killed; see [`write_temporary`]."""
     with write_temporary(path, write) as temporary:
         os.replace(temporary, path)
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether the process that wrote a temporary file has ended, as far as this machine knows."""
+    """Return whether the process that wrote a temporary file has ended, as far as this machine knows."""
     head, pid, *_ = temporary.name.rsplit(".", 3)
     if head.endswith(f".{socket.gethostname()}") and pid.isdecimal() and not _is_running(int(pid)):
         return True
     try:
         return time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS
-    except FileNotFoundError:  # renamed meanwhile
+    except FileNotFoundError:  # renamed in the meantime
         return False
 
 
@@ -64,6 +64,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # process of another user
         return True
     return True

@@ -1,1 +1,1 @@
-"""The `evaluate` module over `processing.metrics`: `evaluate.load("processing/temporal_grounding")`."""
+"""Metric of `evaluate` built on `processing.metrics`: `evaluate.load("processing/temporal_grounding")`."""

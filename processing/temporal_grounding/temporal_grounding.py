@@ -1,7 +1,7 @@
 """
 The metrics of `processing.metrics` as a module of `evaluate`: `evaluate.load("processing/temporal_grounding")`.
 
-`evaluate` copies this one file to a folder of its own, hence the absolute import: the package has to be installed.
+`evaluate` copies this file to a separate folder. The absolute import therefore requires the installed package.
 """
 
 import datasets
@@ -11,23 +11,23 @@ from processing.metrics import temporal_grounding_metrics
 
 
 _DESCRIPTION = """
-R@n, mIoU and mAP of temporal sentence grounding: how well ranked segments of a video match the segments that a
-sentence describes. `R1@0.5` is the share of the sentences of which the best ranked segment has an IoU of at least 0.5
-with a target; mIoU is the mean IoU of the best ranked segment; mAP is that of QVHighlights, over the IoU thresholds
-0.5 to 0.95. `processing.metrics.temporal_grounding_metrics` says how the evaluations of other code differ.
+R@n, mIoU and mAP of temporal sentence grounding measure how well ranked segments of a video match the segments that a
+sentence describes. `R1@0.5` is the share of sentences whose top-ranked segment has an IoU of at least 0.5 with a
+target. mIoU is the mean IoU of the top-ranked segment. mAP follows QVHighlights, over the IoU thresholds 0.5 to 0.95.
+The documentation of `processing.metrics.temporal_grounding_metrics` lists differences from other evaluation code.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list[list[list[float]]]`): For each sentence its `[[start, end, score], ...]`, best first. May be
-        empty: then the sentence is missed.
-    references (`list[list[list[float]]]`): For each sentence its targets `[[start, end], ...]`, at least one, in the
-        same unit.
-    strict (`bool`, *optional*, defaults to `False`): Whether an IoU threshold is reached by `>` (as in 2D-TAN) instead
-        of `>=`.
+    predictions (`list[list[list[float]]]`): Segments `[[start, end, score], ...]` of each sentence, best first. An
+        empty list counts as a miss.
+    references (`list[list[list[float]]]`): Targets `[[start, end], ...]` of each sentence, at least one, in the same
+        unit.
+    strict (`bool`, *optional*, defaults to `False`): Whether to compare IoU and threshold with `>` (as in 2D-TAN)
+        instead of `>=`.
 
 Returns:
-    `dict[str, float]`, in percent: `R1@0.3`, `R1@0.5`, `R1@0.7`, `R5@0.3`, `R5@0.5`, `R5@0.7`, `mIoU` and `mAP`.
+    `dict[str, float]`: `R1@0.3`, `R1@0.5`, `R1@0.7`, `R5@0.3`, `R5@0.5`, `R5@0.7`, `mIoU` and `mAP`, in percent.
 
 Examples:
     >>> import evaluate
@@ -59,7 +59,7 @@ _CITATION = """
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class TemporalGrounding(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        # float64, or evaluate would round segments and scores to float32 on the way.
+        # With float32, evaluate would round segments and scores.
         rows = datasets.List(datasets.List(datasets.Value("float64")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -122,7 +122,7 @@ def test_a_file_that_is_cut_off_or_another(make_pipe, clip, tmp_path):
     content = path.read_bytes()
     for damaged in (b"", content[:4], content[:100], content[:-1], b"no safetensors file, but a longer text"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"Received {re.escape(str(path))}, which is cut off or no safetensors"):
+        with pytest.raises(ValueError, match=f"Received {re.escape(str(path))}, which is truncated or not"):
             EncodedVideo.load(path)
     with pytest.raises(FileNotFoundError):
         EncodedVideo.load(tmp_path / "nowhere")
@@ -149,7 +149,7 @@ def test_the_number_of_frames_and_videos_as_frames(make_pipe, clip):
     encoded = pipe.encode(clip, num_frames=32)
     assert_same(pipe(encoded, "a"), pipe(clip, "a", num_frames=32))
     assert_same(pipe(encoded, "a", num_frames=32), pipe(clip, "a", num_frames=32))
-    with pytest.raises(ValueError, match="encoded with num_frames=32, and now num_frames=16"):
+    with pytest.raises(ValueError, match="encoded with num_frames=32, but the current settings are num_frames=16"):
         pipe(encoded, "a", num_frames=16)
     frames = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
     metadata = {"fps": 10}
@@ -162,7 +162,7 @@ def test_another_model_or_other_settings_are_refused(make_pipe, make_tuned, clip
     pipe = make_pipe("tia")
     encoded = pipe.encode(clip)
     assert encoded.fingerprint == pipe.fingerprint() == make_pipe("tia").fingerprint()
-    with pytest.raises(ValueError, match="encoded with window_seconds=None, and now window_seconds=9.0"):
+    with pytest.raises(ValueError, match="with window_seconds=None, but the current settings are window_seconds=9.0"):
         make_pipe("tia", window_seconds=9.0)(encoded, "a")
     others = [make_pipe("frozen"), make_pipe("lora"), make_pipe(model=make_tuned("tia").to(torch.bfloat16))]
     for other in others:
@@ -178,7 +178,7 @@ def test_another_model_or_other_settings_are_refused(make_pipe, make_tuned, clip
     with pytest.raises(ValueError, match="the weights"):
         pipe(encoded, "a")
     pipe.to_features(encoded.tensors).save(tmp_path / "features.safetensors")
-    with pytest.raises(ValueError, match="whose format is None; expected scada-encoded-video-1"):
+    with pytest.raises(ValueError, match="with the format None; expected scada-encoded-video-1"):
         EncodedVideo.load(tmp_path / "features.safetensors")
 
 

@@ -712,7 +712,7 @@ def test_a_long_video_that_is_cut_short(make_clip, make_pipe):
     path = make_clip(num_frames=100, container_options={"movflags": "faststart"}, codec_options={"g": "10"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     for window_seconds in (2.0, None):
-        with pytest.raises(VideoReadError, match="clip.mp4.*reading got to"):
+        with pytest.raises(VideoReadError, match="clip.mp4.*reading stopped at"):
             make_pipe(window_seconds)(path, SENTENCES[0])
 
 
@@ -967,7 +967,7 @@ def test_addresses_and_files_that_are_none(window_seconds, make_pipe, clip):
         assert "secret" not in str(caught.value)
     with pytest.raises(ValueError, match="type TextIOWrapper.*opened for reading bytes"), open(clip) as file:
         pipe(file, SENTENCES[0])
-    with pytest.raises(ValueError, match=r"type WithoutWayBack.*file\.read\(\)"):
+    with pytest.raises(ValueError, match=r"non-seekable file of type WithoutWayBack.*file\.read\(\)"):
         pipe(WithoutWayBack(clip.read_bytes()), SENTENCES[0])
 
 
@@ -1031,7 +1031,7 @@ def with_broken(rows, clip, make_clip, tmp_path):
         (tmp_path / "gone.mp4", "a cat", str(tmp_path / "gone.mp4"), "FileNotFoundError", "no video file at"),
         (str(tmp_path / "text.mp4"), ["a cat"], str(tmp_path / "text.mp4"), "VideoReadError", "Invalid data"),
         (tmp_path / "empty.mp4", "a cat", str(tmp_path / "empty.mp4"), "VideoReadError", "it is empty"),
-        (tmp_path / "cut.mp4", "a cat", str(tmp_path / "cut.mp4"), "VideoReadError", "reading got to"),
+        (tmp_path / "cut.mp4", "a cat", str(tmp_path / "cut.mp4"), "VideoReadError", "reading stopped at"),
         (b"This is no video.", "a cat", "<17 bytes>", "VideoReadError", "17 bytes"),
         (clip, ["a cat", ""], str(clip), "ValueError", "sentence ''"),
         (

@@ -630,7 +630,7 @@ def test_a_sentence_that_is_cut_is_warned_of_once(tiny_processor, monkeypatch):
         encoded = tiny_processor.encode_text([["a cat", "b" * 62, "c" * 70], ["c" * 70, "d" * 63]])
         assert encoded["input_ids"].shape == (2, 3, 64)
     assert len(warnings) == 2
-    assert f"The sentence '{'c' * 60}'... has 72 tokens, and the sentence encoder takes 64" in warnings[0]
+    assert f"The sentence '{'c' * 60}'... has 72 tokens, but the sentence encoder accepts 64" in warnings[0]
     assert f"'{'d' * 60}'... has 65 tokens" in warnings[1]
 
 

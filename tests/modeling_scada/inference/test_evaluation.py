@@ -205,8 +205,10 @@ def test_videos_that_break_in_different_ways_are_counted(saved, make_clip, capsy
             ("cut.mp4", 2),
             ("gone.mp4", 2),
         ]
-        assert [re.search(r"reading got to|no video", video["reason"])[0] for video in record["broken_videos"]] == [
-            "reading got to",
+        assert [
+            re.search(r"reading stopped at|no video", video["reason"])[0] for video in record["broken_videos"]
+        ] == [
+            "reading stopped at",
             "no video",
         ]
         assert "Skipped 2 videos with 4 sentences, which could not be read." in capsys.readouterr().out

@@ -384,8 +384,13 @@ def test_another_model_settings_folder_or_number_of_parts(make_pipe, folder, tmp
     before = rows_of(index)
     (tmp_path / "others").mkdir()
     for other, videos, shard, message in (
-        (make_pipe(seed=1), folder, None, "encoded with the weights .*ask with the model"),
-        (make_pipe(window_seconds=2.0), folder, None, "encoded with window_seconds=1.5, and now window_seconds=2.0"),
+        (make_pipe(seed=1), folder, None, "encoded with the weights .*use the original model"),
+        (
+            make_pipe(window_seconds=2.0),
+            folder,
+            None,
+            "with window_seconds=1.5, but .*settings are window_seconds=2.0",
+        ),
         (pipe, tmp_path / "others", None, "made with videos=../videos; received videos=../others"),
         (pipe, folder, (0, 2), "made with num_parts=1; received num_parts=2"),
         (pipe, folder, (2, 2), "shard 2/2; expected 0/2 to 1/2"),

@@ -1048,7 +1048,7 @@ def test_check_videos(prepare, make_clip, cut_clip, tmp_path, capsys):
     )
     broken = {item["video"]: item["reason"] for item in report["broken_videos"]}
     assert list(broken) == ["cut.mp4", "empty.mp4"]
-    assert "reading got to" in broken["cut.mp4"]
+    assert "reading stopped at" in broken["cut.mp4"]
     assert "it is empty" in broken["empty.mp4"]
     assert report["different_durations"] == [
         {"video": "longer.mp4", "annotated_seconds": 3.0, "own_seconds": pytest.approx(4.1)}
