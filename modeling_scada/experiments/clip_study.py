@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import load_from_disk
 
-from processing.data.composition import compose, read_clip_table
+from processing.data.composition import CompositionSettings, compose, read_clip_table
 from processing.metrics import recall_at
 from processing.post_processing import temporal_iou
 
@@ -76,7 +77,7 @@ def study_clips(
     seeds: list[int],
     max_steps: int,
     num_workers: int,
-    **composition: Any,
+    composition: CompositionSettings,
 ) -> list[dict]:
     """
     Composes the videos of each fold where they are not there yet, and runs what its `results.jsonl` does not have.
@@ -91,7 +92,7 @@ def study_clips(
         seeds (`list[int]`): Of the runs.
         max_steps (`int`): Steps of a run.
         num_workers (`int`): Runs at a time, one core each.
-        **composition: Arguments of [`compose`].
+        composition ([`CompositionSettings`]): Settings of the videos, without groups.
 
     Returns:
         `list[dict]`: The lines of `results.jsonl`, each with its `fold`, and of each fold one of the mode "constant".
@@ -110,14 +111,8 @@ def study_clips(
         fold_dir = output_dir / f"fold_{fold}"
         if fold in only_folds:
             if not (fold_dir / "data" / "dataset_dict.json").exists():
-                compose(
-                    table,
-                    videos,
-                    fold_dir / "data",
-                    test_groups=test_groups,
-                    validation_groups=validation_groups,
-                    **composition,
-                )
+                settings = replace(composition, validation_groups=validation_groups, test_groups=test_groups)
+                compose(table, videos, fold_dir / "data", settings)
             video_models = {Path(defaults["video_model"]).name: defaults["video_model"]}
             run_study(recipe, fold_dir, modes, video_models, [], seeds, max_steps, num_workers)
         if (fold_dir / "results.jsonl").exists():
