@@ -187,7 +187,7 @@ def test_the_script_takes_a_table(folder, tmp_path, capsys, caplog, monkeypatch)
         f"To train on it: scada train RECIPE.json --dataset '{out}' --eval_split test",
         f"To evaluate a model on it: scada evaluate MODEL '{out}' --split test",
     ]
-    assert "clips.csv: not used, since the format does not have them: note." in caplog.messages
+    assert "clips.csv: ignoring fields that the format does not have: note." in caplog.messages
     assert [len(rows[split]) for split in ("train", "test")] == [2, 1] and "validation" not in rows
     assert read_frames(tmp_path / "my data" / rows["test"][0]["video"], [0.0]).shape == (1, 24, 32, 3)
 
@@ -204,7 +204,7 @@ def test_the_script_says_what_is_wrong_in_one_line(folder, tmp_path, capsys):
     [
         ({"group": ""}, {}, "a cell is empty"),
         ({"video": "g01_LabelB.mp4"}, {}, "clips.csv:3: the clip g01_LabelB.mp4 is listed twice"),
-        ({"video": "nothing.mp4"}, {}, "There is no video 'nothing.mp4'"),
+        ({"video": "nothing.mp4"}, {}, "Could not find the video 'nothing.mp4'"),
         ({}, {"test_groups": ["g09"]}, r"\['g09'\], but the table only has \['g01',"),
         (
             {},
@@ -237,7 +237,7 @@ def test_a_table_without_groups_is_refused(folder, tmp_path):
 def test_a_folder_that_is_in_use_is_left_as_it_is(composed, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="new or an empty folder"):
+    with pytest.raises(ValueError, match="new or empty folder"):
         composed()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
