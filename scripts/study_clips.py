@@ -19,6 +19,7 @@ from pathlib import Path
 from modeling_scada.experiments.clip_study import compare_to_frozen, study_clips
 from modeling_scada.experiments.study import MODES, mode_arguments
 from modeling_scada.experiments.study_results import as_table, draw_curves, summarise
+from processing.data.composition import CompositionSettings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,11 +64,13 @@ def main(argv: list[str] | None = None) -> None:
         args.seeds,
         args.max_steps or json.loads(args.recipe.read_text(encoding="utf-8"))["max_steps"],
         args.num_workers,
-        num_train=args.num_train,
-        num_validation=args.num_validation,
-        num_test=args.num_test,
-        max_distractors=args.max_distractors,
-        max_gap_seconds=args.max_gap_seconds,
+        CompositionSettings(
+            num_train=args.num_train,
+            num_validation=args.num_validation,
+            num_test=args.num_test,
+            max_distractors=args.max_distractors,
+            max_gap_seconds=args.max_gap_seconds,
+        ),
     )
     runs = [row for row in rows if row["mode"] != "constant"]
     text = "\n".join([as_table(summarise(runs)), "", *compare_to_frozen(rows)])

@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from datasets import load_from_disk
 
-from processing.data.composition import compose, read_clip_table
+from processing.data.composition import CompositionSettings, compose, read_clip_table
 from processing.metrics import recall_at
 from processing.post_processing import temporal_iou
 from processing.results.provenance import read_rows
@@ -83,7 +84,7 @@ def study_clips(
     seeds: list[int],
     max_steps: int,
     num_workers: int,
-    **composition: Any,
+    composition: CompositionSettings,
 ) -> list[dict]:
     """
     Compose the videos of each fold if needed, and run all jobs that the fold's `results.jsonl` does not contain yet.
@@ -100,7 +101,7 @@ def study_clips(
         seeds (`list[int]`): Seeds of the runs.
         max_steps (`int`): Number of steps per run.
         num_workers (`int`): Number of parallel runs, on one core each.
-        **composition: Arguments of [`compose`].
+        composition ([`CompositionSettings`]): Settings of the videos, without groups.
 
     Returns:
         `list[dict]`: Rows of `results.jsonl`, each with its `fold`, including one row of the mode "constant" per fold.
@@ -120,14 +121,8 @@ def study_clips(
         fold_dir = output_dir / f"fold_{fold}"
         if fold in only_folds:
             if not (fold_dir / "data" / "dataset_dict.json").exists():
-                compose(
-                    table,
-                    videos,
-                    fold_dir / "data",
-                    test_groups=test_groups,
-                    validation_groups=validation_groups,
-                    **composition,
-                )
+                settings = replace(composition, validation_groups=validation_groups, test_groups=test_groups)
+                compose(table, videos, fold_dir / "data", settings)
             video_models = {Path(defaults["video_model"]).name: defaults["video_model"]}
             run_study(recipe, fold_dir, modes, video_models, [], seeds, max_steps, num_workers)
         if (fold_dir / "results.jsonl").exists():

@@ -97,7 +97,9 @@ def add_compose_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compose(args: argparse.Namespace) -> None:
     """Compose a dataset."""
+    from ..data.composition import CompositionSettings
     from ..data.composition import compose as compose_data_set
 
-    size = args.size and tuple(args.size)
-    compose_data_set(**vars(args) | {"size": size})
+    options = vars(args) | {"size": args.size and tuple(args.size)}
+    others = {name: options.pop(name) for name in ("table", "videos", "output_dir", "num_workers")}
+    compose_data_set(settings=CompositionSettings(**options), **others)

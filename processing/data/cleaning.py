@@ -1,4 +1,4 @@
-"""Clean annotated sentences: group them by video, clip, repair or drop their segments, and count what happened."""
+"""Cleaning of annotated sentences: group by video, clip, repair or drop segments, and report the counts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,21 +10,22 @@ from .formats import Sentence, are_one_duration, malformed
 
 
 NO_SEGMENT = "it has no relevant_windows, as in QVHighlights' test file"
-# Downloaded copies are often some tenths of a second longer or shorter than what was annotated.
+# Downloaded copies often differ from the annotated video by some tenths of a second.
 MAX_DIFFERENCE_SECONDS = 1.0
 
 
 @dataclass
 class AnnotatedVideo:
     """
-    A video with its sentences in the order of the file.
+    Video with its sentences, in file order.
 
     Args:
         video (`str`): Name of the video's file.
         video_id (`str`): Name of the video.
-        duration_seconds (`float` or `None`): Length of the video; `None` if nothing says it.
-        has_unequal_durations (`bool`): Whether the file gives several durations, of which this is the longest.
-        sentences (`list[Sentence]`): Its sentences.
+        duration_seconds (`float` or `None`): Duration of the video in seconds, or `None` if unknown.
+        has_unequal_durations (`bool`):
+            Whether the file contains several durations for the video. `duration_seconds` is the longest.
+        sentences (`list[Sentence]`): Sentences of the video.
     """
 
     video: str
@@ -37,20 +38,20 @@ class AnnotatedVideo:
 @dataclass
 class Report:
     """
-    What became of the sentences of a split, or of several.
+    Report on the sentences of one or several splits.
 
     Args:
-        read, kept, clipped, repaired (`int`): Numbers of sentences.
-        not_there (`int`): How many of those kept are said not to be in their video, and so have no segment.
-        videos (`int`): Number of videos that have a sentence left.
-        dropped (`list[dict]`): `where` and `reason` of each sentence that was dropped.
-        dropped_segments (`list[dict]`): The same, of segments whose sentence has others left.
-        missing_videos (`int` or `None`): Number of videos without a file; `None` if none was looked for.
-        missing (`list[str]`): Their names.
-        without_duration (`list[str]`): Videos of unknown duration; ends of their segments are not clipped.
-        repeated (`int`): How many of those kept say the same of the same video as one further up.
+        read, kept, clipped, repaired (`int`): Number of sentences read, kept, clipped to the video, and repaired.
+        not_there (`int`): Number of kept sentences without a segment, because the file marks them as not in the video.
+        videos (`int`): Number of videos with at least one kept sentence.
+        dropped (`list[dict]`): `where` and `reason` of each dropped sentence.
+        dropped_segments (`list[dict]`): `where` and `reason` of each dropped segment of a kept sentence.
+        missing_videos (`int` or `None`): Number of videos without a file, or `None` without a folder of videos.
+        missing (`list[str]`): Names of the videos without a file.
+        without_duration (`list[str]`): Videos of unknown duration. The ends of their segments are not clipped.
+        repeated (`int`): Number of kept sentences that repeat an earlier sentence and its segments in the same video.
         unequal_durations (`int`):
-            Number of videos that the file gives several durations, see [`are_one_duration`]; the longest was taken.
+            Number of videos with several durations in the file, see [`are_one_duration`]. The longest duration counts.
     """
 
     read: int = 0
@@ -69,7 +70,7 @@ class Report:
 
 
 def sum_reports(reports: Iterable[Report]) -> Report:
-    """Totals; a video that several splits annotate is missing once."""
+    """Add up reports. Count a missing video once, even if several splits contain it."""
     total = Report()
     summed = ("read", "kept", "clipped", "repaired", "not_there", "videos", "dropped", "dropped_segments")
     for report in reports:
@@ -84,10 +85,12 @@ def sum_reports(reports: Iterable[Report]) -> Report:
 
 def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -> list[AnnotatedVideo]:
     """
-    Videos in the order of their first sentence; their duration is the annotation's, else that in `durations`.
+    Group sentences by video, in the order of the first sentence of each video.
+
+    The duration of a video is its annotated duration, or the one in `durations` if the annotations contain none.
 
     Raises:
-        ValueError: If two sentences of a video give it durations that differ, see [`are_one_duration`].
+        ValueError: If two sentences of a video have different durations, see [`are_one_duration`].
     """
     videos: dict[str, AnnotatedVideo] = {}
     shortest_seconds: dict[str, float] = {}
@@ -99,7 +102,7 @@ def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -
         shortest = min(sentence.duration_seconds, shortest_seconds.get(sentence.video, sentence.duration_seconds))
         longest = max(sentence.duration_seconds, known.duration_seconds or 0.0)
         if not are_one_duration(shortest, longest):
-            expected = f"{known.duration_seconds} as further up for {sentence.video}, or up to 1 s or 1 % from it"
+            expected = f"{known.duration_seconds} as above for {sentence.video}, within 1 s or 1 %"
             raise malformed(sentence.where, f"the duration {sentence.duration_seconds}", expected)
         shortest_seconds[sentence.video], known.duration_seconds = shortest, longest
         known.has_unequal_durations = shortest < longest
@@ -113,13 +116,17 @@ def clean_videos(
     videos: list[AnnotatedVideo], paths: dict[str, str | None], repair_reversed: str
 ) -> tuple[list[dict[str, Any]], Report]:
     """
-    Rows of the data set, and what became of the sentences.
+    Clean the sentences of videos.
 
     Args:
-        videos (`list[AnnotatedVideo]`): The videos of a split.
-        paths (`dict[str, str | None]`): What to write as `video` for the name in the annotation; `None` for the name
-            itself, since the file is missing. Empty if no videos are at hand.
-        repair_reversed (`str`): What to do with segments that end before they start, see [`clean_segment`].
+        videos (`list[AnnotatedVideo]`): Videos of a split.
+        paths (`dict[str, str | None]`):
+            Value of the column `video` for each annotated name. `None` marks a missing file and keeps the annotated
+            name. Empty without a folder of videos.
+        repair_reversed (`str`): Treatment of segments that end before they start, see [`clean_segment`].
+
+    Returns:
+        `tuple[list[dict[str, Any]], Report]`: Rows of the data set, and the report.
     """
     report = Report()
     if paths:

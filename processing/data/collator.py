@@ -1,4 +1,4 @@
-"""Video-centric batches: a sample is a video with its sentences, so it is read and encoded once for all of them."""
+"""Batches of videos. A sample is a video with all its sentences, so the model encodes each video only once."""
 
 import json
 import warnings
@@ -21,26 +21,29 @@ logger = logging.get_logger(__name__)
 
 class TemporalGroundingCollator:
     """
-    Join rows of [`load_annotations`] to a batch of the model, with all sentences that a row has. Draw fewer of them
-    for training with a [`RowSampler`]. Videos are read here, so in the workers of the `DataLoader`.
+    Data collator for rows of [`load_annotations`], with all sentences of each row.
+
+    The collator reads the videos, in the workers of the `DataLoader`. To train on a random subset of the sentences,
+    use a [`RowSampler`].
 
     Args:
-        processor ([`ScadaProcessor`]): Reads videos, tokenizes sentences, turns seconds into labels.
-        video_root (`str` or `Path`, *optional*): Folder that relative paths start from; see [`VideoFiles`].
+        processor ([`ScadaProcessor`]): Processor for videos, sentences and labels.
+        video_root (`str` or `Path`, *optional*): Root folder of relative paths, see [`VideoFiles`].
         broken_videos_log (`str` or `Path`, *optional*):
-            A file to which the name of each video that cannot be read, and the reason, are added as a line of JSON;
-            its place in the batch is then filled with zeros and its labels with -100, so that loss and metrics leave
-            it out. If not given, such a video is an error.
+            File to log unreadable videos to. The collator appends the name of the video and the error as a line of
+            JSON. It fills the pixels with zeros and the labels with -100, so loss and metrics ignore the video. By
+            default, an unreadable video raises an error.
         keep_in_memory (`bool`, *optional*, defaults to `False`):
-            Keeps the frames of each video once they were read, for data sets that are small enough: 12 bytes a pixel,
-            or 3 without `do_normalize`, in each worker of the `DataLoader`.
+            Whether to cache the frames of each video, for small data sets. Each worker of the `DataLoader` uses 12
+            bytes per pixel, or 3 without `do_normalize`.
         do_normalize (`bool`, *optional*):
-            Whether pixels are normalised here, or leave as `uint8` for the model to do so. By default as the processor
-            has it, but [`TemporalGroundingTrainer`] leaves it to a model that can. Noise is made of floats.
-        drawing: Deprecated: the arguments of a [`RowSampler`], which then draws for evaluations too.
+            Whether to normalise pixels in the collator. Otherwise, pixels stay `uint8` for the model to normalise.
+            Defaults to the setting of the processor. [`TemporalGroundingTrainer`] sets it to `False` if the model
+            normalises pixels. Noise always consists of floats.
+        drawing: Deprecated. Arguments of a [`RowSampler`], which then also samples during evaluation.
 
     Raises:
-        FileNotFoundError, VideoReadError: If a video cannot be read, unless there is a `broken_videos_log`.
+        FileNotFoundError, VideoReadError: If a video cannot be read and `broken_videos_log` is not set.
         ValueError: See [`ScadaProcessor`].
     """
 
@@ -56,34 +59,36 @@ class TemporalGroundingCollator:
         self.processor = processor
         self.video_files = VideoFiles(video_root)
         self.broken_videos_log = broken_videos_log
-        self._kept: dict[Any, Any] | None = {} if keep_in_memory else None
+        self._cache: dict[Any, Any] | None = {} if keep_in_memory else None
         self.do_normalize = do_normalize
         self.sampler: RowSampler | None = None
         if drawing:
             self.sampler = RowSampler(processor, **drawing)
             self.sampler.set_epoch(0)
             warnings.warn(
-                f"The arguments {sorted(drawing)} of TemporalGroundingCollator are deprecated: it draws for "
-                "evaluations too. Pass them to RowSampler, and apply that to the training set.",
+                f"The arguments {sorted(drawing)} of TemporalGroundingCollator are deprecated, because they also "
+                "sample during evaluation. Pass them to RowSampler, and apply the sampler to the training set.",
                 FutureWarning,
                 stacklevel=2,
             )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
+        Collate rows into a batch.
+
         Args:
-            rows (`list[dict]`): `B` rows with `video`, `sentences` and `segments` (seconds), and what a [`RowSampler`]
-                added.
+            rows (`list[dict]`):
+                `B` rows with `video`, `sentences` and `segments` (seconds), and the entries of a [`RowSampler`].
 
         Returns:
-            `dict[str, torch.Tensor]`: As [`ScadaProcessor`] makes it, with `labels`.
+            `dict[str, torch.Tensor]`: Inputs of the model, as [`ScadaProcessor`] returns them, with `labels`.
         """
         if self.sampler is not None:
             rows = self.sampler.draw_rows(rows)
         pixels, timelines, segments, broken = [], [], [], []
         for index, row in enumerate(rows):
-            own_segments = row["segments"]
-            # All of them, not those drawn alone: what is wrong shows in the first epoch, and whose it is.
+            row_segments = row["segments"]
+            # Check all annotated sentences, not only the sampled ones, to surface errors in the first epoch.
             annotated = row.get("annotated", row)
             try:
                 video, timeline = self._read(row)
@@ -95,11 +100,11 @@ class TemporalGroundingCollator:
                     raise
                 self._log_broken(row, error)
                 broken.append(index)
-                video = self._no_video("noise_seed" in row)
-                timeline, own_segments = Timeline(0.0, 1.0), [[0.0, 1.0]] * len(row["sentences"])
+                video = self._zero_video("noise_seed" in row)
+                timeline, row_segments = Timeline(0.0, 1.0), [[0.0, 1.0]] * len(row["sentences"])
             pixels.append(video)
             timelines.append(timeline)
-            segments.append(own_segments)
+            segments.append(row_segments)
         batch = {"pixel_values_videos": torch.stack(pixels)}
         batch |= {
             name: torch.from_numpy(array)
@@ -111,23 +116,23 @@ class TemporalGroundingCollator:
         return batch
 
     def _read(self, row: dict[str, Any]) -> tuple[torch.Tensor, Timeline]:
-        """A row's video as `(T, 3, H, W)`, floats or uint8, and its window."""
+        """Read the video of a row as `(T, 3, H, W)`, floats or uint8, and its timeline."""
         video_processor = self.processor.video_processor
         size = video_processor.size["height"], video_processor.size["width"]
         crop = row.get("crop")
         height, width = size if crop is None else crop["read_size"]
         key = video_key(row["video"]), height, width
-        if self._kept is not None and key in self._kept:
-            features = self._kept[key]
+        if self._cache is not None and key in self._cache:
+            features = self._cache[key]
         else:
             features = video_processor(
                 self.video_files.find(row["video"]),
                 size={"height": height, "width": width},
                 return_timelines=True,
-                do_normalize=self._is_to_normalize(),
+                do_normalize=self._should_normalize(),
             )
-            if self._kept is not None:
-                self._kept[key] = features
+            if self._cache is not None:
+                self._cache[key] = features
         video = features["pixel_values_videos"][0]
         if crop is not None:
             video = crop_video(video, crop, size)
@@ -135,33 +140,33 @@ class TemporalGroundingCollator:
             video = torch.randn(video.shape, generator=torch.Generator().manual_seed(row["noise_seed"]))
         return video, features["timelines"][0]
 
-    def _is_to_normalize(self) -> bool:
+    def _should_normalize(self) -> bool:
         return self.processor.video_processor.do_normalize if self.do_normalize is None else self.do_normalize
 
-    def _no_video(self, is_noise: bool) -> torch.Tensor:
-        """Zeros in the place of a video that cannot be read."""
+    def _zero_video(self, is_noise: bool) -> torch.Tensor:
+        """Return zeros to replace an unreadable video."""
         video_processor = self.processor.video_processor
         shape = video_processor.num_frames, 3, video_processor.size["height"], video_processor.size["width"]
-        return torch.zeros(shape, dtype=torch.float32 if is_noise or self._is_to_normalize() else torch.uint8)
+        return torch.zeros(shape, dtype=torch.float32 if is_noise or self._should_normalize() else torch.uint8)
 
     def _log_broken(self, row: dict[str, Any], error: Exception) -> None:
         name = video_name(row["video"])
-        logger.warning(f"Left out {name}, which is broken: {error}")
+        logger.warning(f"Skipping the unreadable video {name}: {error}")
         with open(str(self.broken_videos_log), "a", encoding="utf-8") as file:
             file.write(json.dumps({"video": name, "reason": str(error)}) + "\n")
 
 
 def crop_video(video: torch.Tensor, crop: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
     """
-    Crop, flip and scale a video, the same for all frames, so that motion stays what it was.
+    Crop, flip and resize a video. All frames share the same crop, so motion is preserved.
 
     Args:
         video (`torch.Tensor` of shape `(T, 3, H, W)`): Pixels, floats or uint8.
-        crop (`dict[str, Any]`): As [`draw_crop`] gives it for `(H, W)`.
-        size (`tuple[int, int]`): Height and width of the result, in pixels.
+        crop (`dict[str, Any]`): Crop of [`draw_crop`] for `(H, W)`.
+        size (`tuple[int, int]`): Height and width of the output, in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(T, 3, *size)` and the same type; uint8 to one level of what floats would be.
+        `torch.Tensor` of shape `(T, 3, *size)` and the same type. In uint8, levels differ from floats by at most one.
     """
     top, left, height, width = crop["box"]
     cropped = video[..., top : top + height, left : left + width]

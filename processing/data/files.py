@@ -1,4 +1,4 @@
-"""Where the video of a row is: its file by the name that an annotation has for it."""
+"""Lookup of video files by their annotated names."""
 
 import hashlib
 import logging
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from ..video_url import is_url
 
 
-# Not through transformers, which the command line would have to import for its help.
+# The logger of the standard library, because importing transformers would slow down the help of the command line.
 logger = logging.getLogger(__name__)
 
 
-# In the order of preference where a video is there twice.
+# In order of preference, if a video has several files.
 VIDEO_EXTENSIONS = tuple(
     ".mp4 .mkv .webm .avi .mov .m4v .flv .wmv .mpg .mpeg .ts .3gp .mts .m2ts .vob .ogv .3g2 .mxf .asf".split()
 )
@@ -23,12 +23,12 @@ VIDEO_EXTENSIONS = tuple(
 
 class Folder(NamedTuple):
     """
-    What is in a folder.
+    Contents of a folder.
 
     Args:
-        videos (`dict[str, Path]`): The best video of each name without extension.
-        videos_like (`dict[str, list[Path]]`): The same, of all names that [`spelling`] makes one.
-        folders_like (`dict[str, list[Path]]`): The folders in it, by [`spelling`].
+        videos (`dict[str, Path]`): Preferred video file for each name without extension.
+        videos_like (`dict[str, list[Path]]`): Video files by normalised name, see [`spelling`].
+        folders_like (`dict[str, list[Path]]`): Subfolders by normalised name, see [`spelling`].
     """
 
     videos: dict[str, Path]
@@ -38,21 +38,26 @@ class Folder(NamedTuple):
 
 class VideoFiles:
     """
-    Finds the file of a row's video.
+    Lookup of the video file of a row.
 
-    A name is looked for as it is; then with any of the extensions that videos have, and with or without the `v_` that
-    names of ActivityNet start with. Of several files `.mp4` comes first, then `.mkv`, then `.webm`. It may lie in the
-    folder `videos` of the root, too. Then it is looked for in another spelling: with `\\` between folders, as Windows
-    writes paths, in other capitals, with accents composed otherwise, as file systems of a Mac have them, or with an
-    extension that no video has. Last, it is looked for elsewhere: a name without a folder in all folders below the
-    root, and one that begins with the root's own folder in the root. Such a file is taken if it is the only one.
+    The lookup tries these steps in order:
+
+    1. The exact name, in the root or in its folder `videos`.
+    2. The name with any video extension, with or without the prefix `v_` of ActivityNet, in the same folders. Among
+       several files, `.mp4` is preferred, then `.mkv`, then `.webm`.
+    3. Another spelling: `\\` between folders (Windows), other capitals, accents composed differently (macOS), or an
+       extension that is not a video extension.
+    4. Another folder: a name without a folder in all folders below the root, or a name that starts with the root's
+       own folder.
+
+    Steps 3 and 4 accept a file only if it is the single match.
 
     Args:
-        root (`str` or `Path`, *optional*): Folder that relative paths start from; the current one if not given.
+        root (`str` or `Path`, *optional*): Root folder of relative paths. Defaults to the current folder.
 
     Attributes:
-        respelled (`dict[str, str]`): For each name that was found in another spelling, the path of its file.
-        moved (`dict[str, str]`): The same, for each name that was found elsewhere than it says.
+        respelled (`dict[str, str]`): Path of the file for each name with another spelling.
+        moved (`dict[str, str]`): Path of the file for each name found in another folder.
     """
 
     def __init__(self, root: str | Path | None = None):
@@ -64,15 +69,17 @@ class VideoFiles:
 
     def find(self, video: Any) -> str | bytes:
         """
+        Find the video file of a row.
+
         Args:
-            video (`str`, `bytes` or `dict`): A row's `video`; a dict has `path` and `bytes`, as `datasets` gives it.
+            video (`str`, `bytes` or `dict`): Entry `video` of a row. A dict has `path` and `bytes`, as in `datasets`.
 
         Returns:
-            `str` or `bytes`: What the video processor can read: a path, a URL, or the content of a file.
+            `str` or `bytes`: Input for the video processor: a path, a URL, or the content of a file.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the name is spelled as none, and several files fit.
+            FileNotFoundError: If no file matches.
+            ValueError: If several files match another spelling or folder.
         """
         if isinstance(video, dict):
             if video.get("bytes") is not None:
@@ -88,36 +95,35 @@ class VideoFiles:
             for name in _names(path.name):
                 if name in videos:
                     return str(videos[name])
-        found, how = self.respelled, "is spelled otherwise"
-        fitting = self._find_respelled(str(video))
-        if not fitting:
-            found, how = self.moved, "says another folder"
-            fitting = self._find_elsewhere(Path(video))
-        if not fitting:
+        found, difference = self.respelled, "is spelled differently"
+        matches = self._find_respelled(str(video))
+        if not matches:
+            found, difference = self.moved, "names another folder"
+            matches = self._find_elsewhere(Path(video))
+        if not matches:
             raise FileNotFoundError(
-                f"There is no video {video!r} in {(root / video).parent}, with any extension that videos have, with "
-                "or without 'v_' before its name, in any spelling, nor in a folder below. Check the folder that paths "
-                "start from (`video_root`)."
+                f"Could not find the video {video!r} in {(root / video).parent} or the folders below. Tried all video "
+                "extensions, names with and without 'v_', and other spellings. Check the root folder of the videos "
+                "(`video_root`)."
             )
-        if len(fitting) > 1:
+        if len(matches) > 1:
             raise ValueError(
-                f"No video is called {video!r}, and several are but for capitals, accents or their folder: "
-                f"{', '.join(map(str, sorted(fitting)))}. Write the name of the one that is meant."
+                f"No video is called {video!r}, but several names differ only in capitals, accents or the folder: "
+                f"{', '.join(map(str, sorted(matches)))}. Write the name of one of them."
             )
         if not found:
             logger.warning(
-                f"Took {fitting[0]} for the video {video!r}, which {how}. Others are taken so without being named "
-                "here."
+                f"Using {matches[0]} for the video {video!r}, which {difference}. Further such videos are not listed."
             )
-        found[str(video)] = str(fitting[0])
-        return str(fitting[0])
+        found[str(video)] = str(matches[0])
+        return str(matches[0])
 
     def list_below(self) -> list[Path]:
-        """The videos in the root and in all folders below it, one for each name in a folder."""
+        """List the videos in the root and in all folders below it, one file per name and folder."""
         return [video for folder in self._folders_below() for video in sorted(folder.videos.values())]
 
     def _find_respelled(self, video: str) -> list[Path]:
-        """All files that a name may mean, each part as it is if it is there, else in another spelling."""
+        """List all files that match a name, part by part: exactly or, failing that, in another spelling."""
         *parts, last = Path(video.replace("\\", "/")).parts or ("",)
         folders = [Path(self.root or "")]
         for part in parts:
@@ -130,34 +136,34 @@ class VideoFiles:
                     else self._list(folder).folders_like.get(spelling(part), [])
                 )
             ]
-        return _fitting([self._list(folder) for folder in folders], last)
+        return _matching([self._list(folder) for folder in folders], last)
 
     def _find_elsewhere(self, video: Path) -> list[Path]:
-        """All files that a name may mean whose folder is not the one that it says."""
-        # Without a root the current folder is the root, which may have anything below.
+        """List all files that match a name in another folder."""
+        # Without a root, do not search the current folder, because it may contain large unrelated folders.
         if self.root is None or video.is_absolute():
             return []
         if len(video.parts) == 1:
-            return _fitting(self._folders_below(), video.name)
+            return _matching(self._folders_below(), video.name)
         if video.parts[0] == Path(self.root).resolve().name:
             return self._find_respelled(str(Path(*video.parts[1:])))
         return []
 
     def _folders_below(self) -> list[Folder]:
-        """The root and all folders below it, linked ones too; each is there once."""
+        """List the root and all folders below it once each, and follow links."""
         if self._below is None:
             folders: dict[str, Folder] = {}
-            left = [Path(self.root or "")]
-            while left:
-                path = left.pop()
+            queue = [Path(self.root or "")]
+            while queue:
+                path = queue.pop()
                 if (real := os.path.realpath(path)) not in folders:
                     folders[real] = self._list(path)
-                    left += sorted(chain.from_iterable(folders[real].folders_like.values()), reverse=True)
+                    queue += sorted(chain.from_iterable(folders[real].folders_like.values()), reverse=True)
             self._below = list(folders.values())
         return self._below
 
     def _list(self, path: Path) -> Folder:
-        """A folder, listed once, since folders of thousands of videos take long."""
+        """List a folder and cache the result, because listing thousands of videos is slow."""
         if path not in self._folders:
             entries = list(os.scandir(path)) if path.is_dir() else []
             ranked = [Path(entry) for entry in entries if entry.is_file()]
@@ -174,39 +180,38 @@ class VideoFiles:
 
 
 def spelling(name: str) -> str:
-    """What names have in common that differ in capitals, or in how their accents are composed."""
+    """Normalise capitals and the composition of accents in a name."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def _names(name: str) -> tuple[str, str, str]:
-    """The names without extension that a video may have."""
+    """Return the possible names of a video, without extension."""
     stem = without_extension(name)
     return stem, stem.removeprefix("v_"), f"v_{stem}"
 
 
-def _fitting(folders: list[Folder], name: str) -> list[Path]:
-    """The videos of these folders that a name may mean: those that have it, else those that are spelled alike."""
-    # Names of DiDeMo have extensions that are not those of videos, or that stand before the file's own. A number is
-    # none.
+def _matching(folders: list[Folder], name: str) -> list[Path]:
+    """List the videos of folders that match a name exactly or, if none does, in another spelling."""
+    # Names of DiDeMo can have other extensions, or two extensions. A number is not an extension.
     stem, extension = os.path.splitext(name)
     others = (name, stem) if any(map(str.isalpha, extension)) else (name,)
     for stem in (*_names(name), *others):
         exact = [folder.videos[stem] for folder in folders if stem in folder.videos]
-        if fitting := exact or [path for folder in folders for path in folder.videos_like.get(spelling(stem), [])]:
-            return fitting
+        if matches := exact or [path for folder in folders for path in folder.videos_like.get(spelling(stem), [])]:
+            return matches
     return []
 
 
 def resolve_video_root(name_or_path: str, video_root: str | None = None) -> str | None:
     """
-    Where a data set's videos are.
+    Return the root folder of the videos of a data set.
 
     Args:
-        name_or_path (`str`): A data set, as for [`load_annotations`].
-        video_root (`str`, *optional*): Folder that its relative paths start from.
+        name_or_path (`str`): Data set, as in [`load_annotations`].
+        video_root (`str`, *optional*): Root folder of relative paths.
 
     Returns:
-        `str`, *optional*: `video_root` if it is given, else the folder that the data set lies in, if it lies in one.
+        `str`, *optional*: `video_root` if given. Otherwise the folder of a local data set, or `None` for a Hub id.
     """
     path = Path(name_or_path)
     if video_root is not None or not path.exists():
@@ -215,20 +220,20 @@ def resolve_video_root(name_or_path: str, video_root: str | None = None) -> str 
 
 
 def video_name(video: Any) -> str:
-    """What to call a row's `video` in a message: its path or URL, or how many bytes it has."""
+    """Return a name of a row's `video` for messages: its path or URL, or its number of bytes."""
     if isinstance(video, dict):
         video = video["path"] or video["bytes"]
     return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
 
 
 def video_key(video: Any) -> Any:
-    """What tells videos apart: of an embedded one its content, since `datasets` keeps only the end of its path."""
+    """Return a key that identifies a video. Embedded videos use a hash, as `datasets` keeps only their file name."""
     if isinstance(video, dict):
         video = video["path"] if video.get("bytes") is None else video["bytes"]
     return hashlib.sha256(video).digest() if isinstance(video, bytes) else video
 
 
 def without_extension(name: str) -> str:
-    """Names of QVHighlights have dots in them, so only what is an extension of videos is one."""
+    """Remove a video extension. Other suffixes stay, because names of QVHighlights contain dots."""
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in VIDEO_EXTENSIONS else name

@@ -1,8 +1,7 @@
 """
-Annotation files as data sets are published: one function a format, from a file to its sentences.
+Readers of published annotation files: one function per format, from a file to its sentences.
 
-A field that a format needs and a file lacks is an error that says where. Fields that a format does not have are passed
-over, and a warning names them once a file.
+A missing field raises an error that names its location. Readers ignore unknown fields, with one warning per file.
 """
 
 import csv
@@ -19,15 +18,15 @@ from typing import Any, NamedTuple, TypeVar
 from .files import without_extension
 
 
-# Not through transformers, which the command line would have to import for its help.
+# The logger of the standard library, because importing transformers would slow down the help of the command line.
 logger = logging.getLogger(__name__)
 
-# Hours if there are any, minutes, seconds: 0:01, 90:00, 1:02:03.5.
+# Optional hours, minutes, seconds: 0:01, 90:00, 1:02:03.5.
 CLOCK_TIME = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)")
 DIDEMO_CHUNK_SECONDS = 5
-# What csv files have between their cells, by the name for messages.
+# Separators of csv cells, and their names in messages.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-# Published files give some videos two durations that differ by rounding; these count as one.
+# Published files contain two durations for some videos, which differ by rounding. Such durations count as one.
 MAX_DURATION_DIFFERENCE_SECONDS = 1.0
 MAX_DURATION_DIFFERENCE_SHARE = 0.01
 
@@ -36,17 +35,18 @@ Item = TypeVar("Item", bound=tuple)
 
 class Sentence(NamedTuple):
     """
-    A sentence as it stands in an annotation file.
+    Sentence of an annotation file.
 
     Args:
-        where (`str`): File and line, or file, video and number, for messages.
+        where (`str`): Location for messages: file and line, or file, video and index.
         video (`str`): Name of the video's file.
         video_id (`str`): Name of the video.
-        duration_seconds (`float` or `None`): Length of the video; `None` if the file does not say.
-        text (`str`): The sentence.
+        duration_seconds (`float` or `None`): Duration of the video in seconds, or `None` if the file does not give it.
+        text (`str`): Text of the sentence.
         segments (`list[list[float]]` or `None`):
-            Each `[start, end]`, in seconds; none if the sentence is not in the video, `None` if the file does not say.
-        split (`str`, *optional*): Split of the sentence, if the file says it.
+            Segments `[start, end]` in seconds. An empty list means that the sentence is not in the video, `None` that
+            the file does not give segments.
+        split (`str`, *optional*): Split of the sentence, if the file gives it.
     """
 
     where: str
@@ -59,7 +59,7 @@ class Sentence(NamedTuple):
 
 
 def read_charades_sta(path: Path) -> Iterator[Sentence]:
-    """`VIDEO start end##sentence`, one a line. Sentences have `#` in them, so only the first `##` counts."""
+    """Read lines of `VIDEO start end##sentence`. Only the first `##` separates, because sentences can contain `#`."""
     for where, line in _lines(path):
         head, separator, text = line.partition("##")
         fields = head.split()
@@ -70,7 +70,7 @@ def read_charades_sta(path: Path) -> Iterator[Sentence]:
 
 
 def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
-    """An object from names to `duration`, `timestamps` (seconds) and `sentences`."""
+    """Read an object that maps names to `duration`, `timestamps` (seconds) and `sentences`."""
     for where, name, entry in _json_entries(path, {"duration", "timestamps", "sentences"}):
         duration_seconds = _duration_seconds(entry.get("duration"), where)
         video, video_id = _file_name(name), without_extension(name)
@@ -79,7 +79,7 @@ def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
 
 
 def read_tacos(path: Path) -> Iterator[Sentence]:
-    """As ActivityNet Captions, but `timestamps` are numbers of frames, and `fps` and `num_frames` say the rest."""
+    """Read the format of ActivityNet Captions, with `timestamps` in frames, and `fps` and `num_frames` per video."""
     for where, name, entry in _json_entries(path, {"fps", "num_frames", "timestamps", "sentences"}):
         fps = _number(_required(entry, "fps", where), where)
         if fps <= 0:
@@ -99,8 +99,9 @@ QVHIGHLIGHTS_FIELDS = frozenset(
 
 def read_qvhighlights(path: Path) -> Iterator[Sentence]:
     """
-    An object a line: `vid`, `query`, `duration`, and `relevant_windows` (seconds), which the test file lacks, and
-    which are `[]` where the sentence is not in the video.
+    Read one object per line: `vid`, `query`, `duration`, and `relevant_windows` (seconds).
+
+    The test file has no `relevant_windows`. They are `[]` if the sentence is not in the video.
     """
     for where, entry in _json_lines(path, QVHIGHLIGHTS_FIELDS):
         name = _text(_required(entry, "vid", where), where)
@@ -115,24 +116,27 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
         )
 
 
-def read_changing_distributions(path: Path) -> Iterator[Sentence]:
+def read_changed_distributions(path: Path) -> Iterator[Sentence]:
     """
-    Charades-CD and ActivityNet-CD (splits in which test moments are distributed otherwise): as ActivityNet Captions.
-    Charades-CD has the length as `video_duration`, too.
+    Read Charades-CD or ActivityNet-CD, in the format of ActivityNet Captions.
+
+    Their test segments have another distribution than their training segments. In Charades-CD, the duration may be
+    called `video_duration`.
     """
     return _entries_with_timestamps(path, set())
 
 
 def read_compositions(path: Path) -> Iterator[Sentence]:
     """
-    Charades-CG (splits with new words and new compositions): as ActivityNet Captions, with `news` or `novels`, what is
-    new in each sentence, which is not read.
+    Read Charades-CG (splits with new words and new compositions), in the format of ActivityNet Captions.
+
+    The reader ignores `news` and `novels`, the new words of each sentence.
     """
     return _entries_with_timestamps(path, {"news", "novels"})
 
 
 def read_timelens_bench(path: Path) -> Iterator[Sentence]:
-    """An object from names to `duration`, `spans` (seconds) and `queries`."""
+    """Read an object that maps names to `duration`, `spans` (seconds) and `queries`."""
     for where, name, entry in _json_entries(path, {"duration", "spans", "queries"}, "`queries` and `spans`"):
         duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
         texts, segments = _required(entry, "queries", where), _required(entry, "spans", where)
@@ -140,7 +144,7 @@ def read_timelens_bench(path: Path) -> Iterator[Sentence]:
 
 
 def read_qv_m2(path: Path) -> Iterator[Sentence]:
-    """As QVHighlights, of which it is an extension; each sentence has its `relevant_windows`, often several."""
+    """Read QV-M2, an extension of QVHighlights. Each sentence has `relevant_windows`, often several."""
     for where, entry in _json_lines(path, QVHIGHLIGHTS_FIELDS):
         name = _text(_required(entry, "vid", where), where)
         duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
@@ -151,8 +155,10 @@ def read_qv_m2(path: Path) -> Iterator[Sentence]:
 
 def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
     """
-    Ego4D's Natural Language Queries: `videos` of `clips` of `annotations` of `language_queries`. The videos here are
-    the clips, `<clip_uid>.mp4`, whose own clock the times are on. Some queries have no text, or no length.
+    Read Ego4D's Natural Language Queries: `videos`, with `clips`, with `annotations`, with `language_queries`.
+
+    Each clip is one video of the data set, `<clip_uid>.mp4`, and times are relative to the clip. Some queries have no
+    text or an empty segment.
     """
     known = {"query", "template", "slot_x", "verb_x", "slot_y", "verb_y", "raw_tags"}
     known |= {
@@ -162,12 +168,12 @@ def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
         times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
         text = query.get("query") or ""
         if not isinstance(text, str):
-            raise malformed(where, text, "a text as 'query', or nothing")
+            raise malformed(where, text, "a string as 'query', or an empty value")
         yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
 
 
 def _nlq_queries(path: Path) -> Iterator[tuple[str, str, float | None, dict]]:
-    """Where each query is, its clip, the clip's duration in seconds, and the query."""
+    """Yield the location, the clip, the duration of the clip in seconds, and the query, for each query."""
     expected = "Ego4D's JSON object with `videos`"
     content = _json_file(path, expected)
     if not isinstance(content, dict):
@@ -186,9 +192,10 @@ def _nlq_queries(path: Path) -> Iterator[tuple[str, str, float | None, dict]]:
 
 def read_didemo(path: Path) -> Iterator[Sentence]:
     """
-    A list of objects: `video`, `description`, and `times`, the `[first, last]` chunk of 5 seconds that each of several
-    annotators chose. The segment is what most of them chose, of equals the first. The file does not say how long the
-    videos are, which end within the last chunk.
+    Read a list of objects: `video`, `description`, and `times`, the `[first, last]` chunk of 5 seconds per annotator.
+
+    The segment is the most frequent choice of the annotators, and the first one in a tie. The file contains no
+    durations. Each video ends within its last chunk.
     """
     known = {"annotation_id", "video", "description", "times", "num_segments", "dl_link", "download_link"}
     entries = _objects(_json_file(path, "DiDeMo's JSON list"), path.name)
@@ -203,9 +210,11 @@ def read_didemo(path: Path) -> Iterator[Sentence]:
 
 def read_jsonl(path: Path) -> Iterator[Sentence]:
     """
-    An object a line, of a video (`sentences`, `segments`) or of a sentence (`sentence`, and `segment` or `start` and
-    `end`); optionally `video_id`, `duration` and `split`. Times are numbers of seconds, or texts like `1:02:03.5`. A
-    sentence that is not in the video has `[]`.
+    Read one object per line: a video (`sentences`, `segments`) or a sentence (`sentence`, and `segment` or `start` and
+    `end`), optionally with `video_id`, `duration` and `split`.
+
+    Times are numbers of seconds, or strings such as `1:02:03.5`. The segment of a sentence that is not in the video is
+    `[]`.
     """
     known = {"video", "video_id", "duration", "split"}
     known |= {"sentence", "sentences", "segment", "segments", "start", "end"}
@@ -224,7 +233,7 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
         if isinstance(texts, str):
             yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where), split)
         elif not isinstance(texts, list):
-            raise malformed(where, texts, "a text as 'sentence', or a list of texts as 'sentences'")
+            raise malformed(where, texts, "a string as 'sentence', or a list of strings as 'sentences'")
         else:
             for sentence in _sentences(where, video, video_id, duration_seconds, texts, segments, read):
                 yield sentence._replace(split=split)
@@ -232,9 +241,11 @@ def read_jsonl(path: Path) -> Iterator[Sentence]:
 
 def read_csv(path: Path) -> Iterator[Sentence]:
     """
-    Columns `video`, `sentence`, and `segment` or `start` and `end`; optionally `video_id`, `duration` and `split`.
-    Times are numbers of seconds, or clock times like `1:02:03.5`. Where no comma separates cells, one may be the
-    decimal mark. The `segment` of a sentence that is not in the video is `[]`.
+    Read the columns `video`, `sentence`, and `segment` or `start` and `end`, optionally `video_id`, `duration` and
+    `split`.
+
+    Times are numbers of seconds, or clock times such as `1:02:03.5`. The decimal mark may be a comma, unless commas
+    separate the cells. The `segment` of a sentence that is not in the video is `[]`.
     """
     header, rows, separator = csv_rows(path, is_strict=True)
     video_column = csv_column(path, header, "video")
@@ -253,7 +264,9 @@ def read_csv(path: Path) -> Iterator[Sentence]:
         if has_times:
             segments = [_decimal_point(row[name], separator) for name in segment_columns]
         else:
-            segments = _parse_json(row[segment_columns[0]], where, "`[start, end]` in seconds, or a list of such")
+            segments = _parse_json(
+                row[segment_columns[0]], where, "`[start, end]` in seconds, or a list of such pairs"
+            )
         yield Sentence(
             where,
             video,
@@ -270,8 +283,8 @@ READERS: dict[str, Callable[[Path], Iterator[Sentence]]] = {
     "activitynet-captions": read_activitynet_captions,
     "qvhighlights": read_qvhighlights,
     "tacos": read_tacos,
-    "charades-cd": read_changing_distributions,
-    "activitynet-cd": read_changing_distributions,
+    "charades-cd": read_changed_distributions,
+    "activitynet-cd": read_changed_distributions,
     "charades-cg": read_compositions,
     "timelens-bench": read_timelens_bench,
     "qv-m2": read_qv_m2,
@@ -284,18 +297,18 @@ READERS: dict[str, Callable[[Path], Iterator[Sentence]]] = {
 
 def read_durations(paths: Iterable[Path]) -> dict[str, float]:
     """
-    Durations from csv files with columns `id` (or `video_id`, `video`) and `length` (or `duration`), in seconds.
+    Read durations from csv files with the columns `id` (or `video_id`, `video`) and `length` (or `duration`).
 
     Returns:
-        `dict[str, float]`: Seconds by the video's name without extension; empty cells are left out. Of several
-        durations of a video that differ little, see [`are_one_duration`], the longest.
+        `dict[str, float]`: Duration in seconds for each video name without extension. Empty cells are skipped. If a
+        video has several durations that count as one (see [`are_one_duration`]), the longest is returned.
 
     Raises:
-        ValueError: If a file has no such columns, a length is no positive number, or a video has two that differ more.
+        ValueError: If a column is missing, a length is not a positive number, or durations of a video differ.
     """
     durations: dict[str, float] = {}
     for path in paths:
-        # Not strict: the free text in Charades' file is not ours to correct, and nothing of it is used.
+        # Not strict, because Charades' file contains free text, which is not used.
         header, rows, separator = csv_rows(path, is_strict=False)
         name_column = csv_column(path, header, "id", "video_id", "video")
         length_column = csv_column(path, header, "length", "duration")
@@ -306,13 +319,13 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
             name = without_extension(row[name_column])
             earlier_seconds = durations.get(name, seconds)
             if not are_one_duration(earlier_seconds, seconds):
-                raise malformed(where, seconds, f"the duration that {row[name_column]} has further up; remove one")
+                raise malformed(where, seconds, f"the same duration as above for {row[name_column]}; remove one")
             durations[name] = max(earlier_seconds, seconds)
     return durations
 
 
 def are_one_duration(first_seconds: float, second_seconds: float) -> bool:
-    """Whether two durations differ by at most a second, or by at most one per cent of the longer one."""
+    """Return whether two durations differ by at most 1 s, or by at most 1 % of the longer one."""
     tolerance_seconds = max(
         MAX_DURATION_DIFFERENCE_SECONDS, MAX_DURATION_DIFFERENCE_SHARE * max(first_seconds, second_seconds)
     )
@@ -320,8 +333,8 @@ def are_one_duration(first_seconds: float, second_seconds: float) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, each with `file:line`."""
-    # The signature is what Excel and some editors put before UTF-8.
+    """Yield `file:line` and the line, for each line that is not blank."""
+    # Excel and some editors write a byte order mark before UTF-8.
     with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
@@ -332,15 +345,15 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json_lines(path: Path, known: Iterable[str]) -> Iterator[tuple[str, dict]]:
-    """The objects of a file that has one a line, each with `file:line`; fields that are not known are named."""
+    """Yield `file:line` and the object of each line, and warn about unknown fields."""
     return _name_unused(path, _json_objects(path), known)
 
 
 def _json_objects(path: Path) -> Iterator[tuple[str, dict]]:
     for where, line in _lines(path):
-        expected = "one JSON object a line"
+        expected = "one JSON object per line"
         if line.lstrip().startswith("["):
-            raise malformed(where, line, f"{expected}; write each object of a list on a line of its own")
+            raise malformed(where, line, f"{expected}; write each object of the list on a separate line")
         entry = _parse_json(line, where, expected)
         if not isinstance(entry, dict):
             raise malformed(where, entry, expected)
@@ -358,14 +371,14 @@ def _json_file(path: Path, expected: str) -> Any:
 def _json_entries(
     path: Path, known: Iterable[str], entry_content: str = "`sentences` and `timestamps`"
 ) -> Iterator[tuple[str, str, dict]]:
-    """Of a file that is one object: `file: key`, key and value; fields of values that are not known are named."""
+    """Yield `file: key`, key and value for each entry of a JSON object, and warn about unknown fields."""
     return _name_unused(path, _json_values(path, entry_content), known)
 
 
 def _json_values(path: Path, entry_content: str) -> Iterator[tuple[str, str, dict]]:
-    entries = _json_file(path, "a JSON object with an entry for each video")
+    entries = _json_file(path, "a JSON object with one entry per video")
     if not isinstance(entries, dict):
-        raise malformed(path.name, type(entries).__name__, "a JSON object with an entry for each video")
+        raise malformed(path.name, type(entries).__name__, "a JSON object with one entry per video")
     for name, entry in entries.items():
         where = f"{path.name}: {name}"
         if not isinstance(entry, dict):
@@ -374,7 +387,7 @@ def _json_values(path: Path, entry_content: str) -> Iterator[tuple[str, str, dic
 
 
 def _entries_with_timestamps(path: Path, not_read: set[str]) -> Iterator[Sentence]:
-    """As ActivityNet Captions, with fields that are known and not read; the length may be called `video_duration`."""
+    """Read the format of ActivityNet Captions. Ignore `not_read`, and accept `video_duration` for `duration`."""
     known = {"duration", "video_duration", "timestamps", "sentences"} | not_read
     for where, name, entry in _json_entries(path, known):
         length_name = "video_duration" if "duration" not in entry and "video_duration" in entry else "duration"
@@ -384,7 +397,7 @@ def _entries_with_timestamps(path: Path, not_read: set[str]) -> Iterator[Sentenc
 
 
 def _objects(listed: Any, where: str) -> Iterator[tuple[str, dict]]:
-    """The objects of a list, each with where it is."""
+    """Yield the location and the object, for each object of a list."""
     if not isinstance(listed, list):
         raise malformed(where, listed, "a list of objects")
     for index, entry in enumerate(listed):
@@ -399,7 +412,11 @@ def _children(parent: dict, name: str, where: str) -> Iterator[tuple[str, dict]]
 
 def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
     """
-    Header in small letters, the rows by it, each with `file:line` of where it begins, and what separates the cells.
+    Read a csv file.
+
+    Returns:
+        `tuple`: The header in lower case, the rows as pairs of the `file:line` where they begin and their cells by
+        column, and the separator of the cells.
     """
     rows = []
     header: list[str] = []
@@ -428,19 +445,17 @@ def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, di
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from error
     if separator != ",":
-        logger.warning(
-            f"{path.name}: by its header, cells are separated by {SEPARATORS[separator]}; 1,5 in it is read as 1.5."
-        )
+        logger.warning(f"{path.name}: the header separates cells by {SEPARATORS[separator]}, so 1,5 is read as 1.5.")
     return header, rows, separator
 
 
 def _separator(header: str) -> str:
-    """What makes the most cells of a header, since names of columns have none of them inside."""
+    """Return the separator that splits the header into the most cells. Column names contain no separators."""
     return max(SEPARATORS, key=lambda separator: len(next(csv.reader([header], delimiter=separator), [])))
 
 
 def _decimal_point(cell: str, separator: str) -> str:
-    """A number with a point for its comma. Where commas separate cells, `1,234` could be a thousand and more."""
+    """Replace a decimal comma by a point, unless commas separate cells: `1,234` could then be a thousand and more."""
     return cell if separator == "," or "." in cell else cell.replace(",", ".")
 
 
@@ -458,7 +473,7 @@ def _parse_json(text: str, where: str, expected: str) -> Any:
     try:
         content = json.loads(text)
         if "\\ud" in text.lower():
-            # Half of a pair of escapes is no character, and cannot be written.
+            # Half of a surrogate pair is not a character and cannot be encoded.
             json.dumps(content, ensure_ascii=False).encode()
     except (RecursionError, ValueError) as error:
         raise malformed(f"{where} ({error})", text, expected) from error
@@ -472,7 +487,7 @@ def _required(entry: dict, name: str, where: str) -> Any:
 
 
 def _name_unused(path: Path, items: Iterable[Item], known: Iterable[str]) -> Iterator[Item]:
-    """The items as they are, of which the last part is an object; names the fields that are not known at the end."""
+    """Yield items whose last part is an object, then warn about the unknown fields of these objects."""
     unused: dict[str, None] = {}
     known = frozenset(known)
     for item in items:
@@ -482,14 +497,14 @@ def _name_unused(path: Path, items: Iterable[Item], known: Iterable[str]) -> Ite
 
 
 def warn_about_unused(path: Path, names: list[str]) -> None:
-    """Names the fields or columns of a file that its format does not have; columns without a name are empty ones."""
+    """Warn about fields or columns of a file that its format does not have. Ignore columns without a name."""
     if names := [name for name in names if name]:
-        logger.warning(f"{path.name}: not used, since the format does not have them: {', '.join(names)}.")
+        logger.warning(f"{path.name}: ignoring fields that the format does not have: {', '.join(names)}.")
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise malformed(where, value, "a text that is not empty")
+        raise malformed(where, value, "a string that is not empty")
     return value.strip()
 
 
@@ -504,16 +519,16 @@ def _number(value: Any, where: str, expected: str = "a number") -> float:
 
 
 def _frame_seconds(value: Any, where: str, fps: float) -> float:
-    """From a number of frames."""
+    """Convert a number of frames to seconds."""
     return _number(value, where) / fps
 
 
 def _time_seconds(value: Any, where: str, video: str | None = None) -> float:
-    """From a number of seconds, or a text like `0:01` or `1:02:03.5`."""
+    """Convert a number of seconds, or a string such as `0:01` or `1:02:03.5`, to seconds."""
     parts = CLOCK_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if parts is None:
-        of_video = "" if video is None else f" in the video {video!r}"
-        return _number(value, where, f"a number of seconds, or a time like 0:01 or 1:02:03.5{of_video}")
+        in_video = "" if video is None else f" in the video {video!r}"
+        return _number(value, where, f"a number of seconds, or a time like 0:01 or 1:02:03.5{in_video}")
     hours, minutes, seconds = parts.groups(default="0")
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
@@ -523,21 +538,21 @@ def _duration_seconds(value: Any, where: str) -> float | None:
         return None
     seconds = _time_seconds(value, where)
     if seconds <= 0:
-        raise malformed(where, value, "a positive duration in seconds, or nothing if it is not known")
+        raise malformed(where, value, "a positive duration in seconds, or an empty value if it is unknown")
     return seconds
 
 
 def _segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _number) -> list[list[float]]:
-    """`[start, end]`, or a list of such, as a list of such; times are numbers, unless `read_time` reads more."""
+    """Convert `[start, end]`, or a list of such pairs, to a list of pairs. `read_time` converts each time."""
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise malformed(where, value, "`[start, end]` in seconds, or a list of such")
+            raise malformed(where, value, "`[start, end]` in seconds, or a list of such pairs")
     return [[read_time(time, where) for time in pair] for pair in pairs]
 
 
 def _any_segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _number) -> list[list[float]]:
-    """As `_segments`, and none for `[]`, which says that the sentence is not in the video."""
+    """Convert segments as `_segments` does, but accept `[]` for a sentence that is not in the video."""
     return [] if value == [] else _segments(value, where, read_time)
 
 
@@ -550,28 +565,28 @@ def _sentences(
     segments: Any,
     read: Callable[[Any, str], list[list[float]]] = _segments,
 ) -> Iterator[Sentence]:
-    """The sentences of a video that has a list of them and a list of their segments, which `read` reads."""
+    """Yield the sentences of a video from a list of texts and a list of segments. `read` converts each segment."""
     if not isinstance(texts, list) or not isinstance(segments, list) or len(texts) != len(segments):
         counts = [len(value) if isinstance(value, list) else type(value).__name__ for value in (texts, segments)]
-        raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of one length")
-    for index, (text, of_sentence) in enumerate(zip(texts, segments, strict=True)):
+        raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of equal length")
+    for index, (text, sentence_segments) in enumerate(zip(texts, segments, strict=True)):
         own = f"{where}[{index}]"
         if not isinstance(text, str):
             raise malformed(own, text, "a sentence")
-        yield Sentence(own, video, video_id, duration_seconds, text, read(of_sentence, own))
+        yield Sentence(own, video, video_id, duration_seconds, text, read(sentence_segments, own))
 
 
 def malformed(where: str, received: Any, expected: str) -> ValueError:
     shown = received if isinstance(received, str) else repr(received)
     return ValueError(
-        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check the format."
+        f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check the file format."
     )
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8, in Excel as 'CSV UTF-8'.")
+    return ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8 (in Excel: 'CSV UTF-8').")
 
 
 def _file_name(name: str) -> str:
-    """The file that the name of a video stands for: the published ones are mp4 unless the name says otherwise."""
+    """Return the file name of a video. Published videos are mp4 unless the name has another extension."""
     return name if without_extension(name) != name else f"{name}.mp4"

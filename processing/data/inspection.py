@@ -1,4 +1,4 @@
-"""Inspect video files in processes of their own, so that a crash of a decoder costs one video."""
+"""Inspection of video files in separate processes, so a decoder crash affects one video only."""
 
 import multiprocessing
 import os
@@ -20,14 +20,14 @@ Result = TypeVar("Result")
 
 
 class Inspection(NamedTuple):
-    """What opening a video's file showed: its duration in seconds if it has one, and why it cannot be read if so."""
+    """Result of opening a video file: its duration in seconds, if known, and the reason if it is unreadable."""
 
     duration_seconds: float | None
     problem: str | None
 
 
 def inspect_video(path: Path, decode: bool) -> Inspection:
-    """Find out how long a video is and, with `decode`, whether all of it can be read."""
+    """Read the duration of a video and, with `decode`, check that all frames can be decoded."""
     duration_seconds = None
     try:
         duration_seconds = probe(path).duration_seconds
@@ -36,7 +36,7 @@ def inspect_video(path: Path, decode: bool) -> Inspection:
     except VideoReadError as error:
         return Inspection(duration_seconds, str(error))
     except Exception as error:
-        # Whatever else this file makes the reader raise now, it would raise in the middle of training.
+        # Report any other error too, because it would otherwise interrupt training.
         return Inspection(duration_seconds, f"{type(error).__name__}: {error}")
     return Inspection(duration_seconds, None)
 
@@ -45,13 +45,13 @@ def map_isolated(
     function: Callable[[Item], Result], items: list[Item], num_workers: int, description: str
 ) -> list[Result | None]:
     """
-    `[function(item) for item in items]` in `num_workers` processes, with `None` where the process died: a decoder that
-    crashes on one file must not take the others along.
+    Return `[function(item) for item in items]`, computed in `num_workers` processes, with `None` for each item whose
+    process died. A decoder crash on one file does not affect the other files.
 
-    Every worker is a pool of its own, since a pool does not tell which of its tasks broke it.
+    Each worker is a separate pool, because a pool does not report which of its tasks broke it.
     """
     workers: SimpleQueue[ProcessPoolExecutor | None] = SimpleQueue()
-    workers.put(_start_worker())  # before the threads, so that an error of the start comes once
+    workers.put(_start_worker())  # before the threads, to raise a start error only once
     for _ in range(num_workers - 1):
         workers.put(None)
 
@@ -76,21 +76,21 @@ def map_isolated(
 
 
 def _start_worker() -> ProcessPoolExecutor:
-    # "spawn": a forked child of a process with threads may hang.
+    # Use "spawn", because a forked child of a process with threads may hang.
     worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    # A process that cannot even start is an error of its own, not of the first item.
+    # Surface a start error early, instead of reporting it for the first item.
     try:
         worker.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A process that opens videos could not start. It imports the script that was run; if a script calls "
-            'this, it has to call it under `if __name__ == "__main__":`. See above for other errors of the process.'
+            "A worker process could not start. Worker processes import the main script again: in a script, call this "
+            'function under `if __name__ == "__main__":`. See above for other errors of the process.'
         ) from error
     return worker
 
 
 def inspect_videos(paths: dict[str, str], folder: Path, decode: bool, num_workers: int) -> dict[str, Inspection]:
-    """[`inspect_video`] of all videos: from `{name: path relative to folder}` to `{name: Inspection}`."""
+    """Call [`inspect_video`] on all videos. Map `{name: path relative to folder}` to `{name: Inspection}`."""
     if not paths:
         return {}
     results = map_isolated(
@@ -99,5 +99,5 @@ def inspect_videos(paths: dict[str, str], folder: Path, decode: bool, num_worker
         min(num_workers, len(paths)),
         "decoding videos" if decode else "reading durations",
     )
-    crashed = Inspection(None, "the process that read it crashed or was killed")
+    crashed = Inspection(None, "the decoding process crashed or was killed")
     return {name: result or crashed for name, result in zip(paths, results, strict=True)}

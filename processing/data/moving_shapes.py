@@ -1,22 +1,23 @@
 """
 MovingShapes, a small synthetic data set for temporal sentence grounding: mp4 videos and their annotations.
 
-What makes a sentence hard to guess:
-- Two or three objects act one after the other, never two at once. Each shares its colour or its shape with another,
-  does the same as the others, and does the opposite at another time: neither colour, nor shape, nor action alone is
-  enough. Which object it is leaves two events or more, and no single frame shows an action.
-- An object appears before it acts and stays for a while: where it starts and stops is not where it comes and goes.
-- In about a third of the videos one object does the same thing twice, told apart by "before" and "after" an event.
-- Times are continuous, lengths and gaps random: no fixed segment is a good answer.
+These properties prevent shortcuts:
+- Two or three objects act one after the other. Each object shares its colour or its shape with another object and
+  performs two opposite actions, the same ones as the other objects. Colour, shape or action alone is therefore
+  ambiguous. The object alone leaves two or more events, and no single frame shows an action.
+- An object appears before its action and stays afterwards, so its appearance does not mark the segment.
+- In about a third of the videos, one object performs the same action twice. Its sentences contain "before" and "after"
+  another event.
+- Times are continuous, and lengths and gaps are random, so no fixed segment scores well.
 
-The crowded variant asks who does what among many, so that an average over the picture loses the answer:
-- Six to nine objects, of three colours and three shapes, are there all the time, each near its own place of a 3 x 3
-  grid, and about three of them act at once.
-- No two have both colour and shape in common, but each shares its colour with another and its shape with yet another.
-  All do the video's two opposite actions, each once and at times of its own: any two of colour, shape and action leave
-  two events or more. No sentence says "before" or "after".
+The crowded variant requires spatial detail, because averaging over the picture loses the answer:
+- Six to nine objects of three colours and three shapes are visible all the time, each near its own cell of a 3 x 3
+  grid. About three objects act at once.
+- No two objects share both colour and shape, but each object shares its colour with another one and its shape with a
+  third one. Each object performs the two opposite actions of the video once, at its own times. Any two of colour,
+  shape and action therefore leave two or more events. No sentence contains "before" or "after".
 
-Every video has its own random generator, seeded from (seed, split, index): the number of workers changes nothing.
+Each video has its own random generator, seeded by (seed, split, index), so the number of workers has no effect.
 """
 
 import math
@@ -46,7 +47,7 @@ OPPOSITE_ACTIONS = (("moves left", "moves right"), ("moves up", "moves down"), (
 ACTIONS = tuple(action for pair in OPPOSITE_ACTIONS for action in pair)
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 
-# All lengths are fractions of the canvas, so that a seed gives the same annotations at every image size.
+# All lengths are fractions of the canvas, so a seed gives the same annotations at every image size.
 MIN_RADIUS, MAX_RADIUS = 11 / 64, 13 / 64
 GROWTH = 1.8
 MIN_MOVE, MAX_MOVE = 0.35, 0.5
@@ -56,18 +57,18 @@ MIN_DURATION_SECONDS, MAX_DURATION_SECONDS = 10.0, 20.0
 # Fractions of the duration.
 MIN_EVENT_LENGTH, MAX_EVENT_LENGTH, MAX_TOTAL_LENGTH = 0.07, 0.35, 0.8
 
-# The crowded variant. Few and unlike colours and shapes, so that a tiny model can tell them apart at this size in
-# minutes of training.
+# The crowded variant. Few and distinct colours and shapes, so a tiny model learns to distinguish them at this size
+# within minutes.
 CROWDED_COLOURS = ("red", "blue", "white")
 CROWDED_SHAPES = ("circle", "triangle", "cross")
-MAX_LEFT_OUT = 3
+MAX_EXCLUDED = 3
 CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS = 0.11, 0.12
 CROWDED_GROWTH = 1.6
 CROWDED_MIN_MOVE, CROWDED_MAX_MOVE = 0.17, 0.2
 CROWDED_MAX_JITTER = 0.02
 CROWDED_MIN_EVENT_LENGTH = 0.1
 
-# How long an object stands still before and after it acts, at most; half of the gap to its neighbour if that is less.
+# Maximum time that an object stands still before and after its action, limited to half of the gap to the next event.
 MAX_IDLE_SECONDS = 0.6
 
 
@@ -81,7 +82,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """An object goes from the state `before` to the state `after`, linearly over the segment, and is still outside."""
+    """Linear transition of an object from the state `before` to `after`. The object is still outside its segment."""
 
     colour: str
     shape: str
@@ -94,7 +95,7 @@ class Event:
     after: State
 
     def state_at(self, time_seconds: float) -> State:
-        """The state at a time while the object is there."""
+        """Return the state of the object at a time between its appearance and disappearance."""
         progress = (time_seconds - self.start_seconds) / (self.end_seconds - self.start_seconds)
         progress = min(max(progress, 0.0), 1.0)
         return State(*(a + progress * (b - a) for a, b in zip(self.before, self.after, strict=True)))
@@ -103,16 +104,17 @@ class Event:
 @dataclass(frozen=True)
 class VideoPlan:
     """
-    All that happens in a video, before anything is drawn.
+    Content of a video, before rendering.
 
     Args:
         duration_seconds (`float`): `num_frames / fps`.
-        num_frames (`int`): Number of frames; frame `k` shows the time `k / fps`.
-        background (`tuple[int, int, int]`): RGB colour.
-        events (`list[Event]`): The events in the order of time, and they do not overlap; in the crowded variant object
-            after object, each object's in the order of time.
-        sentences (`list[str]`): One sentence for each event, in random order.
-        segments (`list[list[list[float]]]`): For each sentence its segments `[start, end]` in seconds, always one.
+        num_frames (`int`): Number of frames. Frame `k` shows the time `k / fps`.
+        background (`tuple[int, int, int]`): RGB colour of the background.
+        events (`list[Event]`):
+            Non-overlapping events in temporal order. In the crowded variant, events are ordered by object, then by
+            time.
+        sentences (`list[str]`): One sentence per event, in random order.
+        segments (`list[list[list[float]]]`): Segments `[start, end]` of each sentence in seconds, always one.
     """
 
     duration_seconds: float
@@ -125,13 +127,13 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class Video(VideoPlan):
-    """A [`VideoPlan`] with its `frames` (`np.ndarray` of shape `(T, H, W, 3)`, `uint8`)."""
+    """[`VideoPlan`] with its `frames` (`np.ndarray` of shape `(T, H, W, 3)`, `uint8`)."""
 
     frames: np.ndarray
 
 
 def draw_actions(rng: np.random.Generator) -> list[str]:
-    """Two opposite actions in random order, and in half of the cases a third one."""
+    """Draw two opposite actions in random order and, in half of the cases, a third action."""
     actions = list(OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))])
     rng.shuffle(actions)
     if rng.random() < 0.5:
@@ -143,17 +145,17 @@ def draw_pairs(
     rng: np.random.Generator, actions: list[str], has_repeat: bool
 ) -> tuple[list[tuple[int, str]], tuple[int, str] | None]:
     """
-    Draw which objects do what: every object does both of two opposite actions, so who acts leaves two events at least.
+    Draw pairs of object and action. Each object performs two opposite actions, so the object alone is ambiguous.
 
-    Objects are numbered `2 * colour + shape`, so `index ^ 1` has the same colour and `index ^ 2` the same shape.
+    Objects are numbered `2 * colour + shape`, so `index ^ 1` has the same colour, and `index ^ 2` has the same shape.
 
     Returns:
-        `tuple`: The (object index, action) pairs, 4 to 6, and the one of them that is there twice or `None`.
+        `tuple`: 4 to 6 pairs (object index, action), and the pair that occurs twice or `None`.
     """
     target = int(rng.integers(4))
     others = [target ^ 1, target ^ 2]
     rng.shuffle(others)
-    # A pair that happens twice needs room, so those videos have two objects.
+    # A repeated pair needs time, so these videos have two objects.
     objects = [target, *others[: 1 if has_repeat else int(rng.integers(1, 3))]]
     pairs = [(index, action) for index in objects for action in actions[:2]]
     repeated = pairs[0] if has_repeat else None
@@ -165,14 +167,14 @@ def draw_pairs(
 
 
 def find_references(pairs: list[tuple[int, str]], repeated: tuple[int, str]) -> list[int]:
-    """Positions where another object acts between the two occurrences of `repeated`, the only pair there is twice."""
+    """Return the positions of events of other objects between the two occurrences of the pair `repeated`."""
     first = pairs.index(repeated)
     second = pairs.index(repeated, first + 1)
     return [i for i in range(first + 1, second) if pairs[i][0] != repeated[0]]
 
 
 def draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
-    """States before and after an action, both wholly on the canvas."""
+    """Draw the states before and after an action, both fully inside the canvas."""
     radius = rng.uniform(MIN_RADIUS, MAX_RADIUS)
     large = radius * GROWTH if action in ("grows", "shrinks") else radius
     low, high = MARGIN + large, 1 - MARGIN - large
@@ -193,8 +195,8 @@ def draw_segments(
     rng: np.random.Generator, num_events: int, duration_seconds: float, min_length: float = MIN_EVENT_LENGTH
 ) -> list[tuple[float, float]]:
     """
-    Segments in seconds, one after the other: log-uniform lengths, from `min_length` of the duration on, scaled down if
-    they do not fit, and random gaps.
+    Draw consecutive segments in seconds, with random gaps and log-uniform lengths of at least `min_length` of the
+    duration. If the segments do not fit, all lengths are scaled down.
     """
     lengths = np.exp(rng.uniform(np.log(min_length), np.log(MAX_EVENT_LENGTH), num_events))
     lengths *= min(1.0, MAX_TOTAL_LENGTH / lengths.sum())
@@ -208,14 +210,14 @@ def draw_segments(
 
 def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
     """
-    Draw the events of a video of two or three objects, and a sentence for each.
+    Draw the events of a video with two or three objects, and a sentence for each event.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
-        duration_seconds (`float`): The duration of the video.
+        duration_seconds (`float`): Duration of the video in seconds.
 
     Returns:
-        `tuple`: The events in the order of time, and their sentences in the same order.
+        `tuple`: Events in temporal order, and their sentences in the same order.
     """
     colours = [str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False)]
     shapes = [str(shape) for shape in rng.choice(SHAPES, 2, replace=False)]
@@ -267,29 +269,29 @@ def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list
 
 def draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
     """
-    Draw who is in a video of the crowded variant: of the nine pairs (colour, shape) all but up to three.
+    Draw the objects of a crowded video: all nine pairs (colour, shape) except for up to three.
 
-    No two of one colour or of one shape are left out, so that each colour and each shape is there at least twice.
+    The excluded pairs share no colour and no shape, so each colour and each shape occurs at least twice.
 
     Returns:
-        `list[tuple[str, str]]`: Six to nine pairs (colour, shape), in random order.
+        `list[tuple[str, str]]`: Six to nine pairs (colour, shape) in random order.
     """
     shapes = [str(shape) for shape in rng.permutation(CROWDED_SHAPES)]
     diagonal = list(zip(CROWDED_COLOURS, shapes, strict=True))
-    left_out = [diagonal[i] for i in rng.permutation(3)[: rng.integers(MAX_LEFT_OUT + 1)]]
-    kinds = [kind for kind in product(CROWDED_COLOURS, shapes) if kind not in left_out]
+    excluded = [diagonal[i] for i in rng.permutation(3)[: rng.integers(MAX_EXCLUDED + 1)]]
+    kinds = [kind for kind in product(CROWDED_COLOURS, shapes) if kind not in excluded]
     rng.shuffle(kinds)
     return kinds
 
 
 def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int) -> list[State]:
     """
-    States of an object before its first, between its two, and after its second action, which is the first undone.
+    Draw the states of an object before, between and after its two actions. The second action undoes the first.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
         actions (`list[str]`): Two opposite actions.
-        cell (`int`): Place in the 3 x 3 grid, row by row; the object stays near it, wholly on the canvas.
+        cell (`int`): Cell of the 3 x 3 grid, row by row. The object stays near the cell and inside the canvas.
     """
     row, column = divmod(cell, 3)
     radius = rng.uniform(CROWDED_MIN_RADIUS, CROWDED_MAX_RADIUS)
@@ -309,14 +311,14 @@ def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int)
 
 def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
     """
-    Draw the events of a video of the crowded variant, and a sentence for each.
+    Draw the events of a crowded video, and a sentence for each event.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
-        duration_seconds (`float`): The duration of the video.
+        duration_seconds (`float`): Duration of the video in seconds.
 
     Returns:
-        `tuple`: The events, two of each object one after the other, and their sentences in the same order.
+        `tuple`: Events, two per object in temporal order, and their sentences in the same order.
     """
     opposites = OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))]
     kinds = draw_kinds(rng)
@@ -325,7 +327,7 @@ def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tu
         actions = [str(action) for action in rng.permutation(opposites)]
         states = draw_crowded_states(rng, actions, int(cell))
         times = draw_segments(rng, 2, duration_seconds, CROWDED_MIN_EVENT_LENGTH)
-        # The object is always there: the second event takes over where the first one lets go.
+        # The object is always visible: the second event starts to show it when the first event stops.
         change_seconds = (times[0][1] + times[1][0]) / 2
         shown_seconds = [0.0, change_seconds, duration_seconds]
         for k, (action, (start_seconds, end_seconds)) in enumerate(zip(actions, times, strict=True)):
@@ -347,15 +349,15 @@ def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tu
 
 def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -> VideoPlan:
     """
-    Draw what happens in a video, its events and sentences, without drawing its frames.
+    Draw the events and sentences of a video, without rendering its frames.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
-        fps (`int`, *optional*, defaults to 10): Frames per second; the duration is a whole number of frames.
-        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+        fps (`int`, *optional*, defaults to 10): Frames per second. The duration is a whole number of frames.
+        crowded (`bool`, *optional*, defaults to `False`): Whether to generate the crowded variant.
 
     Returns:
-        [`VideoPlan`]: What happens when.
+        [`VideoPlan`]: Content of the video.
     """
     if fps < 1:
         raise ValueError(f"`fps` must be at least 1, got {fps}.")
@@ -364,7 +366,7 @@ def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -
     red, green, blue = (int(value) for value in rng.integers(8, 40, 3))
     events, sentences = (plan_crowded_events if crowded else plan_events)(rng, duration_seconds)
 
-    # Shuffled, since the place of a sentence in the list should not tell its time.
+    # Shuffled, because the position of a sentence in the list should not reveal its time.
     shuffled = rng.permutation(len(events))
     return VideoPlan(
         duration_seconds=duration_seconds,
@@ -380,7 +382,7 @@ def draw_object(image: np.ndarray, colour: str, shape: str, state: State) -> Non
     """
     Draw an object into `image` (`np.ndarray` of shape `(H, W, 3)`, `uint8`), in place.
 
-    The edge is one pixel wide and follows the signed distance, so that motion by a fraction of a pixel is visible.
+    The edge is one pixel wide and follows the signed distance, so motion by a fraction of a pixel is visible.
     """
     size = image.shape[0]
     center_x, center_y, radius = (value * size for value in state)
@@ -404,12 +406,12 @@ def draw_object(image: np.ndarray, colour: str, shape: str, state: State) -> Non
 
 def render(plan: VideoPlan, image_size: int, fps: int) -> np.ndarray:
     """
-    Draw a plan.
+    Render the frames of a plan.
 
     Args:
-        plan ([`VideoPlan`]): What happens when.
+        plan ([`VideoPlan`]): Content of the video.
         image_size (`int`): Height and width of the frames.
-        fps (`int`): Frames per second, the same as for the plan.
+        fps (`int`): Frames per second of the plan.
 
     Returns:
         `np.ndarray` of shape `(T, H, W, 3)`: The frames, `uint8` RGB.
@@ -425,13 +427,13 @@ def render(plan: VideoPlan, image_size: int, fps: int) -> np.ndarray:
 
 def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10, crowded: bool = False) -> Video:
     """
-    Make one video in memory.
+    Generate a video in memory.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
         image_size (`int`, *optional*, defaults to 64): Height and width of the frames.
         fps (`int`, *optional*, defaults to 10): Frames per second.
-        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+        crowded (`bool`, *optional*, defaults to `False`): Whether to generate the crowded variant.
 
     Returns:
         [`Video`]: Frames, events, sentences and segments.
@@ -441,7 +443,7 @@ def make_video(rng: np.random.Generator, image_size: int = 64, fps: int = 10, cr
 
 
 def make_example(task: tuple[str, int], output_dir: Path, seed: int, image_size: int, fps: int, crowded: bool) -> dict:
-    """Make and write the video `task = (split, index)`; returns its row of annotations."""
+    """Generate and write the video `task = (split, index)`, and return its annotation row."""
     split, index = task
     video = make_video(np.random.default_rng([seed, SPLITS.index(split), index]), image_size, fps, crowded)
     video_id = f"{split}_{index:05d}"
@@ -466,17 +468,18 @@ def make_moving_shapes(
     crowded: bool = False,
 ) -> None:
     """
-    Make the data set: `output_dir/videos/*.mp4`, a `datasets.DatasetDict` in `output_dir`, and `generation.json`.
+    Generate the data set: `output_dir/videos/*.mp4`, a `datasets.DatasetDict` in `output_dir`, and `generation.json`.
 
     Args:
-        output_dir (`str` or `Path`): Folder to write to; new or empty.
-        num_train (`int`, *optional*, defaults to 1000): Number of videos of the split `train`.
-        num_test (`int`, *optional*, defaults to 100): Number of videos of the split `test`, none of them in `train`.
-        seed (`int`, *optional*, defaults to 0): Seed of all randomness.
-        image_size (`int`, *optional*, defaults to 64): Height and width of the videos; even, as h264 wants it.
+        output_dir (`str` or `Path`): New or empty output folder.
+        num_train (`int`, *optional*, defaults to 1000): Number of training videos.
+        num_test (`int`, *optional*, defaults to 100): Number of test videos, disjoint from the training videos.
+        seed (`int`, *optional*, defaults to 0): Random seed.
+        image_size (`int`, *optional*, defaults to 64): Height and width of the videos. Must be even for h264.
         fps (`int`, *optional*, defaults to 10): Frames per second.
-        num_workers (`int`, *optional*): Number of processes, by default one for each CPU. The result is the same.
-        crowded (`bool`, *optional*, defaults to `False`): Six to nine objects that act at the same time.
+        num_workers (`int`, *optional*):
+            Number of processes. Defaults to the number of CPUs. The result does not depend on it.
+        crowded (`bool`, *optional*, defaults to `False`): Whether to generate the crowded variant.
 
     Raises:
         `ValueError`: If a number is out of range or `output_dir` is not empty.
@@ -494,7 +497,7 @@ def make_moving_shapes(
         if arguments[name] < minimum:
             raise ValueError(f"`{name}` must be at least {minimum}, got {arguments[name]}.")
     if image_size % 2:
-        raise ValueError(f"`image_size` must be even, since h264 stores colour at half the size, got {image_size}.")
+        raise ValueError(f"`image_size` must be even because h264 stores colour at half the size, got {image_size}.")
     output_dir = Path(output_dir)
     make_data_set(
         output_dir,

@@ -1,4 +1,4 @@
-"""Draw what a step takes of a row: some of its sentences, sentences of other videos, a crop."""
+"""Sampling of training rows: a subset of their sentences, negative sentences of other videos, and a crop."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from ..processing_scada import ScadaProcessor
 from .files import video_name
 
 
-# As AdaTAD augments (OpenTAD's configurations: frames are read at 182 pixels for crops that become 160; the rest are
-# the usual bounds of a random resized crop).
+# Augmentation of AdaTAD (OpenTAD's configurations: frames are read at 182 pixels, and crops are resized to 160). The
+# other values are the usual bounds of a random resized crop.
 READ_MARGIN = 182 / 160
 CROP_AREAS = (0.08, 1.0)
 CROP_RATIOS = (3 / 4, 4 / 3)
@@ -26,30 +26,30 @@ SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 class RowSampler(TrainerCallback):
     """
-    Draw what a training step takes of each video. Apply it to the training set alone: an evaluation takes all.
+    Random sampling of sentences, negative sentences and crops for training.
 
-    [`TemporalGroundingCollator`] then reads the videos and joins the rows. With a `seed`, pass this object to the
-    trainer as well, as a callback, which tells it the epoch.
+    Apply the sampler to the training set only, because an evaluation uses all sentences.
+    [`TemporalGroundingCollator`] then reads the videos and builds the batch. With a `seed`, also pass the sampler to
+    the trainer as a callback, to receive the epoch.
 
     Args:
-        processor ([`ScadaProcessor`]): The one of the collator; crops are made for its frame size.
+        processor ([`ScadaProcessor`]): Processor of the collator. Its frame size determines the crops.
         max_sentences (`int`, *optional*):
-            Draws at most this number of a video's sentences, afresh each time; takes all of them if not given.
+            Maximum number of sentences per video, sampled anew on each access. Defaults to all sentences.
         negative_sentences (`int`, *optional*, defaults to 0):
-            Adds at most this number of sentences of other videos, and no more than the video's own. They are not in
-            the video, and have no segment. One with the words of an own sentence is not drawn.
+            Maximum number of added sentences of other videos, which have no segment. A video gets at most as many
+            negative sentences as it has sentences. A sentence with the words of one of the video's own sentences is
+            skipped.
         sentences_of_others (`Sequence[str]`, *optional*):
-            What negative sentences are drawn from, such as all sentences of the data set; those of the rows that are
-            drawn together if not given.
+            Pool of negative sentences, such as all sentences of the data set. Defaults to the other rows of the batch.
         augment (`bool`, *optional*, defaults to `False`):
-            Draws a random resized crop, and a flip if no sentence of the video says left or right: one for the whole
-            video.
+            Whether to apply a random resized crop, and a flip unless a sentence of the video contains left or right.
+            All frames of a video share the same crop.
         blind (`bool`, *optional*, defaults to `False`):
-            Replaces the pixels by noise: what the annotations alone let a model guess.
+            Whether to replace pixels by noise, to measure the accuracy of guesses from annotations alone.
         seed (`int`, *optional*):
-            Makes what is drawn for a video depend on the seed, the epoch and the video alone, so that a run that was
-            stopped goes on as if it had not been. A video is known by its `video_id`, or else by its path. If not
-            given, draws follow torch's generator.
+            Random seed. Samples then depend only on the seed, the epoch and the video (`video_id`, or its path), so a
+            resumed run continues with the same samples. By default, torch's global generator is used.
 
     Raises:
         ValueError: If `max_sentences` is not positive, or `negative_sentences` is negative.
@@ -75,7 +75,7 @@ class RowSampler(TrainerCallback):
         if max_sentences is not None and max_sentences < 1:
             raise ValueError(f"Received max_sentences={max_sentences}; expected a positive number, or None for all.")
         if negative_sentences < 0:
-            raise ValueError(f"Received negative_sentences={negative_sentences}; expected a number from 0 on.")
+            raise ValueError(f"Received negative_sentences={negative_sentences}; expected 0 or a positive number.")
         size = processor.video_processor.size
         self.read_size = [round(READ_MARGIN * size[side]) for side in ("height", "width")]
         self.max_sentences = max_sentences
@@ -84,40 +84,39 @@ class RowSampler(TrainerCallback):
         self.augment = augment
         self.blind = blind
         self.seed = seed
-        # Shared, so that workers that live on from epoch to epoch see it change.
+        # Shared memory, so persistent workers see the epoch change.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     def __deepcopy__(self, memo: dict) -> "RowSampler":
-        # A data set that is shuffled or selected copies its transform, and a copy would not be told the epoch.
+        # Shuffling or selecting a data set copies its transform, and a copy would not receive the epoch.
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw afresh what is drawn with a `seed`, for another `epoch` (`int`)."""
+        """Set the `epoch` (`int`), which determines the samples together with the `seed`."""
         self._epoch.fill_(epoch)
 
     def on_init_end(self, args, state, control, **kwargs):
-        self.set_epoch(0)  # rows may be looked at before training begins, such as for their lengths
+        self.set_epoch(0)  # rows may be read before training begins, for example to measure their lengths
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.set_epoch(int(state.epoch))
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Counted, as `state.epoch` is a share of `max_steps` in the first pass over a stream.
+        # Count epochs, because `state.epoch` is a fraction of `max_steps` in the first pass over a stream.
         self.set_epoch(int(self._epoch) + 1)
 
     def apply(self, dataset: Dataset | IterableDataset, batch_size: int = 1) -> Dataset | IterableDataset:
         """
-        Make a data set draw its rows anew each time they are read.
+        Apply the sampler to a data set. Rows are sampled anew on each access.
 
         Args:
             dataset (`Dataset` or `IterableDataset`): Rows of [`load_annotations`].
             batch_size (`int`, *optional*, defaults to 1):
-                Rows of a stream that are drawn together, see `sentences_of_others`. Of a `Dataset` a batch of the
-                loader is.
+                Number of rows of a stream to sample together, see `sentences_of_others`. A `Dataset` uses the batches
+                of the `DataLoader` instead.
 
         Returns:
-            `Dataset` or `IterableDataset`: The same rows, of which `sentences` and `segments` are those that were
-            drawn.
+            `Dataset` or `IterableDataset`: Same rows, with the sampled `sentences` and `segments`.
         """
         if isinstance(dataset, IterableDataset):
             return dataset.map(self, batched=True, batch_size=batch_size)
@@ -125,26 +124,26 @@ class RowSampler(TrainerCallback):
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """
-        Draw for rows that are read together.
+        Sample a batch of rows.
 
         Args:
             batch (`dict[str, list]`): Columns of `B` rows with `video`, `sentences` and `segments` (seconds).
 
         Returns:
-            `dict[str, list]`: The same columns, and in `annotated` the `sentences` and `segments` before the draw;
-            with `augment` a `crop` (see [`draw_crop`]), with `blind` a `noise_seed`.
+            `dict[str, list]`: Same columns, with the original `sentences` and `segments` in `annotated`. With
+            `augment`, also a `crop` (see [`draw_crop`]), and with `blind`, also a `noise_seed`.
 
         Raises:
-            ValueError: If there is a `seed`, but no epoch was told.
+            ValueError: If `seed` is set but the epoch is not.
         """
         if not {"video", "sentences", "segments"} <= batch.keys():
-            return batch  # some of the columns, as `select_columns` leaves them
+            return batch  # a subset of the columns, for example after `select_columns`
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         drawn = self.draw_rows(rows)
         return {name: [row[name] for row in drawn] for name in drawn[0]} if drawn else batch
 
     def draw_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """As a call, for a list of rows."""
+        """Sample a list of rows, as `__call__` does for columns."""
         return [self._draw_row(rows, index) for index in range(len(rows))]
 
     def _draw_row(self, rows: list[dict[str, Any]], index: int) -> dict[str, Any]:
@@ -170,14 +169,14 @@ class RowSampler(TrainerCallback):
     def _generator(self, row: dict[str, Any]) -> torch.Generator:
         generator = torch.Generator()
         if self.seed is None:
-            # Where nothing is drawn, nothing is taken from the generator that the model draws from too.
+            # Do not advance torch's global generator if nothing is sampled, because the model uses it too.
             draws = self.max_sentences is not None or self.augment or self.blind or self.negative_sentences
             return generator.manual_seed(int(torch.randint(2**62, ()))) if draws else generator
         epoch = int(self._epoch)
         if epoch < 0:
             raise ValueError(
-                f"Received seed={self.seed} but no epoch, and each epoch draws other sentences and crops. Pass the "
-                "sampler to the trainer too (callbacks=[sampler]), or call its set_epoch."
+                f"Received seed={self.seed}, but the epoch is not set. Sentences and crops differ between epochs. "
+                "Pass the sampler to the trainer (callbacks=[sampler]), or call its set_epoch."
             )
         name = f"{row.get('video_id') or video_name(row['video'])} {row['sentences'][0]}"
         return generator.manual_seed(zlib.crc32(f"{self.seed} {epoch} {name}".encode()))
@@ -190,7 +189,7 @@ class RowSampler(TrainerCallback):
     def _draw_negatives(
         self, rows: list[dict[str, Any]], index: int, most: int, generator: torch.Generator
     ) -> list[str]:
-        """Sentences that the video of a row does not have, at most `most` and `negative_sentences`."""
+        """Sample at most `most` sentences (and at most `negative_sentences`) that the video of a row does not have."""
         others = self.sentences_of_others
         if others is None:
             others = [sentence for row in rows[:index] + rows[index + 1 :] for sentence in row["sentences"]]
@@ -208,12 +207,12 @@ class RowSampler(TrainerCallback):
 
 def draw_crop(read_size: Sequence[int], may_flip: bool, generator: torch.Generator) -> dict[str, Any]:
     """
-    Draw a random resized crop and a random horizontal flip.
+    Sample a random resized crop and a random horizontal flip.
 
     Args:
         read_size (`Sequence[int]`): Height and width of the frames, in pixels.
-        may_flip (`bool`): Whether half of the crops are flipped.
-        generator (`torch.Generator`): Of the random numbers.
+        may_flip (`bool`): Whether to flip half of the crops.
+        generator (`torch.Generator`): Random number generator.
 
     Returns:
         `dict[str, Any]`: `read_size`, `box` (top, left, height and width, in pixels of `read_size`) and `flip`.

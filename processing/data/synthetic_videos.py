@@ -1,5 +1,5 @@
 """
-Videos that are made here: pictures that a codec has some work with, writing them into a file, and data sets of such.
+Synthetic videos: frames that are realistic to encode and decode, a video writer, and a data set writer.
 """
 
 import json
@@ -18,15 +18,15 @@ from torch import nn
 from tqdm import tqdm
 
 
-# At this rate they took about as long to decode, for their size, as real h264 videos did.
+# At this bit rate, decoding took about as long as for real h264 videos of the same size.
 BITS_PER_PIXEL = 0.1
-# Of data sets. One thread: the videos already go over the processes. Without "cpu-independent" equal frames give files
-# that differ by a few levels here and there.
+# Options for data sets. One thread, because the processes already run in parallel. "cpu-independent" makes
+# equal frames give equal files. Without it, some pixels differ by a few levels.
 H264_OPTIONS = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
 def available_encoder() -> str:
-    """The encoder of h264, or of MPEG-4 part 2 where PyAV comes without x264."""
+    """Return the name of the h264 encoder, or of MPEG-4 part 2 if PyAV has no x264."""
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
@@ -39,15 +39,16 @@ def write_video(
     bit_rate: int | None = None,
 ) -> None:
     """
-    Encodes frames into a file, whose extension names the container.
+    Encode frames to a video file.
 
     Args:
-        path (`Path`): The file.
-        frames (`Iterable[np.ndarray]` of shape `(height, width, 3)`, uint8): RGB frames, at least one, of even sides.
+        path (`Path`): Output path. The extension determines the container.
+        frames (`Iterable[np.ndarray]` of shape `(height, width, 3)`, uint8):
+            At least one RGB frame. Height and width are even.
         fps (`int`): Frames per second.
-        encoder (`str`): Such as `libx264`.
-        options (`dict[str, str]`): Of the encoder.
-        bit_rate (`int`, *optional*): In bits per second; what the options say if not given.
+        encoder (`str`): Name of the encoder, such as `libx264`.
+        options (`dict[str, str]`): Options of the encoder.
+        bit_rate (`int`, *optional*): Bits per second. By default, the options determine it.
     """
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(encoder, rate=fps, options=options)
@@ -65,13 +66,13 @@ def write_video(
 
 def draw_frames(rng: np.random.Generator, num_frames: int, height: int, width: int) -> Iterator[np.ndarray]:
     """
-    Frames that a codec has some work with: a camera that swings over a texture, another part of it in the middle that
-    goes the other way, and grain.
+    Generate frames with realistic motion: a camera swings over a texture, a patch in the middle moves the opposite
+    way, and each frame has grain.
 
     Args:
         rng (`np.random.Generator`): Source of all randomness.
-        num_frames (`int`): How many.
-        height (`int`), width (`int`): Of the frames, in pixels.
+        num_frames (`int`): Number of frames.
+        height (`int`), width (`int`): Size of the frames, in pixels.
 
     Yields:
         `np.ndarray` of shape `(height, width, 3)`, uint8: RGB frames.
@@ -100,20 +101,22 @@ def make_data_set(
     num_workers: int | None,
 ) -> None:
     """
-    Makes a data set of videos: the folder `videos`, a `datasets.DatasetDict`, and `generation.json`.
+    Write a data set of videos: the folder `videos`, a `datasets.DatasetDict`, and `generation.json`.
 
     Args:
-        output_dir (`Path`): Folder to write to; new or empty.
-        make_example (`Callable`): Makes and writes the video of a task, and returns its row of annotations; for
-            processes of their own, so a function of a module.
-        tasks (`dict[str, list]`): What `make_example` takes, for each split.
-        arguments (`dict[str, Any]`): What all of this follows from. Equal arguments give an equal `generation.json`.
-        num_workers (`int` or `None`): Processes; one for each CPU if `None`.
+        output_dir (`Path`): New or empty output folder.
+        make_example (`Callable`):
+            Function that writes the video of a task and returns its annotation row. Worker processes must be able to
+            import the function.
+        tasks (`dict[str, list]`): Inputs of `make_example` for each split.
+        arguments (`dict[str, Any]`):
+            Arguments that determine the data set. Equal arguments give an equal `generation.json`.
+        num_workers (`int` or `None`): Number of processes. `None` for one per CPU.
 
     Raises:
         ValueError: If `output_dir` is not empty, or `num_workers` is not positive.
     """
-    # Here and not at the top: the worker processes import this file and have no use for it.
+    # Imported here, because worker processes import this file but do not need `datasets`.
     import datasets
 
     from .preparation import FEATURES
@@ -122,17 +125,17 @@ def make_data_set(
     if num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"`output_dir` must be a new or an empty folder, got {output_dir}.")
+        raise ValueError(f"`output_dir` must be a new or empty folder, got {output_dir}.")
     (output_dir / "videos").mkdir(parents=True)
-    all_tasks = [task for split_items in tasks.values() for task in split_items]
+    all_tasks = [task for split_tasks in tasks.values() for task in split_tasks]
     if num_workers == 1:
         rows = [make_example(task) for task in tqdm(all_tasks, desc="videos")]
     else:
-        # "spawn": a forked child of a process with threads (torch, pyarrow) may hang.
+        # Use "spawn", because a forked child of a process with threads (torch, pyarrow) may hang.
         with multiprocessing.get_context("spawn").Pool(min(num_workers, len(all_tasks))) as pool:
             rows = list(tqdm(pool.imap(make_example, all_tasks, chunksize=4), total=len(all_tasks), desc="videos"))
-    left = iter(rows)
-    splits = {split: list(islice(left, len(split_items))) for split, split_items in tasks.items()}
+    remaining = iter(rows)
+    splits = {split: list(islice(remaining, len(split_tasks))) for split, split_tasks in tasks.items()}
     datasets.DatasetDict(
         {split: datasets.Dataset.from_list(part, features=FEATURES) for split, part in splits.items()}
     ).save_to_disk(output_dir)

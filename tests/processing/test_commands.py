@@ -217,8 +217,8 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"video_root": "empty"}, r"scada train: There is no video '\d.mp4' in "),
-        ({"video_root": "empty", "dataloader_num_workers": 1}, r"scada train: There is no video '\d.mp4' in "),
+        ({"video_root": "empty"}, r"scada train: Could not find the video '\d.mp4' in "),
+        ({"video_root": "empty", "dataloader_num_workers": 1}, r"scada train: Could not find the video '\d.mp4' in "),
         ({"video_model": "no weights"}, r"scada train: Could not load the model no weights: .*--video_model"),
         ({"model_name_or_path": "empty"}, r"scada train: Could not load the model empty: .*--model_name"),
         ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),

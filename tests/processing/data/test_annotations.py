@@ -1005,7 +1005,7 @@ def test_a_name_in_another_spelling(tmp_path, warnings, there, video, expected):
         assert files.find(video) == str(tmp_path / expected)
     assert files.respelled == {video: str(tmp_path / expected)}
     (warning,) = warnings("processing.data.files")
-    assert f"Took {tmp_path / expected} for the video {video!r}, which is spelled otherwise." in warning
+    assert f"Using {tmp_path / expected} for the video {video!r}, which is spelled differently." in warning
 
 
 def test_names_as_they_are_need_no_words(tmp_path, warnings):
@@ -1085,7 +1085,7 @@ def test_a_name_in_another_folder(tmp_path, warnings, there, video, expected):
         assert files.find(video) == str(tmp_path / "root" / expected)
     assert files.moved == {video: str(tmp_path / "root" / expected)} and not files.respelled
     (warning,) = warnings("processing.data.files")
-    assert f"for the video {video!r}, which says another folder." in warning
+    assert f"for the video {video!r}, which names another folder." in warning
 
 
 def test_the_current_folder_is_not_searched_through(tmp_path, monkeypatch):

@@ -15,14 +15,14 @@ from conftest import write_clip
 from datasets import load_from_disk
 
 from processing.commands.main import main
-from processing.data.composition import compose, read_clip_table
+from processing.data.composition import CompositionSettings, compose, read_clip_table
 from processing.video_io import probe, read_frames
 
 
 LABELS = [f"Label{letter}" for letter in "ABCDEFGH"]
 GROUPS = ["g01", "g02", "g03", "g04"]
 FRAMES = 8  # of each clip, numbered on from clip to clip: 4 groups of 8 labels have the 256 numbers there are
-FEW = {"num_train": 8, "num_test": 4, "num_workers": 1}
+FEW = {"num_train": 8, "num_test": 4}
 
 
 def write_table(path: Path, rows: list[dict]) -> Path:
@@ -48,12 +48,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def composed(folder, tmp_path):
-    """`composed(name="out", rows=None, **arguments)`: the folder that was composed."""
+    """`composed(name="out", rows=None, num_workers=1, **options)`: compose a data set and return its folder."""
     clips, all_rows = folder
 
-    def make(name: str = "out", rows: list[dict] | None = None, **arguments) -> Path:
+    def make(name: str = "out", rows: list[dict] | None = None, num_workers: int = 1, **options) -> Path:
         table = write_table(tmp_path / f"{name}.csv", all_rows if rows is None else rows)
-        compose(table, clips, tmp_path / name, **FEW | arguments)
+        compose(table, clips, tmp_path / name, CompositionSettings(**FEW | options), num_workers)
         return tmp_path / name
 
     return make
@@ -181,13 +181,13 @@ def test_the_script_takes_a_table(folder, tmp_path, capsys, caplog, monkeypatch)
     rows = load_from_disk(str(out))
     sentences = {split: sum(map(len, rows[split]["sentences"])) for split in ("train", "test")}
     assert capsys.readouterr().out.splitlines() == [
-        f"train: 2 videos with {sentences['train']} sentences, of 3 groups",
-        f"test: 1 videos with {sentences['test']} sentences, of 1 groups",
-        f"Written to {out}, the videos to {out / 'videos'}.",
+        f"train: 2 videos, {sentences['train']} sentences, groups used: 3",
+        f"test: 1 videos, {sentences['test']} sentences, groups used: 1",
+        f"Data set saved to {out}, videos to {out / 'videos'}.",
         f"To train on it: scada train RECIPE.json --dataset '{out}' --eval_split test",
         f"To evaluate a model on it: scada evaluate MODEL '{out}' --split test",
     ]
-    assert "clips.csv: not used, since the format does not have them: note." in caplog.messages
+    assert "clips.csv: ignoring fields that the format does not have: note." in caplog.messages
     assert [len(rows[split]) for split in ("train", "test")] == [2, 1] and "validation" not in rows
     assert read_frames(tmp_path / "my data" / rows["test"][0]["video"], [0.0]).shape == (1, 24, 32, 3)
 
@@ -200,27 +200,31 @@ def test_the_script_says_what_is_wrong_in_one_line(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "message"),
+    ("change", "options", "message"),
     [
         ({"group": ""}, {}, "a cell is empty"),
-        ({"video": "g01_LabelB.mp4"}, {}, "clips.csv:3: the clip g01_LabelB.mp4 has a line further up"),
-        ({"video": "nothing.mp4"}, {}, "There is no video 'nothing.mp4'"),
-        ({}, {"test_groups": ["g09"]}, r"\['g09'\], which the table does not have"),
-        ({}, {"test_groups": ["g01"], "validation_groups": ["g01"], "num_validation": 1}, "in one split only"),
-        ({}, {"test_groups": GROUPS}, "none is left to train on"),
+        ({"video": "g01_LabelB.mp4"}, {}, "clips.csv:3: the clip g01_LabelB.mp4 is listed twice"),
+        ({"video": "nothing.mp4"}, {}, "Could not find the video 'nothing.mp4'"),
+        ({}, {"test_groups": ["g09"]}, r"\['g09'\], but the table only has \['g01',"),
+        (
+            {},
+            {"test_groups": ["g01"], "validation_groups": ["g01"], "num_validation": 1},
+            "for both validation and test",
+        ),
+        ({}, {"test_groups": GROUPS}, "No group remains for training out of 4"),
         ({}, {"validation_groups": ["g01"]}, "num_validation=0"),
-        ({}, {"min_clips": 8, "max_clips": 8}, "have 8 labels, 8 of them with a sentence; a video needs 9"),
+        ({}, {"min_clips": 8, "max_clips": 8}, "have 8 labels, 8 with a sentence. Each video needs 9"),
         ({}, {"min_clips": 4, "max_clips": 3}, "`max_clips` must be at least 4, got 3"),
         ({}, {"num_train": 0}, "`num_train` must be at least 1, got 0"),
         ({}, {"size": (47, 64)}, "two even numbers"),
-        ({}, {"fps": 1}, "lasts 0.800 s, less than a frame at 1 frames a second"),
+        ({}, {"fps": 1}, "lasts 0.800 s, less than one frame at 1 frames per second"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_error(folder, tmp_path, change, arguments, message):
+def test_what_does_not_fit_is_one_clear_error(folder, tmp_path, change, options, message):
     clips, rows = folder
     table = write_table(tmp_path / "clips.csv", [rows[0] | change, *rows[1:]])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        compose(table, clips, tmp_path / "out", **FEW | arguments)
+        compose(table, clips, tmp_path / "out", CompositionSettings(**FEW | options), num_workers=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -233,7 +237,7 @@ def test_a_table_without_groups_is_refused(folder, tmp_path):
 def test_a_folder_that_is_in_use_is_left_as_it_is(composed, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="new or an empty folder"):
+    with pytest.raises(ValueError, match="new or empty folder"):
         composed()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

@@ -388,7 +388,7 @@ def test_wrong_arguments_are_refused(tmp_path, arguments, message):
 
 
 def test_full_folder_is_refused(data_dir):
-    with pytest.raises(ValueError, match="must be a new or an empty folder"):
+    with pytest.raises(ValueError, match="must be a new or empty folder"):
         script.make_moving_shapes(data_dir)
 
 

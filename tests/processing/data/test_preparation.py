@@ -447,7 +447,7 @@ def test_fields_that_a_format_does_not_have_are_named_once(prepare, warnings, fo
     report, _ = prepare(format, {name: content})
     assert report["kept"] >= 1 and report["dropped"] == []
     (warning,) = warnings()
-    said, _, named = warning.partition(": not used, since the format does not have them: ")
+    said, _, named = warning.partition(": ignoring fields that the format does not have: ")
     expected = set(UNKNOWN) | ({"duration"} if format == "tacos" else set())
     assert said == name and set(named.removesuffix(".").split(", ")) == expected
 
@@ -635,7 +635,7 @@ def test_csv_as_excel_writes_it(prepare, warnings, separator, said, decimal_mark
     row = {"video": "a.mp4", "video_id": "a", "duration": 30.5, "sentences": ["He sits, then; leaves."]}
     assert splits["train"][0] == row | {"segments": [[[1.5, 2.25]]]}
     assert splits["train"][1]["segments"] == [[[0.0, 1.0]]]
-    line = f"my.csv: by its header, cells are separated by {said}; 1,5 in it is read as 1.5."
+    line = f"my.csv: the header separates cells by {said}, so 1,5 is read as 1.5."
     assert warnings() == ([line] if said else [])
 
 
@@ -933,7 +933,9 @@ def test_several_videos_in_another_spelling_stop_the_run(prepare, make_clip, tmp
     (tmp_path / "videos").mkdir()
     for name in ("UPPER.mp4", "Upper.mp4"):
         make_clip().rename(tmp_path / "videos" / name)
-    with pytest.raises(ValueError, match="'upper.mp4', and several are .*UPPER.mp4, .*Upper.mp4. Write the name"):
+    with pytest.raises(
+        ValueError, match="'upper.mp4', but several names differ only in .*UPPER.mp4, .*Upper.mp4. Write the name"
+    ):
         prepare("csv", {"a.csv": "video,sentence,start,end\nupper.mp4,A.,0,1\n"}, videos=tmp_path / "videos")
 
 
@@ -1120,7 +1122,7 @@ def test_a_script_that_does_not_guard_its_main_part(tmp_path, monkeypatch, capfd
 def test_crashed_videos_are_broken(monkeypatch):
     monkeypatch.setattr(inspection_module, "map_isolated", lambda function, items, *args: [None for _ in items])
     inspections = inspection_module.inspect_videos({"a": "a.mp4"}, Path("videos"), True, 4)
-    assert inspections == {"a": (None, "the process that read it crashed or was killed")}
+    assert inspections == {"a": (None, "the decoding process crashed or was killed")}
 
 
 def test_prepared_data_trains(prepare, make_clip, tiny_processor, tmp_path):
@@ -1151,8 +1153,8 @@ MALFORMED = [
     ("charades-sta", "a.txt", "A nan 2##One.\n", "a.txt:1: received 'nan', expected a number"),
     ("charades-sta", "a.txt", b"A 1 2##caf\xe9.\n", "a.txt is not UTF-8 .*Save it as UTF-8"),
     ("charades-sta", "a.txt", "\n", "No sentence of .*a.txt is left"),
-    ("activitynet-captions", "a.json", '{"v_a": ', "a.json .*expected a JSON object with an entry for each video"),
-    ("activitynet-captions", "a.json", [ENTRY, ENTRY], "a.json .*expected a JSON object with an entry for each video"),
+    ("activitynet-captions", "a.json", '{"v_a": ', "a.json .*expected a JSON object with one entry per video"),
+    ("activitynet-captions", "a.json", [ENTRY, ENTRY], "a.json .*expected a JSON object with one entry per video"),
     ("activitynet-captions", "a.json", "[]", "a.json: received 'list', expected a JSON object"),
     ("activitynet-captions", "a.json", b'{"\xff": 1}', "a.json is not UTF-8"),
     ("activitynet-captions", "a.json", {"v_a": [1]}, r"a.json: v_a: received '\[1\]', expected an object"),
@@ -1161,7 +1163,7 @@ MALFORMED = [
         "activitynet-captions",
         "a.json",
         {"v_a": ENTRY | {"sentences": ["A.", "B."]}},
-        "a.json: v_a: received '2 sentences and 1 segments', expected two lists of one length",
+        "a.json: v_a: received '2 sentences and 1 segments', expected two lists of equal length",
     ),
     (
         "activitynet-captions",
@@ -1182,34 +1184,34 @@ MALFORMED = [
         [{"vid": "a", "query": "A.", "relevant_windows": [[1, 2], [True, 3]]}],
         "a.jsonl:1: received 'True', expected a number",
     ),
-    ("jsonl", "a.jsonl", '{"video": "a.mp4"\n', "a.jsonl:1 .*expected one JSON object a line"),
-    ("jsonl", "a.jsonl", "1\n", "a.jsonl:1: .*expected one JSON object a line"),
-    ("jsonl", "a.jsonl", "[\n{}\n]", "a.jsonl:1: .*expected one JSON object a line; write each object of a list on a"),
-    ("jsonl", "a.jsonl", [LINE | {"sentence": 5}], "a.jsonl:1: received '5', expected a text as 'sentence', or"),
-    ("jsonl", "a.jsonl", [LINE | {"sentence": None}], "a.jsonl:1: received 'None', expected a text as 'sentence'"),
-    ("jsonl", "a.jsonl", '{"video": "a", "sentence": "\\uD83D"}\n', "a.jsonl:1 .*surrogates.* one JSON object a line"),
-    ("jsonl", "a.jsonl", f'{{"video": 1{5000 * "0"}}}\n', "a.jsonl:1 .*5001 digits.* one JSON object a line"),
+    ("jsonl", "a.jsonl", '{"video": "a.mp4"\n', "a.jsonl:1 .*expected one JSON object per line"),
+    ("jsonl", "a.jsonl", "1\n", "a.jsonl:1: .*expected one JSON object per line"),
+    ("jsonl", "a.jsonl", "[\n{}\n]", "a.jsonl:1: .*expected one JSON object per line; write each object of the list"),
+    ("jsonl", "a.jsonl", [LINE | {"sentence": 5}], "a.jsonl:1: received '5', expected a string as 'sentence', or"),
+    ("jsonl", "a.jsonl", [LINE | {"sentence": None}], "a.jsonl:1: received 'None', expected a string as 'sentence'"),
+    ("jsonl", "a.jsonl", '{"video": "a", "sentence": "\\uD83D"}\n', "a.jsonl:1 .*surrogates.* one JSON object per"),
+    ("jsonl", "a.jsonl", f'{{"video": 1{5000 * "0"}}}\n', "a.jsonl:1 .*5001 digits.* one JSON object per line"),
     ("activitynet-captions", "a.json", 100_000 * "[", "a.json .*recursion.*expected a JSON object with an entry"),
     ("jsonl", "a.jsonl", [LINE, {"video": "a.mp4", "sentence": "A."}], "a.jsonl:2: .*expected also 'segment'"),
     ("jsonl", "a.jsonl", [{"sentence": "A.", "segment": [1, 2]}], "a.jsonl:1: .*expected also 'video'"),
     ("jsonl", "a.jsonl", [LINE | {"segment": [[]]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
     ("jsonl", "a.jsonl", [LINE | {"segment": [[1, 2], 3]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
-    ("jsonl", "a.jsonl", [LINE | {"video": ""}], "a.jsonl:1: received '', expected a text that is not empty"),
+    ("jsonl", "a.jsonl", [LINE | {"video": ""}], "a.jsonl:1: received '', expected a string that is not empty"),
     (
         "jsonl",
         "a.jsonl",
         [LINE | {"duration": 9}, LINE, LINE | {"duration": 7.9}],
-        "a.jsonl:3: received 'the duration 7.9', expected 9.0 as further up for a.mp4, or up to 1 s or 1 % from it",
+        "a.jsonl:3: received 'the duration 7.9', expected 9.0 as above for a.mp4, within 1 s or 1 %",
     ),
     (
         # Each is a second from the one before, and the last two from the first.
         "jsonl",
         "a.jsonl",
         [LINE | {"duration": duration} for duration in (9, 10, 11)],
-        "a.jsonl:3: received 'the duration 11.0', expected 10.0 as further up for a.mp4",
+        "a.jsonl:3: received 'the duration 11.0', expected 10.0 as above for a.mp4",
     ),
     ("jsonl", "a.jsonl", [LINE | {"split": "train"}, LINE], "a.jsonl:2: received 'no split', expected a split for"),
-    ("jsonl", "a.jsonl", [LINE | {"split": 3}], "a.jsonl:1: received '3', expected a text that is not empty"),
+    ("jsonl", "a.jsonl", [LINE | {"split": 3}], "a.jsonl:1: received '3', expected a string that is not empty"),
     ("csv", "a.csv", "video,sentence,start,end,split\na,A,1,2,../up\n", "a.csv:2: received '../up', expected a split"),
     (
         "csv",
@@ -1247,7 +1249,7 @@ MALFORMED = [
     ("timelens-bench", "a.json", {"A": CHANGED}, r"A: received .*'sentences', 'timestam.*, expected also 'queries'"),
     ("timelens-bench", "a.json", {"A": [1]}, r"a.json: A: received '\[1\]', expected an object with `queries`"),
     ("qv-m2", "a.jsonl", [QVHIGHLIGHTS[3]], "a.jsonl:1: .*expected also 'relevant_windows'"),
-    ("ego4d-nlq", "a.json", nlq(QUERY | {"query": 7}), r"language_queries\[0\]: received '7', expected a text as"),
+    ("ego4d-nlq", "a.json", nlq(QUERY | {"query": 7}), r"language_queries\[0\]: received '7', expected a string as"),
     ("ego4d-nlq", "a.json", nlq({"query": "Where?"}), r"language_queries\[0\]: .*expected also 'clip_start_sec'"),
     ("ego4d-nlq", "a.json", nlq(QUERY, video_end_sec=100), r"clips\[0\]: received '0.0', expected a positive"),
     ("ego4d-nlq", "a.json", nlq(QUERY, clip_uid=None), r"clips\[0\]: received 'None', expected a text"),
@@ -1259,7 +1261,7 @@ MALFORMED = [
     ("didemo", "a.json", '[{"video": "a", "description": "A."}]', r"a.json\[0\]: .*expected also 'times'"),
     ("didemo", "a.json", '[{"video": "a", "description": "A.", "times": []}]', r"\[0\]: received '\[\]', expected"),
     ("didemo", "a.json", {"A": ENTRY}, "a.json: received .*expected a list of objects"),
-    ("csv", "a.csv", b"video,sentence,start,end\na,caf\xe9,1,2\n", "a.csv is not UTF-8 .*in Excel as 'CSV UTF-8'"),
+    ("csv", "a.csv", b"video,sentence,start,end\na,caf\xe9,1,2\n", "a.csv is not UTF-8 .*in Excel: 'CSV UTF-8'"),
 ]  # fmt: skip
 
 
@@ -1276,7 +1278,7 @@ def test_malformed_files(prepare, tmp_path, format, name, content, message):
         ("id,seconds\nA,3\n", r"d.csv: .*\['id', 'seconds'\].*a column `length` or `duration`"),
         ("name,length\nA,3\n", "d.csv: .*a column `id`"),
         ("id,length\nA,-3\n", "d.csv:2: received '-3', expected a positive duration"),
-        ("id,length\nA,3\nA,4.1\n", "d.csv:3: received '4.1', expected the duration that A has further up"),
+        ("id,length\nA,3\nA,4.1\n", "d.csv:3: received '4.1', expected the same duration as above for A"),
     ],
 )
 def test_malformed_durations(prepare, content, message):

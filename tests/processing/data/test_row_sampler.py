@@ -60,7 +60,7 @@ def test_negatives_come_from_the_rows_of_a_batch(tiny_processor, rows):
 def test_a_seed_without_an_epoch_is_refused(tiny_processor, rows):
     """Each epoch would draw the same, without a word."""
     sampled = RowSampler(tiny_processor, max_sentences=1, seed=7).apply(Dataset.from_list(rows))
-    with pytest.raises(ValueError, match=r"seed=7 but no epoch.*callbacks=\[sampler\]"):
+    with pytest.raises(ValueError, match=r"seed=7, but the epoch is not set.*callbacks=\[sampler\]"):
         sampled[0]
 
 
