@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from transformers import pipeline
 
-from modeling_scada.library import index as library_module
 from modeling_scada.library.index import index_videos
 from modeling_scada.library.search import Library, search
 from processing.commands.main import main
@@ -127,7 +126,7 @@ def test_shares_of_what_is_done(pipe, make_clip, tmp_path, monkeypatch):
     app.ground_video(pipe, str(tmp_path / "videos" / "a.mp4"), "it", 2, None, progress=shares.append)
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
     index_videos(tmp_path / "videos", pipe, tmp_path / "index")
-    monkeypatch.setattr(library_module, "HEAD_BATCH_SIZE", 1)
+    monkeypatch.setattr("modeling_scada.library.search.HEAD_BATCH_SIZE", 1)
     shares.clear()
     app.search_sentences(pipe, Library(tmp_path / "index"), "it\nthat", 2, progress=shares.append)
     assert shares == pytest.approx([k / 10 for k in range(1, 11)])

@@ -615,7 +615,8 @@ def test_a_worker_of_ray_is_killed(make_pipe, folder, tmp_path):
 @pytest.mark.parametrize("retrieval_dim", [0, 8])
 def test_search_is_brute_force(make_pipe, folder, tmp_path, retrieval_dim, monkeypatch):
     """Without a retrieval branch, or where it leaves nothing out; the batches of windows split videos."""
-    monkeypatch.setattr(library, "HEAD_BATCH_SIZE", 4)
+    for module in ("index", "search"):
+        monkeypatch.setattr(f"modeling_scada.library.{module}.HEAD_BATCH_SIZE", 4)
     pipe, index = make_pipe(retrieval_dim), tmp_path / "index"
     index_videos(folder, pipe, index)
     for top_k in (3, 12):
