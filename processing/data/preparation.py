@@ -1,6 +1,8 @@
 """
-Preparing annotations for training and evaluation: sentences of annotation files are cleaned, their videos inspected,
-and one data set with a row a video is saved, with a report of what was read, clipped, repaired and dropped.
+Preparation of annotations for training and evaluation.
+
+[`prepare_dataset`] cleans the sentences of annotation files, inspects their videos, and saves a data set with one row
+per video. A report counts the sentences read, clipped, repaired and dropped.
 """
 
 import json
@@ -35,35 +37,37 @@ FEATURES = Features(
         "segments": [[[Value("float64")]]],
     }
 )
-# "train", "val_1" and the like, as a word of a file's name; the last ones are those of the -CD and -CG splits.
+# Split names as words of a file name, such as "train" and "val_1". The last ones are the -CD and -CG splits.
 SPLIT_IN_FILE_NAME = re.compile(
     r"(?<![a-z0-9])(train|validation|val(_\d)?|test(_iid|_ood|_trivial)?|novel_composition|novel_word)(?![a-z0-9])"
 )
 SPLIT_NAME = r"\w+"
-# So many names are printed; all are in the report.
+# Maximum number of printed names. The report contains all names.
 NUM_PRINTED = 10
 LINE_BREAK = "\n  "
 
 
 def group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None) -> dict[str, list[Sentence]]:
     """
-    The sentences of a file by their split: the one that the file says for each, else `split`, else the one that the
-    file's name tells.
+    Group the sentences of a file by split: the split of the sentence in the file, `split`, or the split in the file
+    name, in this order of precedence.
 
     Raises:
-        ValueError: If the file says the split of some sentences only, if it is no possible name, or if it says the
-            splits and `split` is given.
+        ValueError: If only some sentences have a split, if a split name is invalid, or if `split` is given but the
+            sentences have splits.
     """
     splits: dict[str, list[Sentence]] = {}
     file_split = split or split_name(path)
     has_column = None
     for sentence in sentences:
         if has_column not in (None, sentence.split is not None):
-            raise malformed(sentence.where, sentence.split or "no split", "a split for each sentence, or for no one")
+            raise malformed(
+                sentence.where, sentence.split or "no split", "a split for each sentence or for no sentence"
+            )
         has_column = sentence.split is not None
         if has_column and split is not None:
             raise ValueError(
-                f"Received --split {split}, but {path.name} says the split of each sentence; leave it out."
+                f"Received --split {split}, but {path.name} contains the split of each sentence; remove --split."
             )
         if has_column and not re.fullmatch(SPLIT_NAME, str(sentence.split)):
             raise malformed(
@@ -77,19 +81,19 @@ def draw_splits(
     videos: list[AnnotatedVideo], keys: Mapping[str, str], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[AnnotatedVideo]]:
     """
-    Videos drawn at random into the split "train" and others. All names of a file come into one split.
+    Assign videos at random to the split "train" and other splits. All names of a file belong to the same split.
 
     Args:
-        videos (`list[AnnotatedVideo]`): The videos.
-        keys (`Mapping[str, str]`): For the name of each video what is equal for all names of its file.
-        shares (`Mapping[str, float]`): The share of the videos of each other split, each above 0, together below 1.
-        seed (`int`): Seed of the draw, which does not depend on the order of the videos.
+        videos (`list[AnnotatedVideo]`): Videos to assign.
+        keys (`Mapping[str, str]`): Key for each video name. All names of a file have the same key.
+        shares (`Mapping[str, float]`): Share of videos for each split but "train". Each share is > 0, their sum < 1.
+        seed (`int`): Random seed. The result does not depend on the order of the videos.
 
     Returns:
-        `dict[str, list[AnnotatedVideo]]`: "train" and the other splits, each in the order of `videos`.
+        `dict[str, list[AnnotatedVideo]]`: "train" and the other splits, in the order of `videos`.
 
     Raises:
-        ValueError: If the videos are too few for a video in each split.
+        ValueError: If there are fewer videos than splits.
     """
     drawn = sorted({keys[video.video] for video in videos})
     random.Random(seed).shuffle(drawn)
@@ -101,8 +105,8 @@ def draw_splits(
         first = last
     if first >= len(drawn):
         raise ValueError(
-            f"{len(drawn)} videos are too few to draw {' and '.join(shares)} from and to train on the rest; lower the "
-            "shares."
+            f"{len(drawn)} videos are too few to draw {' and '.join(shares)} from and keep a training split; lower "
+            "the shares."
         )
     splits: dict[str, list[AnnotatedVideo]] = {split: [] for split in ("train", *shares)}
     for video in videos:
@@ -111,7 +115,7 @@ def draw_splits(
 
 
 def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[str, str | None]:
-    """For each name the path of its file relative to `folder`, or the URL that it is; `None` if there is no file."""
+    """Map each name to the path of its file relative to `folder`, to itself for a URL, or to `None` without a file."""
     found: dict[str, str | None] = {}
     for name in names:
         try:
@@ -125,58 +129,59 @@ def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[s
 
 def check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:
     """
+    Check that at least one video was found. URLs count as found.
+
     Raises:
-        FileNotFoundError: If names were looked for, and no file was found for any of them; URLs count as found.
+        FileNotFoundError: If no file was found for any name.
     """
     if not paths or any(paths.values()):
         return
-    there = [path.relative_to(folder).as_posix() for path in files.list_below()]
+    available = [path.relative_to(folder).as_posix() for path in files.list_below()]
     name = next(iter(paths))
     raise FileNotFoundError(
-        f"None of the {len(paths):,} videos is in {str(folder)!r}. Looked for {name!r} and the others, with any "
-        "extension that videos have, with or without 'v_' before the name, in any spelling, and in the folders below. "
-        + (f"The videos there are: {_shorten(there, more='')}. " if there else "No video is there. ")
-        + "Name their folder with --videos, correct the names in the annotations, or leave --videos out to prepare "
-        "the annotations alone."
+        f"Could not find any of the {len(paths):,} videos, such as {name!r}, in {str(folder)!r} or the folders below. "
+        "Tried all video extensions, names with and without 'v_', and other spellings. "
+        + (f"The folder contains {_shorten(available, more='')}. " if available else "The folder contains no videos. ")
+        + "Pass the folder of the videos with --videos, correct the names in the annotations, or omit --videos to "
+        "prepare only the annotations."
     )
 
 
 def split_name(path: Path) -> str:
-    """The split that a file's name tells, else "train": `highlight_val_release.jsonl` is "val"."""
+    """Return the split in a file name, or "train": "val" for `highlight_val_release.jsonl`."""
     found = SPLIT_IN_FILE_NAME.search(path.stem.lower())
     return found.group(1) if found else "train"
 
 
 def load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """
-    What an earlier call wrote to the output folder: its splits and their reports. First puts right what a call that
-    was killed left beside it.
+    Load the splits and reports of an earlier call from the output folder. First recover from an interrupted call.
 
     Raises:
-        ValueError: If something else is in the folder.
+        ValueError: If the folder contains other files.
     """
     new, old = _siblings(output)
     if old.exists() and not output.exists():
-        old.rename(output)  # killed between the two renames of `save`
+        old.rename(output)  # interrupted between the two renames of `save`
     for leftover in (new, old):
         if leftover.exists():
             shutil.rmtree(leftover)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return {}, {}
-    refusal = "Name a new or an empty folder, or one that this script wrote, which then gets another split."
+    hint = "Choose a new or empty folder, or the output folder of an earlier call to add a split."
     if not (output / "dataset_dict.json").is_file() or not (output / "report.json").is_file():
-        raise ValueError(f"{output} exists, and is no data set that this script wrote. {refusal}")
+        raise ValueError(f"{output} exists, but is not the output folder of an earlier call. {hint}")
     splits = DatasetDict.load_from_disk(str(output))
-    # The folder is replaced as a whole, so what is not ours would be lost.
+    # The folder is replaced as a whole, so other files would be lost.
     others = sorted({path.name for path in output.iterdir()} - {"dataset_dict.json", "report.json", *splits})
     if others or any(split.features != FEATURES for split in splits.values()):
-        reason = f"has {others} in it" if others else "has other columns than this script writes"
-        raise ValueError(f"{output} {reason}. {refusal}")
+        reason = f"contains {others}" if others else "contains other columns than `scada prepare` writes"
+        raise ValueError(f"{output} {reason}. {hint}")
     return dict(splits), json.loads((output / "report.json").read_text(encoding="utf-8"))["splits"]
 
 
 def save(splits: dict[str, Dataset], report: dict[str, Any], output: Path) -> None:
-    """Writes data set and report next to the output folder, then swaps: the folder is never there in part."""
+    """Write data set and report next to the output folder, then swap folders, so the output is never incomplete."""
     new, old = _siblings(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     DatasetDict(splits).save_to_disk(str(new))
@@ -189,7 +194,7 @@ def save(splits: dict[str, Dataset], report: dict[str, Any], output: Path) -> No
 
 
 def _siblings(output: Path) -> tuple[Path, Path]:
-    """Where the folder is put together, and where the one that it replaces goes for the moment."""
+    """Return the temporary paths of the new output folder and of the replaced one."""
     new, old = (output.with_name(f".{output.name}.prepare_dataset.{kind}") for kind in ("new", "old"))
     return new, old
 
@@ -212,41 +217,44 @@ def prepare_dataset(
     """
     Prepare annotation files, and write the data set and `report.json` to a folder.
 
-    Videos are opened in processes of their own. In a script, call this under `if __name__ == "__main__":`, since these
-    processes import the script again.
+    Worker processes open the videos and import the main script again. In a script, call this function under
+    `if __name__ == "__main__":`.
 
     Args:
         format (`str`): Format of the annotations, one of `READERS`.
         annotations (`Sequence[str | Path]`):
-            Annotation files. Each is a split, unless its sentences say theirs.
+            Annotation files. Each file is one split, unless it contains the split of each sentence.
         output (`str` or `Path`):
-            Folder to write to: new, empty, or written by an earlier call, whose other splits stay.
-        split (`str`, *optional*): Name of the split; only for a single file, whose name tells it if not given.
-        durations (`Sequence[str | Path]`, *optional*): Durations of videos, see [`read_durations`].
-        videos (`str` or `Path`, *optional*): Folder of the videos; without it the annotations alone are prepared.
+            Output folder: new, empty, or the output of an earlier call. Other splits of an earlier call are kept.
+        split (`str`, *optional*): Name of the split of a single file. Defaults to the split in the file name.
+        durations (`Sequence[str | Path]`, *optional*): Csv files with durations of videos, see [`read_durations`].
+        videos (`str` or `Path`, *optional*): Folder of the videos. By default, only the annotations are prepared.
         repair_reversed (`str`, *optional*, defaults to `"drop"`):
-            What to do with segments that end before they start: `"drop"` or `"swap"`.
-        check_videos (`bool`, *optional*, defaults to `False`): Decode all videos, and report those that are broken.
-        num_workers (`int`, *optional*): Number of processes that open videos, by default one for each CPU.
+            Treatment of segments that end before they start: `"drop"` or `"swap"`.
+        check_videos (`bool`, *optional*, defaults to `False`): Whether to decode all videos and report broken ones.
+        num_workers (`int`, *optional*): Number of processes that open videos. Defaults to the number of CPUs.
         push_to_hub (`str`, *optional*): Hub id to upload the data set to.
         validation_share, test_share (`float`, *optional*, default to 0.0):
-            Shares of the videos of the split "train" that become the splits "validation" and "test", see
+            Shares of the videos of the split "train" to move to the splits "validation" and "test", see
             [`draw_splits`].
-        seed (`int`, *optional*, defaults to 0): Seed of that draw.
+        seed (`int`, *optional*, defaults to 0): Random seed for [`draw_splits`].
 
     Returns:
-        `dict`: The report: fields of [`Report`] over the splits of this call; `splits`, the same for each split in the
-        folder, those of earlier calls too; `respelled_videos` (`video`, `file`) if files were found in another
-        spelling, `moved_videos` (the same) if they were found elsewhere than their names say, see [`VideoFiles`];
-        `shared_videos` (`video`, `splits`) if videos are in several splits of the folder; `broken_videos` (`video`,
-        `reason`) if videos were checked or one could not be opened; `different_durations` (`video`,
-        `annotated_seconds`, `own_seconds`) if videos were checked or one differs by more than 1 s.
+        `dict`: Report with the fields of [`Report`], summed over the splits of this call, and these entries:
+
+        - `splits`: Fields of [`Report`] for each split in the folder, including splits of earlier calls.
+        - `respelled_videos` (`video`, `file`): Videos found in another spelling, if any, see [`VideoFiles`].
+        - `moved_videos` (`video`, `file`): Videos found in another folder, if any, see [`VideoFiles`].
+        - `shared_videos` (`video`, `splits`): Videos in several splits of the folder, if any.
+        - `broken_videos` (`video`, `reason`): Unreadable videos, if any or with `check_videos`.
+        - `different_durations` (`video`, `annotated_seconds`, `own_seconds`): Videos whose duration differs from the
+          annotation by more than 1 s, if any or with `check_videos`.
 
     Raises:
         FileNotFoundError: If a file or the folder of videos does not exist, or if no video is found.
-        RuntimeError: If the processes that open videos cannot start.
-        ValueError: If arguments do not fit each other, a file is malformed, a split has no sentence left, or the
-            output folder holds something else; or if several files fit a video's name.
+        RuntimeError: If a worker process cannot start.
+        ValueError: If arguments conflict, a file is malformed, no sentence of a split is kept, the output folder
+            contains other files, or several files match a video.
     """
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     _check_arguments(format, annotations, split, durations, videos, repair_reversed, check_videos, num_workers)
@@ -261,19 +269,19 @@ def prepare_dataset(
         for name, sentences in group_by_split(READERS[format](path), path, split).items():
             if name in files:
                 raise ValueError(
-                    f"Received files of one and the same split: {name} ({files[name].name}), {name} ({path.name}). "
-                    "Prepare them one by one with --split."
+                    f"Received two files of the same split: {name} ({files[name].name}), {name} ({path.name}). "
+                    "Prepare each file separately with --split."
                 )
             files[name] = path
             grouped[name] = group_by_video(sentences, durations_by_id)
     shares = {name: share for name, share in (("validation", validation_share), ("test", test_share)) if share}
     if shares and ("train" not in grouped or shares.keys() & grouped.keys()):
         raise ValueError(
-            f"Received shares for {' and '.join(shares)}, which are drawn from the split train; the annotations have "
-            f"the splits {', '.join(grouped)}. Leave the shares out, or name the file's split with --split train."
+            f"Received shares for {' and '.join(shares)}, which require a split train and no other split of that "
+            f"name; the annotations have the splits {', '.join(grouped)}. Omit the shares, or pass --split train."
         )
 
-    # A video that several splits annotate is one file.
+    # A video of several splits is one file.
     by_name: dict[str, AnnotatedVideo] = {}
     for video in chain(*grouped.values()):
         by_name.setdefault(video.video, video)
@@ -297,14 +305,14 @@ def prepare_dataset(
     broken = [{"video": name, "reason": found.problem} for name, found in inspections.items() if found.problem]
 
     splits, reports = {}, {}
-    for name, split_items in grouped.items():
-        for video in split_items:
+    for name, split_videos in grouped.items():
+        for video in split_videos:
             if video.duration_seconds is None and video.video in inspections:
                 video.duration_seconds = inspections[video.video].duration_seconds
-        rows, reports[name] = clean_videos(split_items, paths, repair_reversed)
+        rows, reports[name] = clean_videos(split_videos, paths, repair_reversed)
         if not rows:
-            reasons = _count_reasons(reports[name].dropped) or "there is none in it"
-            raise ValueError(f"No sentence of {files[name]} is left ({reasons}); leave it out, or check --format.")
+            reasons = _count_reasons(reports[name].dropped) or "the file contains no sentences"
+            raise ValueError(f"No sentence of {files[name]} was kept ({reasons}). Omit the file, or check --format.")
         splits[name] = Dataset.from_list(rows, features=FEATURES)
 
     report: dict[str, Any] = asdict(sum_reports(reports.values()))
@@ -312,19 +320,19 @@ def prepare_dataset(
         if found:
             report[kind] = [{"video": name, "file": paths[name]} for name in found]
     names = {
-        name: dict.fromkeys(without_extension(video) for video in split_items["video"])
-        for name, split_items in (existing | splits).items()
+        name: dict.fromkeys(without_extension(video) for video in split["video"])
+        for name, split in (existing | splits).items()
     }
     if shared := find_shared_videos(names):
         report["shared_videos"] = [
-            {"video": video, "splits": [name for name, split_items in names.items() if video in split_items]}
+            {"video": video, "splits": [name for name, split_names in names.items() if video in split_names]}
             for video in shared
         ]
     if check_videos or broken:
         report["broken_videos"] = broken
     if check_videos or different:
         report["different_durations"] = different
-    report["splits"] = existing_reports | {name: asdict(split_items) for name, split_items in reports.items()}
+    report["splits"] = existing_reports | {name: asdict(split_report) for name, split_report in reports.items()}
     save(existing | splits, report, output)
     _print_summary(report, files, output, videos, len(by_name))
     if push_to_hub is not None:
@@ -350,13 +358,13 @@ def _check_arguments(
         raise ValueError(f"Received num_workers={num_workers}; expected at least 1.")
     for path in map(Path, [*annotations, *(durations or [])]):
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}; check its path.")
+            raise FileNotFoundError(f"The file {path} does not exist; check the path.")
     if videos is not None and not Path(videos).is_dir():
-        raise FileNotFoundError(f"There is no folder {videos}; name that of the videos, or leave --videos out.")
+        raise FileNotFoundError(f"The folder {videos} does not exist; correct --videos, or omit it.")
     if check_videos and videos is None:
-        raise ValueError("Received --check_videos without --videos; name the folder of the videos.")
+        raise ValueError("Received --check_videos without --videos; pass the folder of the videos.")
     if split is not None and len(annotations) > 1:
-        raise ValueError(f"Received --split {split} for {len(annotations)} files; it can name that of a single one.")
+        raise ValueError(f"Received --split {split} for {len(annotations)} files; expected a single file.")
     if split is not None and not re.fullmatch(SPLIT_NAME, split):
         raise ValueError(f"Received --split {split!r}; expected letters, digits and underscores.")
 
@@ -367,13 +375,13 @@ def _check_shares(validation_share: float, test_share: float) -> None:
             raise ValueError(f"Received --{name} {share}; expected a share from 0 to below 1, such as 0.1.")
     if validation_share + test_share >= 1:
         raise ValueError(
-            f"Received --validation_share {validation_share} and --test_share {test_share}, which leave no video to "
-            "train on; expected shares that sum to less than 1."
+            f"Received --validation_share {validation_share} and --test_share {test_share}, which leave no "
+            "training videos; expected shares that sum to less than 1."
         )
 
 
 def _count_reasons(dropped: list[dict[str, str]]) -> str:
-    # Without the times, which differ from one to the next.
+    # Remove the times, which differ between entries.
     reasons = Counter(re.split(r" \(| of \d", entry["reason"])[0] for entry in dropped)
     return ", ".join(f"{count} because {reason}" for reason, count in reasons.items())
 
@@ -387,42 +395,39 @@ def _print_summary(
     report: dict[str, Any], files: dict[str, Path], output: Path, videos: str | Path | None, num_videos: int
 ) -> None:
     for name, path in files.items():
-        split_items = report["splits"][name]
+        split_report = report["splits"][name]
         print(
-            f"{name} ({path.name}): {split_items['read']:,} sentences read, {split_items['kept']:,} kept, of "
-            f"{split_items['videos']:,} videos; {split_items['clipped']:,} clipped to their video, "
-            f"{split_items['repaired']:,} repaired, {len(split_items['dropped']):,} dropped"
+            f"{name} ({path.name}): {split_report['read']:,} sentences read, {split_report['kept']:,} kept, of "
+            f"{split_report['videos']:,} videos; {split_report['clipped']:,} clipped to their video, "
+            f"{split_report['repaired']:,} repaired, {len(split_report['dropped']):,} dropped"
         )
-        if split_items["not_there"]:
-            print(f"  not in their video, by the file: {split_items['not_there']:,}")
-        if split_items["dropped"]:
-            print(f"  dropped: {_count_reasons(split_items['dropped'])}")
-        if split_items["dropped_segments"]:
-            print(f"  of sentences with others left: {_count_reasons(split_items['dropped_segments'])}")
-        if split_items["repeated"]:
-            print(f"  the same as a sentence further up, and kept: {split_items['repeated']:,}")
-        if split_items["unequal_durations"]:
-            print(
-                f"  videos with several durations, of which the longest was taken: "
-                f"{split_items['unequal_durations']:,}"
-            )
+        if split_report["not_there"]:
+            print(f"  marked as not in their video: {split_report['not_there']:,}")
+        if split_report["dropped"]:
+            print(f"  dropped: {_count_reasons(split_report['dropped'])}")
+        if split_report["dropped_segments"]:
+            print(f"  dropped segments of kept sentences: {_count_reasons(split_report['dropped_segments'])}")
+        if split_report["repeated"]:
+            print(f"  repeated, and kept: {split_report['repeated']:,}")
+        if split_report["unequal_durations"]:
+            print(f"  videos with several durations (using the longest): {split_report['unequal_durations']:,}")
     if report["missing"]:
         missing_share = f"{report['missing_videos']:,} of {num_videos:,}"
         print(f"{missing_share} videos are missing: {_shorten(report['missing'])}")
-    for kind, how in (("respelled_videos", "in another spelling"), ("moved_videos", "elsewhere than named")):
+    for kind, how in (("respelled_videos", "in another spelling"), ("moved_videos", "in another folder")):
         if report.get(kind):
             lines = [f"{entry['video']}: {entry['file']}" for entry in report[kind]]
             print(f"{len(lines):,} videos were found {how}:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}")
     if report.get("shared_videos"):
         lines = [f"{entry['video']} ({', '.join(entry['splits'])})" for entry in report["shared_videos"]]
         print(
-            f"Warning: {len(lines):,} videos are in several splits; do not train on one and evaluate on another: "
+            f"Warning: {len(lines):,} videos are in several splits. Do not train on one and evaluate on another: "
             f"{_shorten(lines)}"
         )
     if report["without_duration"]:
         print(
-            f"{len(report['without_duration']):,} videos have no known duration, so ends of their segments could not "
-            f"be clipped; give --durations or --videos: {_shorten(report['without_duration'])}"
+            f"{len(report['without_duration']):,} videos have no known duration, so the ends of segments were "
+            f"not clipped. Pass --durations or --videos: {_shorten(report['without_duration'])}"
         )
     if report.get("broken_videos"):
         lines = [f"{entry['video']}: {entry['reason']}" for entry in report["broken_videos"]]
@@ -433,21 +438,21 @@ def _print_summary(
             for entry in report["different_durations"]
         ]
         print(
-            f"{len(lines):,} videos are more than {MAX_DIFFERENCE_SECONDS:g} s longer or shorter than annotated; "
-            f"their annotations stay as they are:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}"
+            f"{len(lines):,} videos differ from their annotated duration by more than {MAX_DIFFERENCE_SECONDS:g} s. "
+            f"Their annotations were not changed:{LINE_BREAK}{_shorten(lines, LINE_BREAK)}"
         )
-    print(f"Written to {output}, all names and reasons to {output / 'report.json'}.")
+    print(f"Data set saved to {output}, report to {output / 'report.json'}.")
     print_next_commands(output, videos, list(report["splits"]))
 
 
 def print_next_commands(output: str | Path, videos: str | Path | None, splits: Sequence[str]) -> None:
     """
-    Prints the commands that train and evaluate on a data set.
+    Print the commands to train and evaluate on a data set.
 
     Args:
         output (`str` or `Path`): Folder of the data set.
-        videos (`str` or `Path`, *optional*): Folder of its videos, if it is another one.
-        splits (`Sequence[str]`): Names of its splits.
+        videos (`str` or `Path`, *optional*): Folder of the videos. Defaults to the folder of the data set.
+        splits (`Sequence[str]`): Names of the splits.
     """
     others = [split for split in splits if split != "train"]
     evaluated = "test" if "test" in splits else (others or list(splits))[-1]

@@ -137,7 +137,7 @@ def test_from_a_csv_to_metrics_and_clips(recipe, tmp_path, monkeypatch, capsys):
         (["push", "gone", "me/it"], "scada push: There is no folder gone"),
         (
             ["prepare", "--format", "csv", "--annotations", "gone.csv", "--output", "out"],
-            "scada prepare: There is no file gone.csv; check its path.",
+            "scada prepare: The file gone.csv does not exist; check the path.",
         ),
         (["push", "empty", "me/it"], "scada push: empty has neither model.safetensors nor"),
     ],
@@ -221,7 +221,7 @@ def test_a_wrong_training_needs_nothing_heavy(tmp_path):
         ({"video_root": "empty", "dataloader_num_workers": 1}, r"scada train: Could not find the video '\d.mp4' in "),
         ({"video_model": "no weights"}, r"scada train: Could not load the model no weights: .*--video_model"),
         ({"model_name_or_path": "empty"}, r"scada train: Could not load the model empty: .*--model_name"),
-        ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; it has ..train..\. Name one"),
+        ({"eval_split": "test"}, r"scada train: Received split 'test' of .*; expected one of ..train..\."),
         (
             {"learning_rat": 1e-3},
             "scada train: The recipe .* contains the unknown arguments ..learning_rat..; --help",

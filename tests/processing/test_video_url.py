@@ -465,7 +465,7 @@ def test_time_runs_on_over_redirects(server, monkeypatch):
         time.sleep(0.15)
         answer(self, *args, **kwargs)
 
-    monkeypatch.setattr(Handler, "run_command", slow_answer)
+    monkeypatch.setattr(Handler, "answer", slow_answer)
     assert "takes longer than the limit of 0.4 s" in refusal(f"{server.url}/redirect/5", timeout_seconds=0.4)
     assert len(server.requests) <= 4
 

@@ -552,7 +552,7 @@ def broken(request, make_clip, tmp_path):
         row["segments"][1] = [[0.0, 0.5], [31.0, 32.0]]
         return row, SegmentOutsideVideoError, "[31, 32] s"
     if request.param == "missing":
-        return row, FileNotFoundError, "no video"
+        return row, FileNotFoundError, "not find the video"
     return row, VideoReadError, "Could not read"
 
 

@@ -263,7 +263,7 @@ def test_qvhighlights(prepare, capsys):
         },
     ]
     assert where_and_why(report["dropped_segments"]) == [("highlight_val_release.jsonl:2", EMPTY)]
-    assert "of sentences with others left: 1 because it has no length" in capsys.readouterr().out
+    assert "dropped segments of kept sentences: 1 because it has no length" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_sentences_that_are_not_in_their_video(prepare, capsys, format, name, co
     assert (row["sentences"], row["segments"]) == (["A.", "B."], [[[1.0, 2.0]], []])
     assert (report["kept"], report["not_there"]) == (2, 1)
     assert len(report["dropped"]) == (format == "qvhighlights")
-    assert "not in their video, by the file: 1" in capsys.readouterr().out
+    assert "marked as not in their video: 1" in capsys.readouterr().out
 
 
 def test_a_prepared_sentence_that_is_not_there_is_read_again(prepare, tmp_path):
@@ -299,7 +299,7 @@ def test_a_prepared_sentence_that_is_not_there_is_read_again(prepare, tmp_path):
 
 
 def test_qvhighlights_without_any_window(prepare, tmp_path):
-    with pytest.raises(ValueError, match="No sentence of .*_test_release.jsonl is left .1 because it has no relevant"):
+    with pytest.raises(ValueError, match="No sentence of .*_test_release.jsonl was kept .1 because it has no rel"):
         prepare("qvhighlights", {"highlight_test_release.jsonl": [QVHIGHLIGHTS[3]]})
     assert not (tmp_path / "out").exists()
 
@@ -470,7 +470,7 @@ def test_durations_that_differ_by_rounding(prepare, capsys, format, durations, l
     assert splits["val"][0]["duration"] == longest
     assert splits["val"][0]["segments"] == [[[0.0, longest]]] * len(durations)
     assert report["unequal_durations"] == report["splits"]["val"]["unequal_durations"] == count
-    line = "videos with several durations, of which the longest was taken: 1"
+    line = "videos with several durations (using the longest): 1"
     assert (line in capsys.readouterr().out) == bool(count)
 
 
@@ -510,13 +510,13 @@ def test_a_column_tells_the_splits(prepare, warnings, format):
 
 def test_a_column_of_splits_and_a_name_for_all(prepare):
     content = "split,video,sentence,start,end\ntrain,a,A.,1,2\n"
-    with pytest.raises(ValueError, match="--split dev, but a.csv says the split of each sentence; leave it out"):
+    with pytest.raises(ValueError, match="--split dev, but a.csv contains the split of each sentence; remove --split"):
         prepare("csv", {"a.csv": content}, split="dev")
 
 
 def test_files_with_the_same_split_in_their_columns(prepare):
     content = "split,video,sentence,start,end\ndev,a,A.,1,2\n"
-    with pytest.raises(ValueError, match=r"one and the same split: dev \(a.csv\), dev \(b.csv\)"):
+    with pytest.raises(ValueError, match=r"two files of the same split: dev \(a.csv\), dev \(b.csv\)"):
         prepare("csv", {"a.csv": content, "b.csv": content})
 
 
@@ -568,7 +568,10 @@ def test_videos_in_several_splits_are_named(prepare, tmp_path, capsys, calls):
         {"video": "gone", "splits": ["train", "test"]},
     ]
     printed = capsys.readouterr().out
-    assert "Warning: 2 videos are in several splits; do not train" in printed and "a (train, test), gone" in printed
+    assert (
+        "Warning: 2 videos are in several splits. Do not train on one" in printed
+        and "a (train, test), gone" in printed
+    )
 
 
 OWN_ROWS = [
@@ -855,18 +858,18 @@ def test_output_folder_with_something_else(prepare, tmp_path):
     (tmp_path / "out").mkdir()
     prepare("charades-sta", files)  # empty is fine
     (tmp_path / "out" / "videos").mkdir()
-    with pytest.raises(ValueError, match=r"out has \['videos'\] in it. Name a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"out contains \['videos'\]. Choose a new or empty folder"):
         prepare("charades-sta", files)
     (tmp_path / "other").mkdir()
     write(tmp_path / "other" / "notes.txt", "mine")
-    with pytest.raises(ValueError, match="other exists, and is no data set that this script wrote"):
+    with pytest.raises(ValueError, match="other exists, but is not the output folder of an earlier call"):
         prepare("charades-sta", files, output=tmp_path / "other")
-    with pytest.raises(ValueError, match="notes.txt exists, and is no data set"):
+    with pytest.raises(ValueError, match="notes.txt exists, but is not the output folder"):
         prepare("charades-sta", files, output=tmp_path / "other" / "notes.txt")
     assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}).save_to_disk(str(tmp_path / "third"))
     write(tmp_path / "third" / "report.json", "{}")
-    with pytest.raises(ValueError, match="third has other columns than this script writes"):
+    with pytest.raises(ValueError, match="third contains other columns than `scada prepare` writes"):
         prepare("charades-sta", files, output=tmp_path / "third")
 
 
@@ -933,9 +936,7 @@ def test_several_videos_in_another_spelling_stop_the_run(prepare, make_clip, tmp
     (tmp_path / "videos").mkdir()
     for name in ("UPPER.mp4", "Upper.mp4"):
         make_clip().rename(tmp_path / "videos" / name)
-    with pytest.raises(
-        ValueError, match="'upper.mp4', but several names differ only in .*UPPER.mp4, .*Upper.mp4. Write the name"
-    ):
+    with pytest.raises(ValueError, match="'upper.mp4', but several names .*UPPER.mp4, .*Upper.mp4. Write the name"):
         prepare("csv", {"a.csv": "video,sentence,start,end\nupper.mp4,A.,0,1\n"}, videos=tmp_path / "videos")
 
 
@@ -948,11 +949,11 @@ def test_no_video_is_found(prepare, tmp_path, there):
     (tmp_path / "videos").mkdir(exist_ok=True)
     content = "video,sentence,start,end\n" + "".join(f"{k}.mp4,A.,0,1\n" for k in range(18))
     with pytest.raises(
-        FileNotFoundError, match="None of the 18 videos is in '.*videos'. Looked for '0.mp4'"
+        FileNotFoundError, match="Could not find any of the 18 videos, such as '0.mp4', in '.*videos'"
     ) as caught:
         prepare("csv", {"a.csv": content}, videos=tmp_path / "videos")
-    listed = "The videos there are: x.mp4, deep/y.mkv." if there else "No video is there."
-    assert listed in str(caught.value) and "leave --videos out" in str(caught.value)
+    listed = "The folder contains x.mp4, deep/y.mkv." if there else "The folder contains no videos."
+    assert listed in str(caught.value) and "omit --videos" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -961,7 +962,7 @@ def test_repeated_rows_are_counted(prepare, capsys):
     rows = ["a.mp4, A man.,0,1", "a.mp4,A man.,1,2", "b.mp4,A man.,0,1", "a.mp4,A man. ,0.0,1", "a.mp4,A man.,0,1"]
     report, splits = prepare("csv", {"a.csv": "\n".join(["video,sentence,start,end", *rows])})
     assert (report["read"], report["kept"], report["repeated"]) == (5, 5, 2)
-    assert "  the same as a sentence further up, and kept: 2\n" in capsys.readouterr().out
+    assert "  repeated, and kept: 2\n" in capsys.readouterr().out
     assert [len(row["sentences"]) for row in splits["train"]] == [4, 1]
 
 
@@ -980,7 +981,7 @@ def test_videos_that_lie_elsewhere_are_found_and_said(prepare, make_clip, tmp_pa
     assert report["moved_videos"] == moved
     assert report["respelled_videos"] == [{"video": "1@N02_2.xyz", "file": "1@N02_2.mp4"}]
     out = capsys.readouterr().out
-    assert "4 videos were found elsewhere than named:\n  a.mp4: one/deep/a.mp4\n" in out
+    assert "4 videos were found in another folder:\n  a.mp4: one/deep/a.mp4\n" in out
     assert f"--video_root '{tmp_path}/my videos' --eval_split train" in out
 
 
@@ -1022,7 +1023,7 @@ def test_a_video_of_another_length_than_annotated_is_said(prepare, make_clip, tm
     ]
     assert "broken_videos" not in report
     assert [(row["duration"], row["segments"]) for row in splits["train"]] == [(3.0, [[[1.0, 2.0]]])] * 4
-    said = "1 videos are more than 1 s longer or shorter than annotated; their annotations stay as they are:\n"
+    said = "1 videos differ from their annotated duration by more than 1 s. Their annotations were not changed:\n"
     assert f"{said}  longer.mp4: 5.00 s, annotated as 3.00 s\n" in capsys.readouterr().out
 
 
@@ -1114,7 +1115,7 @@ def test_a_script_that_does_not_guard_its_main_part(tmp_path, monkeypatch, capfd
     script_path.write_text("from processing.data.inspection import map_isolated\nmap_isolated(abs, [1], 1, '')\n")
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     sys.modules["__main__"].__file__ = str(script_path)
-    with pytest.raises(RuntimeError, match='call it under `if __name__ == "__main__":`'):
+    with pytest.raises(RuntimeError, match='call this function under `if __name__ == "__main__":`'):
         inspection_module.map_isolated(abs, [-1, -2, -3], 3, "")
     assert capfd.readouterr().err.count(f'File "{script_path}"') == 1
 
@@ -1152,7 +1153,7 @@ MALFORMED = [
     ("charades-sta", "a.txt", "A one 2##One.\n", "a.txt:1: received 'one', expected a number"),
     ("charades-sta", "a.txt", "A nan 2##One.\n", "a.txt:1: received 'nan', expected a number"),
     ("charades-sta", "a.txt", b"A 1 2##caf\xe9.\n", "a.txt is not UTF-8 .*Save it as UTF-8"),
-    ("charades-sta", "a.txt", "\n", "No sentence of .*a.txt is left"),
+    ("charades-sta", "a.txt", "\n", "No sentence of .*a.txt was kept"),
     ("activitynet-captions", "a.json", '{"v_a": ', "a.json .*expected a JSON object with one entry per video"),
     ("activitynet-captions", "a.json", [ENTRY, ENTRY], "a.json .*expected a JSON object with one entry per video"),
     ("activitynet-captions", "a.json", "[]", "a.json: received 'list', expected a JSON object"),
@@ -1177,7 +1178,7 @@ MALFORMED = [
     ("tacos", "a.json", {"s1": ENTRY}, "a.json: s1: .*expected also 'fps'"),
     ("tacos", "a.json", {"s1": ENTRY | {"fps": 0, "num_frames": 9}}, "s1: .*a positive number of frames per second"),
     ("qvhighlights", "a.jsonl", [{"vid": "a", "relevant_windows": [[1, 2]]}], "a.jsonl:1: .*expected also 'query'"),
-    ("qvhighlights", "a.jsonl", [{"vid": "a", "query": 3}], "a.jsonl:1: received '3', expected a text"),
+    ("qvhighlights", "a.jsonl", [{"vid": "a", "query": 3}], "a.jsonl:1: received '3', expected a string"),
     (
         "qvhighlights",
         "a.jsonl",
@@ -1191,7 +1192,7 @@ MALFORMED = [
     ("jsonl", "a.jsonl", [LINE | {"sentence": None}], "a.jsonl:1: received 'None', expected a string as 'sentence'"),
     ("jsonl", "a.jsonl", '{"video": "a", "sentence": "\\uD83D"}\n', "a.jsonl:1 .*surrogates.* one JSON object per"),
     ("jsonl", "a.jsonl", f'{{"video": 1{5000 * "0"}}}\n', "a.jsonl:1 .*5001 digits.* one JSON object per line"),
-    ("activitynet-captions", "a.json", 100_000 * "[", "a.json .*recursion.*expected a JSON object with an entry"),
+    ("activitynet-captions", "a.json", 100_000 * "[", "a.json .*recursion.*expected a JSON object with one entry"),
     ("jsonl", "a.jsonl", [LINE, {"video": "a.mp4", "sentence": "A."}], "a.jsonl:2: .*expected also 'segment'"),
     ("jsonl", "a.jsonl", [{"sentence": "A.", "segment": [1, 2]}], "a.jsonl:1: .*expected also 'video'"),
     ("jsonl", "a.jsonl", [LINE | {"segment": [[]]}], r"a.jsonl:1: .*expected `\[start, end\]`"),
@@ -1217,7 +1218,7 @@ MALFORMED = [
         "csv",
         "a.csv",
         "video,sentence,start,end,split\na,A,1,2,\nb,B,1,2,test\n",
-        "a.csv:3: received 'test', expected a split for each sentence, or for no one",
+        "a.csv:3: received 'test', expected a split for every sentence or for none",
     ),
     (
         "csv",
@@ -1252,7 +1253,7 @@ MALFORMED = [
     ("ego4d-nlq", "a.json", nlq(QUERY | {"query": 7}), r"language_queries\[0\]: received '7', expected a string as"),
     ("ego4d-nlq", "a.json", nlq({"query": "Where?"}), r"language_queries\[0\]: .*expected also 'clip_start_sec'"),
     ("ego4d-nlq", "a.json", nlq(QUERY, video_end_sec=100), r"clips\[0\]: received '0.0', expected a positive"),
-    ("ego4d-nlq", "a.json", nlq(QUERY, clip_uid=None), r"clips\[0\]: received 'None', expected a text"),
+    ("ego4d-nlq", "a.json", nlq(QUERY, clip_uid=None), r"clips\[0\]: received 'None', expected a string"),
     ("ego4d-nlq", "a.json", {"videos": [{"clips": 3}]}, r"a.json: videos\[0\]: clips: received '3', expected a list"),
     ("ego4d-nlq", "a.json", {"videos": [[]]}, r"a.json: videos\[0\]: received '\[\]', expected an object"),
     ("ego4d-nlq", "a.json", {"A": ENTRY}, r"a.json: received .*'A'.*, expected also 'videos'"),
@@ -1292,17 +1293,21 @@ def test_malformed_durations(prepare, content, message):
         ({"format": "charades"}, ValueError, "format='charades'; expected one of"),
         ({"repair_reversed": "flip"}, ValueError, "repair_reversed='flip'; expected 'drop' or 'swap'"),
         ({"num_workers": 0}, ValueError, "num_workers=0; expected at least 1"),
-        ({"annotations": ["nowhere.txt"]}, FileNotFoundError, "There is no file nowhere.txt"),
-        ({"durations": ["nowhere.csv"]}, FileNotFoundError, "There is no file nowhere.csv"),
-        ({"videos": "nowhere"}, FileNotFoundError, "There is no folder nowhere"),
+        ({"annotations": ["nowhere.txt"]}, FileNotFoundError, "The file nowhere.txt does not exist"),
+        ({"durations": ["nowhere.csv"]}, FileNotFoundError, "The file nowhere.csv does not exist"),
+        ({"videos": "nowhere"}, FileNotFoundError, "The folder nowhere does not exist"),
         ({"check_videos": True}, ValueError, "--check_videos without --videos"),
         ({"split": "../up"}, ValueError, "--split '../up'; expected letters, digits and underscores"),
-        ({"annotations": 2}, ValueError, r"one and the same split: train \(a.txt\), train \(a.txt\)"),
+        ({"annotations": 2}, ValueError, r"two files of the same split: train \(a.txt\), train \(a.txt\)"),
         ({"validation_share": 1.0}, ValueError, "--validation_share 1.0; expected a share from 0 to below 1"),
         ({"test_share": -0.1}, ValueError, "--test_share -0.1; expected a share from 0 to below 1"),
-        ({"test_share": 0.5, "validation_share": 0.5}, ValueError, "which leave no video to train on"),
-        ({"test_share": 0.5}, ValueError, "1 videos are too few to draw test from and to train on the rest"),
-        ({"test_share": 0.5, "split": "dev"}, ValueError, "drawn from the split train; .* the splits dev. Leave"),
+        ({"test_share": 0.5, "validation_share": 0.5}, ValueError, "which leave no training videos"),
+        ({"test_share": 0.5}, ValueError, "1 videos are too few to draw test from and keep a training split"),
+        (
+            {"test_share": 0.5, "split": "dev"},
+            ValueError,
+            "require a split train and no other .* the splits dev. Omit",
+        ),
         ({"annotations": 2, "split": "x"}, ValueError, "--split x for 2 files"),
     ],
 )
