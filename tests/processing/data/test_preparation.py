@@ -1218,7 +1218,7 @@ MALFORMED = [
         "csv",
         "a.csv",
         "video,sentence,start,end,split\na,A,1,2,\nb,B,1,2,test\n",
-        "a.csv:3: received 'test', expected a split for every sentence or for none",
+        "a.csv:3: received 'test', expected a split for each sentence or for no sentence",
     ),
     (
         "csv",
