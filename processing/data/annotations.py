@@ -197,7 +197,7 @@ def _load_files(paths: list[Path], split: str, streaming: bool) -> dict[str, Dat
             except UnicodeDecodeError as error:
                 raise not_utf8(path, error) from error
         if not size:
-            raise ValueError(f"The file {path} is empty; expected one row per video.")
+            raise ValueError(f"Received {path}, but the file is empty; expected one row per video.")
     file_names = ", ".join(map(str, paths))
     builder = _FILE_BUILDERS[paths[0].suffix]
     if builder == "csv":

@@ -140,8 +140,8 @@ def test_missing_file(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("rows.jsonl", "", "is empty; expected one row per video"),
-        ("rows.json", "\n \n", "is empty; expected one row per video"),
+        ("rows.jsonl", "", "but the file is empty; expected one row per video"),
+        ("rows.json", "\n \n", "but the file is empty; expected one row per video"),
         ("rows.csv", "video,sentence,segment\n", "without any row; expected one row per sentence"),
         (
             "rows.txt",
