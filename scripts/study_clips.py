@@ -5,8 +5,8 @@ Models test each fold once, and do not train on its groups.
     python scripts/study_clips.py hub_configs/recipes/clips_efficientnet_lite0.json --table clips.csv --videos clips \
         --output_dir outputs/study_clips --modes frozen partial full lora tia inner outer both frozen/blind=true
 
-The table has the format of `scada compose`. Each run is `run_temporal_grounding.py` on the recipe with another `--tuning`,
-in a separate process on one core. All runs use the same number of steps. The same validation groups, taken from the
+The table has the format of `scada compose`. Each run is `run_temporal_grounding.py` on the recipe with another
+`--tuning`, in a separate process on one core. All runs use the same number of steps. The same validation groups, taken from the
 training part, select the checkpoint to test. Each run adds a line to `results.jsonl` of its fold. Repeat the command
 to resume an interrupted study. Final results over all folds: `results.jsonl` (including the best constant segment
 of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`.
@@ -26,9 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compose missing videos, run missing runs, and write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="Recipe of run_temporal_grounding.py with a validation_split.")
-    parser.add_argument(
-        "--table", type=Path, required=True, help="Table of the clips, in the format of `scada compose`."
-    )
+    parser.add_argument("--table", type=Path, required=True, help="Table of clips, in the format of `scada compose`.")
     parser.add_argument("--videos", type=Path, required=True, help="Folder with the clips.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study_clips"))
     parser.add_argument(
