@@ -6,11 +6,10 @@ Models test each fold once, and do not train on its groups.
         --output_dir outputs/study_clips --modes frozen partial full lora tia inner outer both frozen/blind=true
 
 The table has the format of `scada compose`. Each run is `run_temporal_grounding.py` on the recipe with another
-`--tuning`, in a separate process on one core. All runs use the same number of steps. The same validation groups, taken from the
-training part, select the checkpoint to test. Each run adds a line to `results.jsonl` of its fold. Repeat the command
-to resume an interrupted study. Final results over all folds: `results.jsonl` (including the best constant segment
-of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`.
-"""
+`--tuning`, in a separate process on one core. All runs use the same number of steps. The same validation groups, taken
+from the training part, select the checkpoint to test. Each run adds a line to `results.jsonl` of its fold. Repeat the
+command to resume an interrupted study. Final results over all folds: `results.jsonl` (including the best constant
+segment of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`. """
 
 import argparse
 import json
