@@ -9,7 +9,8 @@ The table has the format of `scada compose`. Each run is `run_temporal_grounding
 `--tuning`, in a separate process on one core. All runs use the same number of steps. The same validation groups, taken
 from the training part, select the checkpoint to test. Each run adds a line to `results.jsonl` of its fold. Repeat the
 command to resume an interrupted study. Final results over all folds: `results.jsonl` (including the best constant
-segment of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`. """
+segment of each fold, as mode "constant"), `table.md` and the learning curves in `curves.png`.
+"""
 
 import argparse
 import json
