@@ -682,7 +682,10 @@ def test_input_that_does_not_fit_is_refused(make_encoder, name):
             rf"frames of {height + 16} x {width + 16} pixels; {name} supports only the size .*(32|48)",
         )
         if height != width:
-            refused((*fits, 3, width, height), f"Received frames of {width} x {height} pixels; {name} has positions")
+            refused(
+                (*fits, 3, width, height),
+                f"Received frames of {width} x {height} pixels; {name} supports only the size",
+            )
     else:
         assert backbone(larger)[0].shape[1:4] == (case.snippets, case.grid[0] + 1, case.grid[1] + 1)
 

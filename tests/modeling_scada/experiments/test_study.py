@@ -354,7 +354,7 @@ def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backbones", "one/c3d", "MCG/c3d/"], "same last name"),
+        (["--backbones", "one/c3d", "MCG/c3d/"], "expected distinct folder names"),
         (["--modes", "frozen", "--equal_time", "frozen"], "add to --modes: full"),
         (["--modes", "full", "--equal_time", "lora"], "add to --modes: lora"),
         (["--modes", 'full/video_model="a/b"'], "--backbones"),

@@ -206,10 +206,11 @@ def test_videos_that_break_in_different_ways_are_counted(saved, make_clip, capsy
             ("gone.mp4", 2),
         ]
         assert [
-            re.search(r"reading stopped at|no video", video["reason"])[0] for video in record["broken_videos"]
+            re.search(r"reading stopped at|Could not find the video", video["reason"])[0]
+            for video in record["broken_videos"]
         ] == [
             "reading stopped at",
-            "no video",
+            "Could not find the video",
         ]
         assert "Skipped 2 videos with 4 sentences, which could not be read." in capsys.readouterr().out
     with pytest.raises(VideoReadError, match="cut.mp4"):

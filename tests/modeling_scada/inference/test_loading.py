@@ -80,12 +80,15 @@ def test_weights_that_were_cut_off_are_named(folder, name):
         (lambda folder: (folder / "processor_config.json").unlink(), "Can't load video processor"),
         (lambda folder: change(folder / "config.json", grid_size="x"), "'grid_size' expected int"),
         (lambda folder: change(folder / "config.json", model_type="bert"), "Unrecognized configuration class"),
-        (lambda folder: change(folder / "adapter_config.json", num_layers=99), "backbone of 99 layers, and this one"),
-        (lambda folder: change(folder / "adapter_config.json", reduction=4), "in another shape"),
+        (
+            lambda folder: change(folder / "adapter_config.json", num_layers=99),
+            "backbone of 99 layers, but this backbone",
+        ),
+        (lambda folder: change(folder / "adapter_config.json", reduction=4), "of another shape: "),
         (lambda folder: change(folder / "adapter_config.json", peft_type="NEW"), "KeyError: 'NEW'"),
         (
             lambda folder: shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors"),
-            "does not have",
+            "missing: ",
         ),
     ],
 )

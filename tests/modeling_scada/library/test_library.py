@@ -810,7 +810,7 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
         assert len(list(clips.iterdir())) == len(kept)
     shutil.rmtree(folder)
     code, out, err = scada("cut", tmp_path / "found.json", tmp_path / "nothing")
-    assert code == 1 and err.endswith("none of the videos could be cut.\n")
+    assert code == 1 and err.endswith("because cutting failed for every video.\n")
     code, out, err = scada(*ask, "--video_root", tmp_path / "copy")
     assert code == 0 and "missing" not in err
     moved = [
