@@ -67,9 +67,9 @@ def average_precision(ious: np.ndarray, num_targets: np.ndarray, threshold: floa
     """
     Return the interpolated average precision of each sentence at one IoU threshold.
 
-    In order of rank, each prediction is matched to the unmatched target with the highest IoU at or above the threshold
-    (the first of equal ones). A prediction without a match is wrong. The precision at each rank is then replaced by
-    the highest precision at this or a later rank. The result is the area under the precision-recall curve.
+    In order of rank, each prediction is matched to the unmatched target with the highest IoU that reaches the
+    threshold (the first of equal ones). A prediction without a match is wrong. The precision at each rank is then
+    replaced by the highest precision at this or a later rank. The result is the area under the precision-recall curve.
 
     Args:
         ious (`np.ndarray` of shape `(Q, k, K)`): IoU of predictions and targets, highest score first; 0 for missing
