@@ -35,13 +35,13 @@ test-docs: $(STAMP)  ## run the commands and the Python of the README and of doc
 test-newest:  ## some of the tests, with the newest release of each package, in an environment of its own
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet "$(TORCH)"
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[test]"
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[test,plot]"
 	.venv-newest/bin/python $(SMOKE)
 
 test-oldest:  ## the same with the oldest releases that pyproject.toml allows
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet "$(TORCH)"
-	.venv-oldest/bin/python -m pip install --quiet -c .ci/constraints-oldest.txt -e ".[test]"
+	.venv-oldest/bin/python -m pip install --quiet -c .ci/constraints-oldest.txt -e ".[test,plot]"
 	.venv-oldest/bin/python $(SMOKE)
 
 test-slow: $(STAMP)  ## the tests that take longer

@@ -12,7 +12,6 @@ import tomllib
 from html import unescape
 from pathlib import Path
 
-import httpx
 import pytest
 from transformers import pipeline
 
@@ -23,6 +22,7 @@ from processing.video_io import probe, read_frames
 
 
 gr = pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
 app = pytest.importorskip("processing.app")
 
 ROOT = Path(__file__).resolve().parents[1]
