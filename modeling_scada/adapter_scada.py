@@ -3,13 +3,15 @@ SCADA, the Sentence-Conditioned Adapter, as a peft method: `get_peft_model(model
 
 [`ScadaLayer`] wraps whole layers of the video backbone. An inner branch modifies the output of its layer. An outer
 branch adds the output of its layer directly to the fused features. The sentence multiplies the channels of both
-branches (arXiv 2604.02860; shapes and initialisation are docs/design.md section 6 [D], after AdaTAD's adapter).
+branches (arXiv 2604.02860; shapes and initialisation are docs/design.md section 6 [D], after AdaTAD's adapter). A
+pooling branch [D] is an outer branch in which the sentence also selects the places to average over.
 
 The sentences of a video share most of the computation:
 - Layers before the first inner branch run once per video. This branch first projects to fewer channels, then expands
   the batch from videos to sentences. All later layers run once per sentence.
 - Outer branches do not expand the batch. They average over space before the multiplication, so each sentence costs
   only one sequence of `N` vectors.
+- Pooling branches do not expand the batch either. Each sentence costs `N h w` vectors of the small width `r`.
 - Frozen layers before the first branch store no activations for the backward pass.
 
 Encoders pass no arguments to their layers. The model therefore sets the sentences as the [`Condition`] of each wrapper
@@ -19,6 +21,7 @@ another thread.
 """
 
 import enum
+import math
 import re
 import threading
 from dataclasses import dataclass, field, replace
@@ -38,6 +41,10 @@ try:  # the Hub code of models without an adapter also works without peft
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 except ImportError as error:
     raise ImportError("SCADA adapters need peft, which is not installed; run `pip install peft`.") from error
+
+
+# Fields of the configuration with the layers of each kind of branch.
+LAYER_LISTS = ("inner_layers", "outer_layers", "pooling_layers")
 
 
 class ScadaPeftType(enum.StrEnum):
@@ -112,9 +119,13 @@ class ScadaAdapterConfig(PeftConfig):
             the first inner branch on, training memory grows with the number of sentences per video.
         outer_layers (`list[int]` or `str`, *optional*, defaults to `"even 4"`):
             Layers with an outer branch, in the same format. Memory hardly depends on the number of sentences.
+        pooling_layers (`list[int]` or `str`, *optional*, defaults to `[]`):
+            Layers with a pooling branch [D], in the same format. A pooling branch selects places by the sentence, as
+            inner branches do, but the backbone runs once per video.
         conditioning (`bool`, *optional*, defaults to `True`):
-            Whether the sentence multiplies the channels of the branches. Without conditioning, an inner branch is the
-            temporal-informative adapter of AdaTAD and does not depend on the sentence.
+            Whether the sentence multiplies the channels of inner and outer branches. Without conditioning, an inner
+            branch is the temporal-informative adapter of AdaTAD and does not depend on the sentence. Pooling branches
+            always depend on the sentence.
         modules_to_save (`list[str]`, *optional*, defaults to `["head"]`):
             Modules to train in full and to save with the adapter.
         num_layers (`int`, *optional*):
@@ -122,7 +133,7 @@ class ScadaAdapterConfig(PeftConfig):
             of another depth raises an error.
 
     Raises:
-        ValueError: If a number is out of range, a rule is invalid, or both layer lists are empty.
+        ValueError: If a number is out of range, a rule is invalid, or all layer lists are empty.
 
     Example:
 
@@ -146,8 +157,11 @@ class ScadaAdapterConfig(PeftConfig):
     outer_layers: list[int] | str = field(
         default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
+    pooling_layers: list[int] | str = field(
+        default_factory=list, metadata={"help": "Layers with a pooling branch: indices, 'all', 'last 1', 'even 1/2'."}
+    )
     conditioning: bool = field(
-        default=True, metadata={"help": "Whether the sentence scales the channels of the branches."}
+        default=True, metadata={"help": "Whether the sentence scales the channels of inner and outer branches."}
     )
     modules_to_save: list[str] | None = field(
         default_factory=lambda: ["head"],
@@ -171,7 +185,7 @@ class ScadaAdapterConfig(PeftConfig):
                 raise ValueError(f"Received {name}={value!r}; expected a positive integer.")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Received kernel_size={self.kernel_size}; expected an odd number of snippets.")
-        for name in ("inner_layers", "outer_layers"):
+        for name in LAYER_LISTS:
             value = getattr(self, name)
             if isinstance(value, str):
                 resolve_layers(value, 1)
@@ -183,8 +197,8 @@ class ScadaAdapterConfig(PeftConfig):
                 )
         if not isinstance(self.conditioning, bool):
             raise ValueError(f"Received conditioning={self.conditioning!r}; expected True or False.")
-        if not self.inner_layers and not self.outer_layers:
-            raise ValueError("Received no layers; name some in `inner_layers` or `outer_layers`.")
+        if not any(getattr(self, name) for name in LAYER_LISTS):
+            raise ValueError("Received no layers; name some in `inner_layers`, `outer_layers` or `pooling_layers`.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return peft's dictionary with the depth of the adapted backbone."""
@@ -218,12 +232,19 @@ def _zero_biases(module: nn.Module) -> None:
 
 
 class SentenceGate(nn.Module):
-    """Sentence-conditioned scale `z * (1 + W_cond q)`, initialised as the identity."""
+    """
+    Sentence-conditioned scale `z * (1 + W_cond q)`.
 
-    def __init__(self, text_dim: int, dim: int):
+    Args:
+        text_dim (`int`): Width of the sentence vectors.
+        dim (`int`): Number of channels.
+        initial_std (`float`): Standard deviation of the initial weights; 0 for the identity.
+    """
+
+    def __init__(self, text_dim: int, dim: int, initial_std: float = 0.0):
         super().__init__()
         self.projection = nn.Linear(text_dim, dim, bias=False)
-        nn.init.zeros_(self.projection.weight)
+        nn.init.normal_(self.projection.weight, std=initial_std)
 
     def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
         # features: (Q, ..., r), sentence_embeds: (Q, C_text)
@@ -335,6 +356,110 @@ class OuterBranch(nn.Module):
             sequence = self.gate(sequence, condition.sentence_embeds)
         return self.up(sequence.transpose(1, 2)).transpose(1, 2)
 
+    def sequence_width(self, num_places: int) -> int:
+        """Return the number of channels of a sequence of `encode`, which does not depend on `num_places` here."""
+        return self.up.in_channels
+
+
+class PoolingBlock(nn.Module):
+    """
+    Residual block of a [`PoolingBranch`] at each place: norm, sentence gate, temporal convolutions and MLP.
+
+    Args:
+        dim (`int`): Width `r` of the branch.
+        text_dim (`int`): Width of the sentence vectors.
+        kernel_size (`int`): Kernel size of the temporal convolution, in snippets.
+    """
+
+    def __init__(self, dim: int, text_dim: int, kernel_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.gate = SentenceGate(text_dim, dim, initial_std=text_dim**-0.5)
+        self.depthwise = nn.Conv2d(dim, dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=dim)
+        self.pointwise = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
+        # features: (Q, N, h * w, r), sentence_embeds: (Q, C_text)
+        update = self.gate(self.norm(features), sentence_embeds)
+        update = update + self.pointwise(self.depthwise(update.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return features + self.mlp(update)
+
+
+class PoolingBranch(nn.Module):
+    """
+    Branch from a layer to the fused features in which the sentence selects the places of a frame [D].
+
+    The branch reduces the channels of each place once per video. For each sentence, two blocks gate the channels of
+    each place, and attention averages over the places: the sentence is the query, the places are keys and values. An
+    outer branch averages before the multiplication and cannot select a place. Unlike the gates of inner and outer
+    branches, these gates do not start as the identity, because training then stays on a plateau for longer. The last
+    convolution starts at zero, so a fresh branch changes nothing.
+
+    Args:
+        dim (`int`): Width `C` of the layer.
+        bottleneck_dim (`int`): Width `r` of the branch.
+        text_dim (`int`): Width of the sentence vectors.
+        kernel_size (`int`): Kernel size of the temporal convolutions, in snippets. The convolutions cross clip borders
+            and pad the ends of the video with zeros.
+        out_dim (`int`): Width of the last layer.
+    """
+
+    num_blocks = 2
+    max_heads = 4
+
+    def __init__(self, dim: int, bottleneck_dim: int, text_dim: int, kernel_size: int, out_dim: int):
+        super().__init__()
+        self.num_heads = math.gcd(bottleneck_dim, self.max_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.down = nn.Linear(dim, bottleneck_dim)
+        self.blocks = nn.ModuleList(
+            [PoolingBlock(bottleneck_dim, text_dim, kernel_size) for _ in range(self.num_blocks)]
+        )
+        self.pooling_norm = nn.LayerNorm(bottleneck_dim)
+        self.query = nn.Linear(text_dim, bottleneck_dim)
+        self.key = nn.Linear(bottleneck_dim, bottleneck_dim)
+        self.up = nn.Conv1d(bottleneck_dim, out_dim, kernel_size, padding=kernel_size // 2)
+        nn.init.trunc_normal_(self.down.weight, std=0.1)
+        nn.init.normal_(self.query.weight, std=text_dim**-0.5)
+        nn.init.zeros_(self.up.weight)
+        _zero_biases(self)
+
+    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
+            condition ([`Condition`]): Information about the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features.
+        """
+        return self.apply_sentence(self.encode(features), condition).to(features.dtype)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, h w r)`, the sentence-free part."""
+        return F.gelu(self.down(self.norm(features.to(self.down.weight.dtype)))).flatten(2)
+
+    def apply_sentence(self, sequence: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """Turn a sequence `(B or Q, N, h w r)` into features `(Q, N, out_dim)`, the sentence-dependent part."""
+        if not condition.per_sentence:
+            sequence = expand_to_sentences(sequence, condition.video_index)
+        sentence_embeds = condition.sentence_embeds.to(self.down.weight.dtype)
+        places = sequence.unflatten(-1, (-1, self.down.out_features))  # (Q, N, h * w, r)
+        for block in self.blocks:
+            places = block(places, sentence_embeds)
+        places = self.pooling_norm(places)
+        heads = (self.num_heads, self.down.out_features // self.num_heads)
+        values, keys = places.unflatten(-1, heads), self.key(places).unflatten(-1, heads)
+        query = self.query(sentence_embeds).unflatten(-1, heads)[:, None, None]
+        weights = ((keys * query).sum(-1, keepdim=True) / heads[1] ** 0.5).softmax(2)  # (Q, N, h * w, heads, 1)
+        pooled = (weights * values).sum(2).flatten(2)
+        return self.up(pooled.transpose(1, 2)).transpose(1, 2)
+
+    def sequence_width(self, num_places: int) -> int:
+        """Return the number of channels of a sequence of `encode` for `h w` places."""
+        return num_places * self.down.out_features
+
 
 @dataclass
 class ForwardContext:
@@ -364,7 +489,7 @@ class ForwardContextStack(threading.local):
 
 class ScadaLayer(nn.Module, BaseTunerLayer):
     """
-    Wrapped layer of the video backbone, with an inner branch, an outer branch, or both per adapter.
+    Wrapped layer of the video backbone, with inner, outer and pooling branches per adapter.
 
     Args:
         base_layer (`nn.Module`): Layer to wrap.
@@ -373,7 +498,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         out_dim (`int`): Width of the last layer and of the outer features.
     """
 
-    adapter_layer_names = ("scada_inner", "scada_outer")
+    adapter_layer_names = ("scada_inner", "scada_outer", "scada_pooling")
 
     def __init__(self, base_layer: nn.Module, dim: int, text_dim: int, out_dim: int):
         super().__init__()
@@ -383,20 +508,29 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         self.out_dim = out_dim
         self.scada_inner = nn.ModuleDict()
         self.scada_outer = nn.ModuleDict()
+        self.scada_pooling = nn.ModuleDict()
         self._contexts = ForwardContextStack()
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         weight = next(base_layer.parameters())
         return weight.device, weight.dtype
 
-    def add_branches(self, adapter_name: str, config: ScadaAdapterConfig, has_inner: bool, has_outer: bool) -> None:
+    def add_branches(
+        self, adapter_name: str, config: ScadaAdapterConfig, has_inner: bool, has_outer: bool, has_pooling: bool
+    ) -> None:
         """Add the branches of an adapter, initialised to leave the features unchanged."""
         text_dim = self.text_dim if config.conditioning else None
-        sizes = (self.dim, self.dim // config.reduction, text_dim, config.kernel_size)
+        bottleneck_dim = self.dim // config.reduction
         if has_inner:
-            self.scada_inner[adapter_name] = InnerBranch(*sizes)
+            self.scada_inner[adapter_name] = InnerBranch(self.dim, bottleneck_dim, text_dim, config.kernel_size)
         if has_outer:
-            self.scada_outer[adapter_name] = OuterBranch(*sizes, self.out_dim)
+            self.scada_outer[adapter_name] = OuterBranch(
+                self.dim, bottleneck_dim, text_dim, config.kernel_size, self.out_dim
+            )
+        if has_pooling:
+            self.scada_pooling[adapter_name] = PoolingBranch(
+                self.dim, bottleneck_dim, self.text_dim, config.kernel_size, self.out_dim
+            )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -405,6 +539,10 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             return []
         return [branches[name] for name in self.active_adapters if name in branches]
 
+    def _active_outer(self) -> list[Any]:
+        """Return the active branches to the fused features."""
+        return [*self._active(self.scada_outer), *self._active(self.scada_pooling)]
+
     @property
     def depends_on_sentence(self) -> bool:
         """Whether the sentence changes the output states of this layer."""
@@ -412,8 +550,8 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
 
     @property
     def has_outer_branch(self) -> bool:
-        """Whether this layer has an active outer branch."""
-        return bool(self._active(self.scada_outer))
+        """Whether this layer has an active outer or pooling branch."""
+        return bool(self._active_outer())
 
     def set_condition(
         self,
@@ -440,7 +578,8 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
 
         Returns:
             `torch.Tensor`, *optional*: Outer features of shape `(Q, N, C)`. In a call without sentences, the
-            concatenated sequences of shape `(B, N, r)`, an input of `outer_features`. `None` if no outer branch ran.
+            concatenated sequences of the branches, of shape `(B, N, X)`, an input of `outer_features`. `None` if no
+            outer or pooling branch ran.
         """
         return self._contexts.stack.pop().outer_features
 
@@ -451,7 +590,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
         Compute outer features from stored sequences.
 
         Args:
-            sequences (`torch.Tensor` of shape `(B, N, r)`): Output of `take_outer_features` in a call without
+            sequences (`torch.Tensor` of shape `(B, N, X)`): Output of `take_outer_features` in a call without
                 sentences.
             sentence_embeds, video_index: See [`Condition`].
 
@@ -459,8 +598,10 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             `torch.Tensor` of shape `(Q, N, C)`: Outer features.
         """
         condition = Condition(sentence_embeds, video_index, None, per_sentence=False)
-        branches = self._active(self.scada_outer)
-        parts = sequences.split([branch.up.in_channels for branch in branches], dim=-1)
+        branches = self._active_outer()
+        without_places, width_per_place = (sum(branch.sequence_width(n) for branch in branches) for n in (0, 1))
+        num_places = (sequences.shape[-1] - without_places) // max(width_per_place - without_places, 1)
+        parts = sequences.split([branch.sequence_width(num_places) for branch in branches], dim=-1)
         pairs = zip(branches, parts, strict=True)
         return torch.stack([branch.apply_sentence(part, condition) for branch, part in pairs]).sum(0)
 
@@ -477,7 +618,7 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             RuntimeError: If this thread is not calling the model, or if the batch does not match the call.
         """
         output = self.base_layer(hidden_states, *args, **kwargs)
-        inner, outer = self._active(self.scada_inner), self._active(self.scada_outer)
+        inner, outer = self._active(self.scada_inner), self._active_outer()
         if not inner and not outer:
             return output
         tokens = get_hidden_states(output)
@@ -538,9 +679,8 @@ class ScadaTuner(BaseTuner):
                 f"{peft_config.base_model_name_or_path or 'unknown, because its configuration does not name one'}."
             )
         peft_config._num_layers = len(layers)
-        inner = resolve_layers(peft_config.inner_layers, len(layers))
-        outer = resolve_layers(peft_config.outer_layers, len(layers))
-        if peft_config.reduction > (dim := min(dims[index] for index in {*inner, *outer})):
+        inner, outer, pooling = (resolve_layers(getattr(peft_config, name), len(layers)) for name in LAYER_LISTS)
+        if peft_config.reduction > (dim := min(dims[index] for index in {*inner, *outer, *pooling})):
             raise ValueError(
                 f"Received reduction={peft_config.reduction} for a backbone of width {dim}; expected at most {dim}."
             )
@@ -548,8 +688,12 @@ class ScadaTuner(BaseTuner):
         text_dim = base_model.text_encoder.config.hidden_size
         self._sizes = {names[id(layer)]: (dim, text_dim, dims[-1]) for layer, dim in zip(layers, dims, strict=True)}
         self._placement = {
-            names[id(layers[index])]: {"has_inner": index in inner, "has_outer": index in outer}
-            for index in sorted({*inner, *outer})
+            names[id(layers[index])]: {
+                "has_inner": index in inner,
+                "has_outer": index in outer,
+                "has_pooling": index in pooling,
+            }
+            for index in sorted({*inner, *outer, *pooling})
         }
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]

@@ -20,7 +20,8 @@ class ScadaVideoFeatures(ModelOutput):
             Features of the backbone, averaged over each pooling area and concatenated.
         outer_sequences (`tuple[torch.FloatTensor]`, *optional*):
             Sequences of shape `(B, N_i, r)`, one per layer with an outer branch, before multiplication by the
-            sentence. With `states`, only for layers before the states.
+            sentence. With a pooling branch, of shape `(B, N_i, h w r)`. With `states`, only for layers before the
+            states.
         states (`torch.FloatTensor` of shape `(B, clips, tokens, C)` or `(B, clips, C, t, h, w)`, *optional*):
             States before the first sentence-dependent layer.
         frame_size (`torch.LongTensor` of shape `(B, 2)`, *optional*):

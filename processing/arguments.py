@@ -11,7 +11,7 @@ from typing import Any
 
 
 TUNING_MODES = ("frozen", "partial", "full", "lora", "tia", "scada")
-BRANCHES = ("inner", "outer", "both")
+BRANCHES = ("inner", "outer", "both", "pooling")
 # Deprecated argument names, found in saved recipes and run records.
 DEPRECATED_NAMES = {"num_places": "spatial_pool_size"}
 
@@ -32,11 +32,13 @@ class TuningArguments:
               SCADA's inner branch without the sentence;
             - `"scada"`: train the Sentence-Conditioned Adapter.
         scada_branches (`str`, *optional*, defaults to `"both"`):
-            Branches of the adapter: `"inner"`, `"outer"` or `"both"`.
+            Branches of the adapter: `"inner"`, `"outer"`, `"both"` (inner and outer) or `"pooling"`.
         inner_layers (`str`, *optional*, defaults to `"last 3"`):
             Layers with an inner branch, see [`ScadaAdapterConfig`].
         outer_layers (`str`, *optional*, defaults to `"even 4"`):
             Layers with an outer branch, in the same format.
+        pooling_layers (`str`, *optional*, defaults to `"last 1"`):
+            Layers with a pooling branch, in the same format.
         reduction (`int`, *optional*, defaults to 8):
             Ratio of the backbone's hidden size to the hidden size of a branch.
         train_text (`bool`, *optional*, defaults to `False`): Whether to also train the sentence encoder.
@@ -53,7 +55,11 @@ class TuningArguments:
         },
     )
     scada_branches: str = field(
-        default="both", metadata={"help": "Branches of the adapter: inner, outer or both.", "choices": list(BRANCHES)}
+        default="both",
+        metadata={
+            "help": "Branches of the adapter: inner, outer, both (inner and outer) or pooling.",
+            "choices": list(BRANCHES),
+        },
     )
     inner_layers: str = field(
         default="last 3",
@@ -62,6 +68,9 @@ class TuningArguments:
         },
     )
     outer_layers: str = field(default="even 4", metadata={"help": "Layers with an outer branch, in the same format."})
+    pooling_layers: str = field(
+        default="last 1", metadata={"help": "Layers with a pooling branch, in the same format."}
+    )
     reduction: int = field(default=8, metadata={"help": "Ratio of the backbone's hidden size to a branch's."})
     train_text: bool = field(default=False, metadata={"help": "Whether to also train the sentence encoder."})
 

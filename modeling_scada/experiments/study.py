@@ -44,6 +44,7 @@ MODES = {
     "inner": {"tuning": "scada", "scada_branches": "inner"},
     "outer": {"tuning": "scada", "scada_branches": "outer"},
     "both": {"tuning": "scada", "scada_branches": "both"},
+    "pooling": {"tuning": "scada", "scada_branches": "pooling"},
 }
 BUDGETS = ("equal_steps", "equal_time")
 VALIDATION_METRIC = "validation_R1@0.5"

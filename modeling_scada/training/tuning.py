@@ -14,7 +14,7 @@ from peft import (
 
 from processing.arguments import TuningArguments
 
-from ..adapter_scada import ScadaAdapterConfig, resolve_layers
+from ..adapter_scada import LAYER_LISTS, ScadaAdapterConfig, resolve_layers
 from ..modeling_scada import ScadaForTemporalGrounding
 
 
@@ -36,8 +36,9 @@ def peft_config(args: TuningArguments) -> PeftConfig | None:
         branches = "inner" if args.tuning == "tia" else args.scada_branches
         return ScadaAdapterConfig(
             reduction=args.reduction,
-            inner_layers=[] if branches == "outer" else args.inner_layers,
-            outer_layers=[] if branches == "inner" else args.outer_layers,
+            inner_layers=args.inner_layers if branches in ("inner", "both") else [],
+            outer_layers=args.outer_layers if branches in ("outer", "both") else [],
+            pooling_layers=args.pooling_layers if branches == "pooling" else [],
             conditioning=args.tuning == "scada",
             modules_to_save=modules_to_save,
         )
@@ -111,7 +112,7 @@ def _settings(config: PeftConfig, num_layers: int) -> dict[str, Any]:
     names = ("peft_type", "r", "reduction", "kernel_size", "conditioning")
     settings = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     settings["peft_type"] = getattr(config.peft_type, "value", config.peft_type)
-    for name in ("inner_layers", "outer_layers"):
+    for name in LAYER_LISTS:
         if (layers := getattr(config, name, None)) is not None:
             settings[name] = resolve_layers(layers, num_layers)
     return settings | {"modules_to_save": sorted(getattr(config, "modules_to_save", None) or [])}

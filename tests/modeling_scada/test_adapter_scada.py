@@ -20,14 +20,22 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding
-from modeling_scada.adapter_scada import Condition, InnerBranch, OuterBranch, ScadaLayer, resolve_layers
+from modeling_scada.adapter_scada import (
+    Condition,
+    InnerBranch,
+    OuterBranch,
+    PoolingBranch,
+    ScadaLayer,
+    resolve_layers,
+)
 
 
 ROOT = Path(__file__).resolve().parents[2]
 INNER = {"inner_layers": [1], "outer_layers": []}
 OUTER = {"inner_layers": [], "outer_layers": [0, 2]}
 BOTH = {"inner_layers": [1], "outer_layers": [0, 2]}
-PLACEMENTS = {"inner": INNER, "outer": OUTER, "both": BOTH}
+POOLING = {"inner_layers": [], "outer_layers": [], "pooling_layers": [0, 2]}
+PLACEMENTS = {"inner": INNER, "outer": OUTER, "both": BOTH, "pooling": POOLING}
 each_placement = pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
 
 
@@ -230,7 +238,7 @@ def test_evenly_spaced_layers_are_distinct_end_at_the_last_and_have_even_gaps(nu
     "rule",
     ["first 3", "last", "last 0", "last -1", "last 1/0", "last 3 ", " all", "ALL", "even 1.5", "", "3", "last 3\n"],
 )
-@pytest.mark.parametrize("name", ["inner_layers", "outer_layers"])
+@pytest.mark.parametrize("name", ["inner_layers", "outer_layers", "pooling_layers"])
 def test_rules_that_are_not_understood_are_refused(name, rule):
     with pytest.raises(ValueError, match=re.escape(f"Received the rule {rule!r} for layers; expected a list")):
         ScadaAdapterConfig(**{name: rule})
@@ -248,8 +256,8 @@ def test_rules_that_are_not_understood_are_refused(name, rule):
         ({"reduction": "8"}, "Received reduction='8'; expected a positive integer"),
         ({"reduction": True}, "Received reduction=True; expected a positive integer"),
         ({"conditioning": "no"}, "Received conditioning='no'; expected True or False"),
-        ({"inner_layers": [], "outer_layers": []}, "Received no layers; name some in `inner_layers` or"),
-        ({"inner_layers": (), "outer_layers": []}, "Received no layers; name some in `inner_layers` or"),
+        ({"inner_layers": [], "outer_layers": []}, "Received no layers; name some in `inner_layers`, `outer"),
+        ({"inner_layers": (), "outer_layers": []}, "in `inner_layers`, `outer_layers` or `pooling_layers`"),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, message):
@@ -257,14 +265,14 @@ def test_values_that_cannot_be_are_refused(values, message):
         ScadaAdapterConfig(**values)
 
 
-@pytest.mark.parametrize("name", ["inner_layers", "outer_layers"])
+@pytest.mark.parametrize("name", ["inner_layers", "outer_layers", "pooling_layers"])
 @pytest.mark.parametrize("value", [3, None])
 def test_layers_that_are_neither_a_list_nor_a_rule_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{value}.*expected"):
         ScadaAdapterConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["inner_layers", "outer_layers"])
+@pytest.mark.parametrize("name", ["inner_layers", "outer_layers", "pooling_layers"])
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -302,6 +310,7 @@ def test_other_models_are_refused(make_model):
     [
         {},
         {"inner_layers": [-1, 0], "outer_layers": "even 1/2", "reduction": 4, "kernel_size": 5, "conditioning": False},
+        {"inner_layers": [], "outer_layers": [], "pooling_layers": "last 2"},
         {"inner_layers": [], "outer_layers": "all", "modules_to_save": None, "inference_mode": True},
     ],
 )
@@ -323,6 +332,7 @@ def test_every_own_field_is_explained():
         "kernel_size",
         "inner_layers",
         "outer_layers",
+        "pooling_layers",
         "conditioning",
         "modules_to_save",
         "num_layers",
@@ -403,6 +413,15 @@ def test_initialisation(randomize_weights):
     assert sum(1 for _ in inner.parameters()) + sum(1 for _ in outer.parameters()) == 15
     depthwise = InnerBranch(512, 512, None, 5).depthwise.weight
     assert depthwise.std().item() == pytest.approx(math.sqrt(2 / 5), rel=0.1)
+    pooling = PoolingBranch(512, 256, 128, 3, 512)
+    biases = [weight for name, weight in pooling.named_parameters() if "bias" in name]
+    assert len(biases) == 4 + 2 * 5 + 2 and not any(weight.any() for weight in [*biases, pooling.up.weight])
+    gates = [block.gate.projection.weight for block in pooling.blocks]
+    for weight, std in [
+        (pooling.down.weight, 0.1),
+        *((weight, 128**-0.5) for weight in (*gates, pooling.query.weight)),
+    ]:
+        assert abs(weight.std().item() - std) < 5 * std / math.sqrt(2 * weight.numel())
 
 
 # Formulas
@@ -442,6 +461,42 @@ def outer_formula(branch: OuterBranch, features: torch.Tensor, sentences: torch.
     return o.mean(dim=(3, 4)).transpose(1, 2)
 
 
+def pooling_formula(branch: PoolingBranch, features: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
+    """docs/design.md section 6, one place and one head after the other. `(Q, N, h, w, C) -> (Q, N, C)`."""
+    weights = branch.state_dict()
+
+    def norm(z: torch.Tensor, name: str) -> torch.Tensor:
+        deviations = z - z.mean(-1, keepdim=True)
+        z = deviations / (deviations.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return z * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(z: torch.Tensor, name: str) -> torch.Tensor:
+        return z @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def over_time(z: torch.Tensor, name: str) -> torch.Tensor:  # (Q, N, r)
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return F.conv1d(z.mT, weight.squeeze(-1), bias, padding="same", groups=z.shape[-1]).mT
+
+    places = []
+    for place in features.flatten(2, 3).unbind(2):
+        z = F.gelu(linear(norm(place, "norm"), "down"))
+        for block in ("blocks.0", "blocks.1"):
+            gate = 1 + sentences @ weights[f"{block}.gate.projection.weight"].T
+            update = norm(z, f"{block}.norm") * gate[:, None]
+            update = update + linear(over_time(update, f"{block}.depthwise"), f"{block}.pointwise")
+            z = z + linear(F.gelu(linear(update, f"{block}.mlp.0")), f"{block}.mlp.2")
+        places.append(norm(z, "pooling_norm"))
+    query, keys = linear(sentences, "query"), [linear(z, "key") for z in places]
+    dim = query.shape[-1] // 4
+    pooled = []
+    for head in range(4):
+        channels = slice(head * dim, (head + 1) * dim)
+        scores = [torch.einsum("qnc,qc->qn", key[..., channels], query[:, channels]) / dim**0.5 for key in keys]
+        shares = torch.stack(scores).exp() / torch.stack(scores).exp().sum(0)
+        pooled.append(sum(share[..., None] * z[..., channels] for share, z in zip(shares, places, strict=True)))
+    return F.conv1d(torch.cat(pooled, -1).mT, weights["up.weight"], weights["up.bias"], padding="same").mT
+
+
 FORMULAS = {InnerBranch: inner_formula, OuterBranch: outer_formula}
 
 
@@ -479,6 +534,50 @@ def test_a_branch_equals_the_formula(randomize_weights, branch_class, per_senten
         single = branch(features.float(), condition)
     expected = FORMULAS[branch_class](branch, rows.float(), sentences.float() if conditioned else None)
     assert_close(single if len(single) == 5 else single[video_index], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (1, 1)])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("per_sentence", [True, False])
+def test_a_pooling_branch_equals_the_formula(randomize_weights, per_sentence, kernel_size, size):
+    generator = torch.Generator().manual_seed(1)
+    video_index = torch.tensor([0, 0, 1, 1, 1])
+    branch = randomize_weights(PoolingBranch(12, 8, 6, kernel_size, 10), std=0.5).double()
+    sentences = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    features = torch.randn(5 if per_sentence else 2, 7, *size, 12, generator=generator, dtype=torch.float64)
+    expected = pooling_formula(branch, features if per_sentence else features[video_index], sentences)
+    condition = Condition(sentences, video_index, None, per_sentence)
+    with torch.no_grad():
+        assert_close(branch(features, condition), expected, atol=1e-10)
+        assert branch.encode(features).shape[-1] == branch.sequence_width(size[0] * size[1])
+        for weights in (branch.query, branch.blocks[0].depthwise, branch.blocks[1].gate.projection):
+            others = copy.deepcopy(branch)
+            weights.weight.zero_()
+            if size != (1, 1) or weights is not branch.query:  # with one place, attention selects nothing
+                assert (branch(features, condition) - expected).abs().max() > 1e-3
+            branch.load_state_dict(others.state_dict())
+
+
+@pytest.mark.parametrize("width", [3, 6, 8])
+def test_a_pooling_branch_selects_the_place_of_the_sentence(width):
+    """With equal keys, attention is the mean over places. With the query of one place, its feature remains."""
+    branch = PoolingBranch(16, width, 6, 1, 16)
+    for block in branch.blocks:
+        nn.init.zeros_(block.mlp[2].weight)
+    nn.init.dirac_(branch.up.weight)
+    features = torch.randn(1, 4, 2, 2, 16)
+    condition = Condition(torch.randn(1, 6), torch.tensor([0]), None, False)
+    places = branch.pooling_norm(branch.encode(features).unflatten(-1, (4, width)))
+    nn.init.zeros_(branch.query.weight)
+    assert_close(branch(features, condition)[..., :width], places.mean(2))
+    nn.init.eye_(branch.key.weight)
+    one = places[0, 0, 3]
+    with torch.no_grad():
+        branch.query.bias.copy_(1e4 * one)
+    heads = (branch.num_heads, width // branch.num_heads)
+    closest = (places[0, 0].unflatten(-1, heads) * one.unflatten(-1, heads)).sum(-1).argmax(0)  # a place for each head
+    expected = torch.stack([places[0, 0, place].unflatten(-1, heads)[head] for head, place in enumerate(closest)])
+    assert_close(branch(features, condition)[0, 0, :width], expected.flatten())
 
 
 def test_an_outer_branch_equals_the_formula_in_float32(randomize_weights):
@@ -523,6 +622,8 @@ def assert_equals_the_formulas(model: PeftModel, batch: dict, conditioned: dict[
         for name in conditioned:
             if name in outer:
                 fused = fused + outer_formula(outer[name], features, sentences[name])
+            if name in getattr(layer, "scada_pooling", {}):
+                fused = fused + pooling_formula(layer.scada_pooling[name], features, outputs.sentence_embeds)
         for name in conditioned:
             if name in inner:
                 features = inner_formula(inner[name], features, sentences[name])
@@ -546,6 +647,14 @@ def test_the_model_equals_the_formulas_layer_by_layer(make_model, adapt, tiny_ba
     assert_equals_the_formulas(model, tiny_batch, {"default": conditioning})
 
 
+@pytest.mark.parametrize(
+    ("inner", "outer", "rows"), [([], [], [2, 2, 2]), ([], [2], [2, 2, 2]), ([1], [0], [2, 2, 3])]
+)
+def test_pooling_branches_next_to_others_equal_the_formulas(make_model, adapt, tiny_batch, inner, outer, rows):
+    model = adapt(make_model(), inner_layers=inner, outer_layers=outer, pooling_layers=[0, 2])
+    assert assert_equals_the_formulas(model, tiny_batch, {"default": True}) == rows
+
+
 def test_sizes_and_number_of_weights(make_model):
     """`C = 32`, `r = 32 // 4`, `C_text = 32`, kernels of 5, counted by hand."""
     config = ScadaAdapterConfig(reduction=4, kernel_size=5, modules_to_save=None, **BOTH)
@@ -553,6 +662,10 @@ def test_sizes_and_number_of_weights(make_model):
     inner = 32 * 8 + 8 + 32 * 8 + (8 * 5 + 8) + (8 * 8 + 8) + (8 * 32 + 32) + 1
     outer = (32 * 8 * 9 + 8) + 32 * 8 + (8 * 32 * 5 + 32)
     assert model.get_nb_trainable_parameters()[0] == inner + 2 * outer
+    block = 2 * 8 + 32 * 8 + (8 * 5 + 8) + (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8)
+    pooling = 2 * 32 + (32 * 8 + 8) + 2 * block + 2 * 8 + (32 * 8 + 8) + (8 * 8 + 8) + (8 * 32 * 5 + 32)
+    only_pooling = dataclasses.replace(config, inner_layers=[], outer_layers=[], pooling_layers=[1])
+    assert get_peft_model(make_model(), only_pooling).get_nb_trainable_parameters()[0] == pooling
     config = dataclasses.replace(config, conditioning=False)
     assert get_peft_model(make_model(), config).get_nb_trainable_parameters()[0] == inner + 2 * outer - 3 * 32 * 8
 
@@ -660,8 +773,9 @@ def test_another_sentence_changes_states_from_the_first_inner_branch_on(make_mod
     assert min(changes[3:]) > 1e-4
 
 
-def test_another_sentence_changes_outer_features_and_no_state(make_model, adapt, tiny_batch):
-    model = adapt(make_model(), **OUTER)
+@pytest.mark.parametrize("placement", [OUTER, POOLING], ids=["outer", "pooling"])
+def test_another_sentence_changes_outer_features_and_no_state(make_model, adapt, tiny_batch, placement):
+    model = adapt(make_model(), **placement)
     batch = sentences_of(tiny_batch, 0, slice(1))
     before, after = run_base(model, batch), run_base(model, {**batch, "input_ids": batch["input_ids"].flip(-1)})
     assert all(torch.equal(a, b) for a, b in zip(after.hidden_states, before.hidden_states, strict=True))
@@ -690,12 +804,13 @@ def test_padding_changes_nothing(make_model, adapt, tiny_batch, placement):
 
 @pytest.mark.parametrize("conditioning", [True, False])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-@pytest.mark.parametrize("branch", ["inner_layers", "outer_layers"])
+@pytest.mark.parametrize("branch", ["inner_layers", "outer_layers", "pooling_layers"])
 def test_convolutions_over_time_cross_clips_and_not_videos(
     make_model, adapt, tiny_batch, branch, kernel_size, conditioning
 ):
     """Other frames in the second clip of a video reach as far into the first clip as the kernel does."""
     layers = {"inner_layers": [], "outer_layers": [], branch: [2]}
+    reach = (3 if branch == "pooling_layers" else 1) * (kernel_size // 2)  # two blocks and the last convolution
     model = adapt(make_model(), **layers, kernel_size=kernel_size, conditioning=conditioning)
     pixels = tiny_batch["pixel_values_videos"].clone()
     pixels[0, 16:] = pixels[0, 16:].flip(0)
@@ -706,7 +821,7 @@ def test_convolutions_over_time_cross_clips_and_not_videos(
         return (change[sentence].abs().amax(-1) > 1e-9).nonzero()[:, 0].tolist()
 
     for sentence in (0, 1):  # both about the first video
-        assert changed_snippets(sentence) == list(range(8 - kernel_size // 2, 16))
+        assert changed_snippets(sentence) == list(range(8 - reach, 16))
     assert changed_snippets(2) == []  # about the second
     with model.disable_adapter():
         assert changed_snippets(0) == list(range(8, 16))
@@ -733,6 +848,7 @@ RUNS = {
     "inner": [1, 1, 2],
     "outer": [1, 1, 1],
     "both": [1, 1, 2],
+    "pooling": [1, 1, 1],
     "without conditioning": [1, 1, 2],
     "lora": [2, 2, 2],
     "full": [2, 2, 2],
@@ -1092,7 +1208,7 @@ def test_deleting_the_only_adapter_gives_the_base_model(make_model, adapt, tiny_
     assert_equal_outputs(run(base, tiny_batch), run(make_model(), tiny_batch))
 
 
-@pytest.mark.parametrize("placement", [INNER, BOTH], ids=["inner", "both"])
+@pytest.mark.parametrize("placement", [INNER, BOTH, BOTH | {"pooling_layers": [0]}], ids=["inner", "both", "pooling"])
 def test_several_active_adapters_add_up(make_model, tiny_batch, randomize_trainable, placement):
     """Inner branches one after the other, outer ones as a sum; the second alone is without conditioning."""
     model = get_peft_model(make_model(), ScadaAdapterConfig(**placement, modules_to_save=None), adapter_name="one")

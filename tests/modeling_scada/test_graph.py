@@ -19,12 +19,16 @@ MODES = [
     ("scada", "outer"),
     ("scada", "inner"),
     ("scada", "both"),
+    ("scada", "pooling"),
 ]
 each_mode = pytest.mark.parametrize(("tuning", "branches"), MODES)
 # To compile takes ten seconds.
 each_mode_most_slow = pytest.mark.parametrize(
     ("tuning", "branches"),
-    [mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow) for mode in MODES],
+    [
+        mode if mode in (("scada", "both"), ("scada", "pooling")) else pytest.param(*mode, marks=pytest.mark.slow)
+        for mode in MODES
+    ],
 )
 
 

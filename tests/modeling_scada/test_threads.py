@@ -20,6 +20,7 @@ from test_adapter_scada import (
     BOTH,
     INNER,
     OUTER,
+    POOLING,
     RUNS,
     another,
     assert_equal_gradients,
@@ -51,6 +52,7 @@ ADAPTERS = {
     "inner": ScadaAdapterConfig(**INNER),
     "outer": ScadaAdapterConfig(**OUTER),
     "both": ScadaAdapterConfig(**BOTH),
+    "pooling": ScadaAdapterConfig(**POOLING),
     "tia": ScadaAdapterConfig(**INNER, conditioning=False),
     "lora": LoraConfig(target_modules=["query", "value"], modules_to_save=["head"]),
 }

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from test_adapter_scada import finish, in_another_process, run, without_labels
 
 from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding, ScadaVideoFeatures
+from modeling_scada.adapter_scada import LAYER_LISTS
 
 
 # fixtures
@@ -29,6 +30,8 @@ CONFIGS = {
     "inner_last": ScadaAdapterConfig(inner_layers=[2], outer_layers=[]),
     "outer": ScadaAdapterConfig(inner_layers=[], outer_layers=[0, 2]),
     "both": ScadaAdapterConfig(inner_layers=[1, 2], outer_layers="all"),
+    "pooling": ScadaAdapterConfig(inner_layers=[], outer_layers=[], pooling_layers=[2]),
+    "all kinds": ScadaAdapterConfig(inner_layers=[2], outer_layers=[0, 1], pooling_layers=[1, 2]),
 }
 KEPT = {
     "frozen": {"snippet_features"},
@@ -38,6 +41,8 @@ KEPT = {
     "inner_last": {"states", "frame_size"},
     "outer": {"snippet_features", "outer_sequences.0", "outer_sequences.1"},
     "both": {"states", "frame_size", "outer_sequences.0"},
+    "pooling": {"snippet_features", "outer_sequences.0"},
+    "all kinds": {"states", "frame_size", "outer_sequences.0", "outer_sequences.1"},
 }
 each_mode = pytest.mark.parametrize("mode", CONFIGS)
 
@@ -94,7 +99,7 @@ def test_answers_are_those_of_the_direct_call(make_tuned, tiny_batch, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["frozen", "tia", "outer", "both"])
+@pytest.mark.parametrize("mode", ["frozen", "tia", "outer", "both", "pooling"])
 def test_several_places(make_tuned, tiny_config, tiny_batch, mode):
     """Four places of a picture: their mean is what a model of one place has, and they are not alike."""
     tiny_config.spatial_pool_size = 2
@@ -131,7 +136,7 @@ def test_loss_and_gradients_of_the_head(make_tuned, tiny_batch, mode):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("placement", ["outer", "last", "both"])
+@pytest.mark.parametrize("placement", ["outer", "last", "both", "pooling"])
 @test_backbones.each_type
 def test_each_type_of_encoder(make_encoder_model, name, placement):
     model = make_encoder_model(name, placement)
@@ -153,8 +158,9 @@ def make_encoder_model(randomize_weights):
             grid_size=8,
         )
         model = randomize_weights(ScadaForTemporalGrounding(config))
-        inner, outer = {"outer": ([], "all"), "last": ("last 1", []), "both": ([1, 2], "all")}[placement]
-        model = get_peft_model(model, ScadaAdapterConfig(reduction=4, inner_layers=inner, outer_layers=outer))
+        placements = {"outer": ([], "all", []), "last": ("last 1", [], []), "both": ([1, 2], "all", [])}
+        layers = zip(LAYER_LISTS, placements.get(placement, ([], [], "all")), strict=True)
+        model = get_peft_model(model, ScadaAdapterConfig(reduction=4, **dict(layers)))
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         randomize_weights(torch.nn.ParameterList(trainable), seed=3)
         return model.eval()
@@ -162,12 +168,14 @@ def make_encoder_model(randomize_weights):
     return make
 
 
-@pytest.mark.parametrize("placement", [([], "all"), ([2], []), ([1, 3], "all"), ([4], [0, 2])])
+@pytest.mark.parametrize(
+    "placement", [([], "all", []), ([2], [], []), ([1, 3], "all", []), ([4], [0, 2], []), ([], [], "all")]
+)
 @test_convolutional_backbones.each
 def test_convolutional_backbones_too(
     make_convolutional_model, convolutional_batch, randomize_weights, name, placement
 ):
-    layers = dict(zip(("inner_layers", "outer_layers"), placement, strict=True))
+    layers = dict(zip(LAYER_LISTS, placement, strict=True))
     model = test_convolutional_backbones.adapted(make_convolutional_model(name), randomize_weights, **layers)
     batch = without_labels(convolutional_batch)
     assert_equal(ask(model, encode(model, batch), batch), run(model, batch))
