@@ -37,10 +37,10 @@ SIZES = {
     "huge": (1280, 32, 16, 5120, 16, 160),
     "giant": (1408, 40, 16, 6144, 14, 168),
 }
-MODES = ("full", "frozen", "partial", "lora", "tia", "scada", "scada_inner", "scada_outer")
+MODES = ("full", "frozen", "partial", "lora", "tia", "scada", "scada_inner", "scada_outer", "scada_pooling")
 CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
 # In the other modes, inference is the same as in `frozen`, or nearly so.
-INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer")
+INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer", "scada_pooling")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
 # A CPU without bfloat16 instructions emulates them, which takes minutes.
@@ -133,7 +133,7 @@ def select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> di
 
 
 def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
-    """Prepare the model as `run_temporal_grounding.py` does. `scada_inner` and `scada_outer` have one branch each."""
+    """Prepare the model as `run_temporal_grounding.py` does. `scada_inner` and others have one kind of branch each."""
     tuning, _, branches = mode.partition("_")
     return prepare_tuning(model, TuningArguments(tuning=tuning, scada_branches=branches or "both"))
 
