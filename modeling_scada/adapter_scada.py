@@ -339,9 +339,10 @@ class OuterBranch(nn.Module):
             condition ([`Condition`]): Information about the batch.
 
         Returns:
-            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features.
+            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features, in the
+            dtype of the branch.
         """
-        return self.apply_sentence(self.encode(features), condition).to(features.dtype)
+        return self.apply_sentence(self.encode(features), condition)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, r)`, the sentence-free part."""
@@ -432,9 +433,10 @@ class PoolingBranch(nn.Module):
             condition ([`Condition`]): Information about the batch.
 
         Returns:
-            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features.
+            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features, in the
+            dtype of the branch.
         """
-        return self.apply_sentence(self.encode(features), condition).to(features.dtype)
+        return self.apply_sentence(self.encode(features), condition)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, h w r)`, the sentence-free part."""
