@@ -26,7 +26,7 @@ each_mode = pytest.mark.parametrize(("tuning", "branches"), MODES)
 each_mode_most_slow = pytest.mark.parametrize(
     ("tuning", "branches"),
     [
-        mode if mode in (("scada", "both"), ("scada", "pooling")) else pytest.param(*mode, marks=pytest.mark.slow)
+        mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow)
         for mode in MODES
     ],
 )
