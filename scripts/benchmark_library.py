@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument(
         "--size", choices=[*SIZES], default="base", help="Size of the backbone, for `asking` and `long`."
     )
-    parser.add_argument("--modes", nargs="+", default=["frozen", "scada_outer", "scada"], help="Modes for `asking`.")
+    parser.add_argument(
+        "--modes", nargs="+", default=["frozen", "scada_outer", "scada_pooling", "scada"], help="Modes for `asking`."
+    )
     parser.add_argument("--num_frames", type=int, default=64, help="Frames per window, for `asking` and `long`.")
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Video lengths, for `long`.")
     parser.add_argument("--window_seconds", type=float, default=20.0, help="Window length, for `long`.")
