@@ -25,10 +25,7 @@ each_mode = pytest.mark.parametrize(("tuning", "branches"), MODES)
 # To compile takes ten seconds.
 each_mode_most_slow = pytest.mark.parametrize(
     ("tuning", "branches"),
-    [
-        mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow)
-        for mode in MODES
-    ],
+    [mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow) for mode in MODES],
 )
 
 
