@@ -24,6 +24,7 @@ import enum
 import math
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -232,24 +233,28 @@ def _zero_biases(module: nn.Module) -> None:
 
 
 class SentenceGate(nn.Module):
-    """
-    Sentence-conditioned scale `z * (1 + W_cond q)`.
+    """Sentence-conditioned scale `z * (1 + W_cond q)`, initialised as the identity."""
 
-    Args:
-        text_dim (`int`): Width of the sentence vectors.
-        dim (`int`): Number of channels.
-        initial_std (`float`): Standard deviation of the initial weights; 0 for the identity.
-    """
-
-    def __init__(self, text_dim: int, dim: int, initial_std: float = 0.0):
+    def __init__(self, text_dim: int, dim: int):
         super().__init__()
         self.projection = nn.Linear(text_dim, dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=initial_std)
+        nn.init.zeros_(self.projection.weight)
 
     def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
         # features: (Q, ..., r), sentence_embeds: (Q, C_text)
         scale = 1 + self.projection(sentence_embeds.to(self.projection.weight.dtype))
         return features * scale.view(len(scale), *[1] * (features.dim() - 2), -1)
+
+
+def depthwise_over_time(dim: int, kernel_size: int) -> nn.Conv2d:
+    """Return a depthwise temporal convolution for [`mix_over_time`]."""
+    # A 2D convolution over (N, h * w) keeps the memory order of the features; a 1D one over (N,) would not.
+    return nn.Conv2d(dim, dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=dim)
+
+
+def mix_over_time(features: torch.Tensor, depthwise: nn.Conv2d, pointwise: nn.Linear) -> torch.Tensor:
+    """Return `z + pointwise(depthwise(z))` for features `z` of shape `(Q, N, h * w, r)`."""
+    return features + pointwise(depthwise(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class InnerBranch(nn.Module):
@@ -268,10 +273,7 @@ class InnerBranch(nn.Module):
         super().__init__()
         self.down = nn.Linear(dim, bottleneck_dim)
         self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
-        # A 2D convolution over (N, h * w) keeps the memory order of the features; a 1D one over (N,) would not.
-        self.depthwise = nn.Conv2d(
-            bottleneck_dim, bottleneck_dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=bottleneck_dim
-        )
+        self.depthwise = depthwise_over_time(bottleneck_dim, kernel_size)
         self.pointwise = nn.Linear(bottleneck_dim, bottleneck_dim)
         self.up = nn.Linear(bottleneck_dim, dim)
         self.gamma = nn.Parameter(torch.ones(()))
@@ -297,14 +299,32 @@ class InnerBranch(nn.Module):
                 z = expand_to_sentences(z, condition.video_index)
                 features = expand_to_sentences(features, condition.video_index)
             z = self.gate(z, condition.sentence_embeds)
-        over_time = self.depthwise(z.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (Q, N, h * w, r)
-        z = z + self.pointwise(over_time).view(z.shape)
+        z = mix_over_time(z.flatten(2, 3), self.depthwise, self.pointwise).view(z.shape)
         # gamma * (W z + b), in a form whose backward pass needs no tensor of width C.
         update = F.linear(z, self.gamma * self.up.weight, self.gamma * self.up.bias)
         return features + update.to(features.dtype)
 
 
-class OuterBranch(nn.Module):
+class FusedBranch(nn.Module):
+    """Branch from a layer to the fused features, with a part `encode` that all sentences of a video share."""
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    apply_sentence: Callable[[torch.Tensor, Condition], torch.Tensor]
+
+    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
+            condition ([`Condition`]): Information about the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features, in the
+            dtype of the branch.
+        """
+        return self.apply_sentence(self.encode(features), condition)
+
+
+class OuterBranch(FusedBranch):
     """
     Branch from a layer to the fused features: spatial down-convolution, spatial mean, sentence gate and temporal
     up-convolution.
@@ -332,18 +352,6 @@ class OuterBranch(nn.Module):
         nn.init.zeros_(self.up.weight)
         _zero_biases(self)
 
-    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """
-        Args:
-            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
-            condition ([`Condition`]): Information about the batch.
-
-        Returns:
-            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features, in the
-            dtype of the branch.
-        """
-        return self.apply_sentence(self.encode(features), condition)
-
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, r)`, the sentence-free part."""
         frames = features.to(self.down.weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)  # (B * N, C, h, w)
@@ -356,10 +364,6 @@ class OuterBranch(nn.Module):
         if self.gate is not None:
             sequence = self.gate(sequence, condition.sentence_embeds)
         return self.up(sequence.transpose(1, 2)).transpose(1, 2)
-
-    def sequence_width(self, num_places: int) -> int:
-        """Return the number of channels of a sequence of `encode`, which does not depend on `num_places` here."""
-        return self.up.in_channels
 
 
 class PoolingBlock(nn.Module):
@@ -375,19 +379,19 @@ class PoolingBlock(nn.Module):
     def __init__(self, dim: int, text_dim: int, kernel_size: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.gate = SentenceGate(text_dim, dim, initial_std=text_dim**-0.5)
-        self.depthwise = nn.Conv2d(dim, dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=dim)
+        self.gate = SentenceGate(text_dim, dim)
+        nn.init.normal_(self.gate.projection.weight, std=text_dim**-0.5)  # not the identity, see `PoolingBranch`
+        self.depthwise = depthwise_over_time(dim, kernel_size)
         self.pointwise = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
         # features: (Q, N, h * w, r), sentence_embeds: (Q, C_text)
         update = self.gate(self.norm(features), sentence_embeds)
-        update = update + self.pointwise(self.depthwise(update.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return features + self.mlp(update)
+        return features + self.mlp(mix_over_time(update, self.depthwise, self.pointwise))
 
 
-class PoolingBranch(nn.Module):
+class PoolingBranch(FusedBranch):
     """
     Branch from a layer to the fused features in which the sentence selects the places of a frame [D].
 
@@ -426,18 +430,6 @@ class PoolingBranch(nn.Module):
         nn.init.zeros_(self.up.weight)
         _zero_biases(self)
 
-    def forward(self, features: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """
-        Args:
-            features (`torch.Tensor` of shape `(B or Q, N, h, w, C)`): Output of the layer, before its inner branch.
-            condition ([`Condition`]): Information about the batch.
-
-        Returns:
-            `torch.Tensor` of shape `(Q, N, out_dim)`: Update of the backbone's spatially averaged features, in the
-            dtype of the branch.
-        """
-        return self.apply_sentence(self.encode(features), condition)
-
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encode features `(B or Q, N, h, w, C)` as a sequence `(B or Q, N, h w r)`, the sentence-free part."""
         return F.gelu(self.down(self.norm(features.to(self.down.weight.dtype)))).flatten(2)
@@ -457,10 +449,6 @@ class PoolingBranch(nn.Module):
         weights = ((keys * query).sum(-1, keepdim=True) / heads[1] ** 0.5).softmax(2)  # (Q, N, h * w, heads, 1)
         pooled = (weights * values).sum(2).flatten(2)
         return self.up(pooled.transpose(1, 2)).transpose(1, 2)
-
-    def sequence_width(self, num_places: int) -> int:
-        """Return the number of channels of a sequence of `encode` for `h w` places."""
-        return num_places * self.down.out_features
 
 
 @dataclass
@@ -522,16 +510,14 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """Add the branches of an adapter, initialised to leave the features unchanged."""
         text_dim = self.text_dim if config.conditioning else None
-        bottleneck_dim = self.dim // config.reduction
+        sizes = (self.dim, self.dim // config.reduction, text_dim, config.kernel_size)
         if has_inner:
-            self.scada_inner[adapter_name] = InnerBranch(self.dim, bottleneck_dim, text_dim, config.kernel_size)
+            self.scada_inner[adapter_name] = InnerBranch(*sizes)
         if has_outer:
-            self.scada_outer[adapter_name] = OuterBranch(
-                self.dim, bottleneck_dim, text_dim, config.kernel_size, self.out_dim
-            )
+            self.scada_outer[adapter_name] = OuterBranch(*sizes, self.out_dim)
         if has_pooling:
             self.scada_pooling[adapter_name] = PoolingBranch(
-                self.dim, bottleneck_dim, self.text_dim, config.kernel_size, self.out_dim
+                self.dim, self.dim // config.reduction, self.text_dim, config.kernel_size, self.out_dim
             )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -600,11 +586,13 @@ class ScadaLayer(nn.Module, BaseTunerLayer):
             `torch.Tensor` of shape `(Q, N, C)`: Outer features.
         """
         condition = Condition(sentence_embeds, video_index, None, per_sentence=False)
-        branches = self._active_outer()
-        without_places, width_per_place = (sum(branch.sequence_width(n) for branch in branches) for n in (0, 1))
-        num_places = (sequences.shape[-1] - without_places) // max(width_per_place - without_places, 1)
-        parts = sequences.split([branch.sequence_width(num_places) for branch in branches], dim=-1)
-        pairs = zip(branches, parts, strict=True)
+        outer, pooling = (
+            [branch.up.in_channels for branch in self._active(branches)]
+            for branches in (self.scada_outer, self.scada_pooling)
+        )
+        pooling_channels = sequences.shape[-1] - sum(outer)  # `h w r` for each pooling branch
+        parts = sequences.split([*outer, *(pooling_channels * dim // sum(pooling) for dim in pooling)], dim=-1)
+        pairs = zip(self._active_outer(), parts, strict=True)
         return torch.stack([branch.apply_sentence(part, condition) for branch, part in pairs]).sum(0)
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> Any:

@@ -549,7 +549,7 @@ def test_a_pooling_branch_equals_the_formula(randomize_weights, per_sentence, ke
     condition = Condition(sentences, video_index, None, per_sentence)
     with torch.no_grad():
         assert_close(branch(features, condition), expected, atol=1e-10)
-        assert branch.encode(features).shape[-1] == branch.sequence_width(size[0] * size[1])
+        assert branch.encode(features).shape[-1] == size[0] * size[1] * 8
         for weights in (branch.query, branch.blocks[0].depthwise, branch.blocks[1].gate.projection):
             others = copy.deepcopy(branch)
             weights.weight.zero_()
