@@ -239,7 +239,7 @@ sentences = st.lists(sentence, min_size=1, max_size=6).map(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(sentences, st.booleans())
 def test_metrics_are_those_of_plain_loops(rows, strict):
     results = temporal_grounding_metrics(*rows, strict=strict)
@@ -284,7 +284,7 @@ def plain_multi_segment_metrics(predictions, references, strict):
     return {name: float(100 * value) for name, value in results.items()}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(sentences, st.booleans())
 def test_multi_segment_metrics_are_those_of_plain_loops(rows, strict):
     results = multi_segment_metrics(*rows, strict=strict)
