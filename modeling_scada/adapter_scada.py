@@ -246,13 +246,13 @@ class SentenceGate(nn.Module):
         return features * scale.view(len(scale), *[1] * (features.dim() - 2), -1)
 
 
-def depthwise_over_time(dim: int, kernel_size: int) -> nn.Conv2d:
-    """Return a depthwise temporal convolution for [`mix_over_time`]."""
+def _depthwise_over_time(dim: int, kernel_size: int) -> nn.Conv2d:
+    """Return a depthwise temporal convolution for [`_mix_over_time`]."""
     # A 2D convolution over (N, h * w) keeps the memory order of the features; a 1D one over (N,) would not.
     return nn.Conv2d(dim, dim, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=dim)
 
 
-def mix_over_time(features: torch.Tensor, depthwise: nn.Conv2d, pointwise: nn.Linear) -> torch.Tensor:
+def _mix_over_time(features: torch.Tensor, depthwise: nn.Conv2d, pointwise: nn.Linear) -> torch.Tensor:
     """Return `z + pointwise(depthwise(z))` for features `z` of shape `(Q, N, h * w, r)`."""
     return features + pointwise(depthwise(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
@@ -273,7 +273,7 @@ class InnerBranch(nn.Module):
         super().__init__()
         self.down = nn.Linear(dim, bottleneck_dim)
         self.gate = None if text_dim is None else SentenceGate(text_dim, bottleneck_dim)
-        self.depthwise = depthwise_over_time(bottleneck_dim, kernel_size)
+        self.depthwise = _depthwise_over_time(bottleneck_dim, kernel_size)
         self.pointwise = nn.Linear(bottleneck_dim, bottleneck_dim)
         self.up = nn.Linear(bottleneck_dim, dim)
         self.gamma = nn.Parameter(torch.ones(()))
@@ -299,7 +299,7 @@ class InnerBranch(nn.Module):
                 z = expand_to_sentences(z, condition.video_index)
                 features = expand_to_sentences(features, condition.video_index)
             z = self.gate(z, condition.sentence_embeds)
-        z = mix_over_time(z.flatten(2, 3), self.depthwise, self.pointwise).view(z.shape)
+        z = _mix_over_time(z.flatten(2, 3), self.depthwise, self.pointwise).view(z.shape)
         # gamma * (W z + b), in a form whose backward pass needs no tensor of width C.
         update = F.linear(z, self.gamma * self.up.weight, self.gamma * self.up.bias)
         return features + update.to(features.dtype)
@@ -381,14 +381,14 @@ class PoolingBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.gate = SentenceGate(text_dim, dim)
         nn.init.normal_(self.gate.projection.weight, std=text_dim**-0.5)  # not the identity, see `PoolingBranch`
-        self.depthwise = depthwise_over_time(dim, kernel_size)
+        self.depthwise = _depthwise_over_time(dim, kernel_size)
         self.pointwise = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, features: torch.Tensor, sentence_embeds: torch.Tensor) -> torch.Tensor:
         # features: (Q, N, h * w, r), sentence_embeds: (Q, C_text)
         update = self.gate(self.norm(features), sentence_embeds)
-        return features + self.mlp(mix_over_time(update, self.depthwise, self.pointwise))
+        return features + self.mlp(_mix_over_time(update, self.depthwise, self.pointwise))
 
 
 class PoolingBranch(FusedBranch):

@@ -55,7 +55,7 @@ DELETE_CACHE = (3600, 86400)
 ENCODED_VIDEO_SECONDS = 3600
 
 
-def split_sentences(text: str) -> list[str]:
+def _split_sentences(text: str) -> list[str]:
     """
     Split a text into sentences, one per line.
 
@@ -96,7 +96,7 @@ def ground_video(
     Raises:
         ValueError, OSError, VideoReadError: If the video or the sentences are missing, or the video cannot be read.
     """
-    sentences = split_sentences(text)
+    sentences = _split_sentences(text)
     if path is None:
         raise ValueError("There is no video yet. Upload one first.")
     if cache is None or cache[0] != path:
@@ -131,7 +131,7 @@ def search_sentences(
     Raises:
         ValueError: If the text contains no sentence, or the index belongs to another model.
     """
-    results = search_library(library, split_sentences(text), pipe, top_k, nms=nms, progress=progress)
+    results = search_library(library, _split_sentences(text), pipe, top_k, nms=nms, progress=progress)
     for result in results:
         for segment in result["segments"]:
             segment["video"] = os.path.abspath(segment["video"])
@@ -281,7 +281,7 @@ def make_app(
     return app
 
 
-def servable_paths(library: Library) -> list[str]:
+def _servable_paths(library: Library) -> list[str]:
     """Return the folder of an index's videos, and the targets of indexed links outside that folder."""
     folder = os.path.realpath(library.video_path("."))
     videos = (os.path.realpath(library.video_path(video)) for video in set(library.videos))
@@ -324,7 +324,7 @@ def launch(app: gr.Blocks, library: Library | None = None, host: str | None = No
 
 def start(app: gr.Blocks, library: Library | None = None, host: str | None = None, port: int | None = None) -> str:
     """Start the application as [`launch`] does, but return its URL immediately."""
-    paths = [] if library is None else servable_paths(library)
+    paths = [] if library is None else _servable_paths(library)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no downloaded fonts
     _, url, _ = app.launch(
         server_name=host,

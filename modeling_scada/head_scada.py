@@ -101,7 +101,7 @@ def sample_points(proposals_grid: torch.Tensor, num_points: int, grid_size: int)
     return steps.long(), weights
 
 
-def point_rows(
+def _point_rows(
     steps: torch.Tensor, weights: torch.Tensor, num_sentences: int, grid_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -302,8 +302,8 @@ class PointLinear(nn.Linear):
 
         Args:
             features (`torch.Tensor` of shape `(Q, S, D)`): Sequence per sentence.
-            rows (`torch.LongTensor` of shape `(Q P, 2 points)`): Rows from [`point_rows`].
-            weights (`torch.FloatTensor` of shape `(Q P, 2 points)`): Interpolation weights from [`point_rows`].
+            rows (`torch.LongTensor` of shape `(Q P, 2 points)`): Rows from [`_point_rows`].
+            weights (`torch.FloatTensor` of shape `(Q P, 2 points)`): Interpolation weights from [`_point_rows`].
 
         Returns:
             `torch.Tensor` of shape `(Q, P, D)`: Proposal features.
@@ -325,7 +325,7 @@ class ProposalFeatures(nn.Module):
     def forward(self, features: torch.Tensor, proposals_grid: torch.Tensor) -> torch.Tensor:
         num_sentences, grid_size, _ = features.shape
         points = sample_points(proposals_grid, self.linear.num_points, grid_size)
-        return self.linear(features, *point_rows(*points, num_sentences, grid_size))
+        return self.linear(features, *_point_rows(*points, num_sentences, grid_size))
 
 
 class RetrievalBranch(nn.Module):
@@ -516,7 +516,7 @@ class LocalizationHead(nn.Module):
             return proposals_grid[kept], gather_proposals(iou_logits, kept), offsets
         # On a CPU, process sentences one by one, because the data of a single sentence fits into the caches.
         points = sample_points(proposals_grid, self.config.num_sample_points, self.config.grid_size)
-        points = point_rows(*points, 1, self.config.grid_size)
+        points = _point_rows(*points, 1, self.config.grid_size)
         best_by_sentence = [
             self._best_for_sentence(self.proposal_features.linear(row, *points)[0], proposals_grid)
             for row in sequence.split(1)

@@ -227,7 +227,7 @@ class ScadaPreTrainedModel(ScadaAdapterMixin, PreTrainedModel):  # type: ignore[
                 )
 
 
-def without_pooler(text_encoder: Any) -> Any:
+def _without_pooler(text_encoder: Any) -> Any:
     """Remove BERT's pooler over the first token, because sentence vectors do not use it."""
     if getattr(text_encoder, "pooler", None) is not None:
         text_encoder.pooler = None
@@ -245,7 +245,7 @@ class ScadaModel(ScadaPreTrainedModel):
     def __init__(self, config: ScadaConfig):
         super().__init__(config)
         self.video_backbone = VideoBackbone(build_encoder(config.video_config))  # type: ignore[arg-type]
-        self.text_encoder = without_pooler(AutoModel.from_config(config.text_config))
+        self.text_encoder = _without_pooler(AutoModel.from_config(config.text_config))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -535,7 +535,7 @@ class ScadaForTemporalGrounding(ScadaPreTrainedModel):
             model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model)
             for model in (video_model, text_model)
         )
-        video_encoder, text_encoder = find_encoder(video), without_pooler(getattr(text, text.base_model_prefix, text))
+        video_encoder, text_encoder = find_encoder(video), _without_pooler(getattr(text, text.base_model_prefix, text))
         model = cls(ScadaConfig(video_config=video_encoder.config, text_config=text_encoder.config, **config))
         model.model.video_backbone = VideoBackbone(video_encoder)
         model.model.text_encoder = text_encoder

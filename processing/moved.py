@@ -26,6 +26,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "processing.commands.arguments",
         "processing.commands.grounding",
         "processing.commands.library",
+        "processing.commands.app",
         "processing.commands.data",
         "processing.commands.models",
     ),

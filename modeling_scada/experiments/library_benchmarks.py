@@ -35,7 +35,7 @@ TOKENIZER = REPOSITORY / "hub_configs" / "models" / "moving_shapes_text"
 LONG_VIDEO = {"num_videos": 1, "fps": 10, "height": 120, "width": 160}
 
 
-def random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
+def _random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGroundingPipeline:
     """Return a pipeline with random weights."""
     config: Any = model_config(size)
     image_size = config.video_config.image_size
@@ -58,7 +58,7 @@ def benchmark_queries(size: str, mode: str, num_frames: int, folder: Path, repea
     shape = SMALL_VIDEOS if size == "tiny" else VIDEOS
     rows, _ = make_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
     video = rows[0]["video"]
-    pipe = random_pipeline(size, mode, num_frames)
+    pipe = _random_pipeline(size, mode, num_frames)
     encoded = pipe.encode(video)
     for found, expected in zip(pipe(encoded, SENTENCES[1]), pipe(video, SENTENCES[1]), strict=True):
         if abs(found["score"] - expected["score"]) > 1e-5:
@@ -93,7 +93,7 @@ def benchmark_long(
 
 
 def _encode_long(video: str, size: str, num_frames: int, window_seconds: float, repeats: int) -> dict[str, Any]:
-    pipe = random_pipeline(size, "frozen", num_frames)
+    pipe = _random_pipeline(size, "frozen", num_frames)
     processor = pipe.processor.video_processor
     processor.window_seconds = window_seconds
     encoded = pipe.encode(video)

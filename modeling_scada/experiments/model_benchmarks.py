@@ -127,7 +127,7 @@ def make_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
     }
 
 
-def select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
+def _select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
     """Return the batch with only the sentences `start` to `end - 1`."""
     return {name: value if name == "pixel_values_videos" else value[:, start:end] for name, value in batch.items()}
 
@@ -139,7 +139,7 @@ def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
 
 
 @torch.no_grad()
-def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor]) -> None:
+def _check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str, torch.Tensor]) -> None:
     """
     Check that a mode keeps the results of the model, in float32 on the first two clips of the video.
 
@@ -167,7 +167,7 @@ def check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str,
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
         together = model(**batch).logits
         for i in (0, max(INFERENCE_SENTENCES) - 1):
-            assert_close(model(**select_sentences(batch, i, i + 1)).logits, together[:, i : i + 1])
+            assert_close(model(**_select_sentences(batch, i, i + 1)).logits, together[:, i : i + 1])
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
@@ -209,7 +209,7 @@ def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str,
     return torch.cuda.max_memory_allocated()
 
 
-def measure_memory(
+def _measure_memory(
     model: nn.Module, step: Callable[[dict[str, torch.Tensor]], None], batches: dict[int, dict[str, torch.Tensor]]
 ) -> dict[str, dict[int, int | None]]:
     """
@@ -238,7 +238,7 @@ def inference_seconds(model: nn.Module, batch: dict[str, torch.Tensor], repeats:
     """Measure the seconds of inference with 1, 4 and 16 sentences of the video."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return median_seconds(
-        {count: partial(model, **select_sentences(inputs, 0, count)) for count in INFERENCE_SENTENCES}, repeats
+        {count: partial(model, **_select_sentences(inputs, 0, count)) for count in INFERENCE_SENTENCES}, repeats
     )
 
 
@@ -259,17 +259,17 @@ def benchmark_mode(
         figure is `None` if the GPU ran out of memory.
     """
     if repeats is not None and mode in INFERENCE_MODES:
-        check_equality(plain, mode, batch)
+        _check_equality(plain, mode, batch)
     batch = to_device(batch)
     base, model, step = prepare_step(plain, mode)
-    batches = {count: select_sentences(batch, 0, count) for count in TRAINING_SENTENCES}
+    batches = {count: _select_sentences(batch, 0, count) for count in TRAINING_SENTENCES}
     result: dict[str, Any] = {
         "trainable_parameters": {
             name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
             for name, part in (("backbone", base.model.video_backbone), ("head", base.head))
         }
     }
-    result |= measure_memory(model, step, batches)
+    result |= _measure_memory(model, step, batches)
     if repeats is not None:
         result["step_seconds"] = median_seconds({1: partial(step, batches[1])}, repeats)
         if mode in INFERENCE_MODES:
@@ -280,7 +280,7 @@ def benchmark_mode(
         # transformers 5.18 has only the second name, which later releases deprecate.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-        result |= {f"{name}_checkpointed": value for name, value in measure_memory(model, step, batches).items()}
+        result |= {f"{name}_checkpointed": value for name, value in _measure_memory(model, step, batches).items()}
     return result
 
 
@@ -340,7 +340,7 @@ def benchmark_graph(
     Raises:
         AssertionError: If the logits of the compiled model differ.
     """
-    batch = select_sentences(to_device(batch), 0, 1)
+    batch = _select_sentences(to_device(batch), 0, 1)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     models: dict[str, Any] = {}
     ways: dict[str, dict[str, Callable[[], object]]] = {"inference": {}, "step": {}}

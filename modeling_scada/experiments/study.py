@@ -168,7 +168,7 @@ def measure_saved_bytes(recipe: Path) -> int:
             return saved_activation_bytes(model, batch)
 
 
-def run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output_dir: Path, num_workers: int) -> None:
+def _run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, output_dir: Path, num_workers: int) -> None:
     """
     Run the jobs that `results.jsonl` does not contain yet.
 
@@ -261,7 +261,7 @@ def run_study(
         {"backbone": backbone, "mode": mode, "budget": "equal_steps", "seed": seed, "max_steps": max_steps}
         for seed, backbone, mode in product(seeds, video_models, modes)
     ]
-    run_all(jobs, video_models, recipe, output_dir, num_workers)
+    _run_all(jobs, video_models, recipe, output_dir, num_workers)
     rows = read_rows(output_dir / "results.jsonl")
     jobs = [
         {
@@ -273,5 +273,5 @@ def run_study(
         }
         for seed, backbone, mode in product(seeds, video_models, equal_time)
     ]
-    run_all(jobs, video_models, recipe, output_dir, num_workers)
+    _run_all(jobs, video_models, recipe, output_dir, num_workers)
     return read_rows(output_dir / "results.jsonl")

@@ -15,7 +15,7 @@ from .study import BUDGETS, METRICS, MODES, select
 MARKERS = "osD^vP*X<>"
 
 
-def ordered_modes(rows: list[dict]) -> list[str]:
+def _ordered_modes(rows: list[dict]) -> list[str]:
     """Return the modes of the rows, in the order of `MODES`."""
     return sorted({row["mode"] for row in rows}, key=lambda mode: (list(MODES).index(mode.split("/")[0]), mode))
 
@@ -41,7 +41,7 @@ def paired_differences(group: list[dict], others: list[dict]) -> list[float]:
 def summarise(rows: list[dict]) -> list[dict]:
     """Return the mean and standard deviation over the seeds, as one row per budget, backbone and mode."""
     summary = []
-    for budget, backbone, mode in product(BUDGETS, list_backbones(rows), ordered_modes(rows)):
+    for budget, backbone, mode in product(BUDGETS, list_backbones(rows), _ordered_modes(rows)):
         group = select(rows, backbone, mode, budget)
         if not group:
             continue
@@ -77,7 +77,7 @@ def as_table(summary: list[dict]) -> str:
 def draw_modes(rows: list[dict], path: Path) -> None:
     """Plot R@1, IoU=0.5 of every run as a point above its mode, with equal steps next to equal time."""
     plt = import_pyplot(path.name)
-    modes = ordered_modes(rows)
+    modes = _ordered_modes(rows)
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(modes), 3.6), layout="constrained")
     for shift, (budget, colour) in enumerate(zip(BUDGETS, ("#2f6690", "#d1495b"), strict=True)):
         for position, mode in enumerate(modes):
@@ -98,7 +98,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     """Plot the learning curves at equal steps: mean R@1 (lines) and R@5 (dashed), IoU=0.5, over the seeds."""
     plt = import_pyplot(path.name)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for index, mode in enumerate(ordered_modes(rows)):
+    for index, mode in enumerate(_ordered_modes(rows)):
         curves = [row["curve"] for row in rows if row["mode"] == mode and row["budget"] == "equal_steps"]
         steps = [point["step"] for point in curves[0]] if curves else []
         for metric, style in (("R1@0.5", "-o"), ("R5@0.5", "--")):
@@ -119,7 +119,7 @@ def draw_backbones(summary: list[dict], path: Path) -> None:
     Points at equal time are hollow.
     """
     plt = import_pyplot(path.name)
-    modes = {mode: f"C{index}" for index, mode in enumerate(ordered_modes(summary))}
+    modes = {mode: f"C{index}" for index, mode in enumerate(_ordered_modes(summary))}
     markers = dict(zip(list_backbones(summary), cycle(MARKERS), strict=False))
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for row in summary:

@@ -117,7 +117,7 @@ def predict(
     return predictions, broken
 
 
-def as_submission(predictions: list[dict[str, Any]], annotations: Path) -> list[dict[str, Any]]:
+def _as_submission(predictions: list[dict[str, Any]], annotations: Path) -> list[dict[str, Any]]:
     """
     Return the predictions in the submission format of QVHighlights, with the `qid` of its annotation file.
 
@@ -233,5 +233,5 @@ def evaluate_model(
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
     (output_dir / "metrics.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     if qvhighlights is not None:
-        write_qvhighlights_submission(output_dir / "submission.jsonl", as_submission(predictions, qvhighlights))
+        write_qvhighlights_submission(output_dir / "submission.jsonl", _as_submission(predictions, qvhighlights))
     return record

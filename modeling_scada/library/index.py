@@ -128,7 +128,7 @@ def stat_video(path: Path) -> VideoFile:
     return VideoFile(facts.st_size, facts.st_mtime_ns)
 
 
-def partition_index(video: str, num_parts: int) -> int:
+def _partition_index(video: str, num_parts: int) -> int:
     """Return the part of the index that a video belongs to. It depends only on the video's path."""
     return zlib.crc32(video.encode()) % num_parts
 
@@ -187,7 +187,7 @@ def index_videos(
     if process_index():
         report |= {name: [] if name == "broken" else 0 for name in report}
     # Sorted by part, so that each shard is as full as possible.
-    names = sorted(work.new, key=lambda video: (partition_index(video, work.num_parts), video))
+    names = sorted(work.new, key=lambda video: (_partition_index(video, work.num_parts), video))
     share = {video: work.new[video] for video in names[process_index() :: num_processes()]}
     if share:
         check_can_encode(pipe)
@@ -221,7 +221,7 @@ def plan_index(
     }
     num_parts = open_index(output, folder, facts, found.videos)["num_parts"]
     parts = range(num_parts) if shard is None else [shard[0]]
-    files = {video: file for video, file in found.videos.items() if partition_index(video, num_parts) in parts}
+    files = {video: file for video, file in found.videos.items() if _partition_index(video, num_parts) in parts}
     prefixes = [_prefix(part, num_parts) for part in parts]
     for temporary in [path for prefix in prefixes for path in output.glob(f"{prefix}-*.tmp")]:
         if is_abandoned(temporary):
@@ -304,7 +304,7 @@ def encode_rows(pipe: TemporalGroundingPipeline, folder: Path, video: str, file:
             raise ValueError("the file changed while it was being read; index it again.")
     except INPUT_ERRORS as error:
         return f"{type(error).__name__}: {error}"
-    if (embeds := embed_windows(pipe, encoded)) is not None:
+    if (embeds := _embed_windows(pipe, encoded)) is not None:
         encoded.tensors[EMBEDS] = embeds
     return to_table(video, file, encoded)
 
@@ -336,7 +336,7 @@ def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output
             if isinstance(rows, str):
                 report["broken"].append({"video": video, "reason": rows})
                 continue
-            finished.setdefault(partition_index(video, work.num_parts), []).append(rows)
+            finished.setdefault(_partition_index(video, work.num_parts), []).append(rows)
             report["encoded"] += 1
             report["videos"] += 1
             report["windows"] += rows.num_rows
@@ -348,7 +348,7 @@ def write_rows(encoded: Iterable[tuple[str, pa.Table | str]], total: int, output
 
 
 @torch.no_grad()
-def embed_windows(pipe: TemporalGroundingPipeline, encoded: EncodedVideo) -> torch.Tensor | None:
+def _embed_windows(pipe: TemporalGroundingPipeline, encoded: EncodedVideo) -> torch.Tensor | None:
     """
     Embed a sparse set of proposals of each window with the retrieval branch.
 

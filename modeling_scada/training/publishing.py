@@ -31,12 +31,12 @@ GENERATED_CARDS = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON record of the run, or an empty dict without such a file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def exists_on_hub(name: str | None, repo_type: str = "model") -> bool:
+def _exists_on_hub(name: str | None, repo_type: str = "model") -> bool:
     """Return whether a name is a Hub repository. A folder on this or another machine is not."""
     if not name or Path(name).exists():
         return False
@@ -46,12 +46,12 @@ def exists_on_hub(name: str | None, repo_type: str = "model") -> bool:
         return False
 
 
-def public_name(name: str, repo_type: str = "model") -> str:
+def _public_name(name: str, repo_type: str = "model") -> str:
     """Return the id of a Hub repository, or the last part of a local path."""
-    return name if exists_on_hub(name, repo_type) else Path(name).name
+    return name if _exists_on_hub(name, repo_type) else Path(name).name
 
 
-def make_card(folder: Path, repo_id: str) -> ModelCard:
+def _make_card(folder: Path, repo_id: str) -> ModelCard:
     """
     Return the model card of a folder.
 
@@ -62,9 +62,9 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
         folder (`Path`): Folder with a model, an adapter, or both.
         repo_id (`str`): Name of the repository.
     """
-    arguments, training = read_json(folder / "run_arguments.json"), read_json(folder / "train_results.json")
-    record = read_json(folder / "metrics.json")
-    adapter = read_json(folder / ADAPTER_CONFIG)
+    arguments, training = _read_json(folder / "run_arguments.json"), _read_json(folder / "train_results.json")
+    record = _read_json(folder / "metrics.json")
+    adapter = _read_json(folder / ADAPTER_CONFIG)
     has_model = any(folder.glob("model*.safetensors"))
     if not has_model:
         bases = [adapter.get("base_model_name_or_path")]
@@ -73,7 +73,7 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
     else:
         bases = [arguments.get("video_model"), arguments.get("text_model")]
     dataset = arguments.get("dataset")
-    evaluated = public_name(record["dataset"], "dataset") if record.get("metrics") else ""
+    evaluated = _public_name(record["dataset"], "dataset") if record.get("metrics") else ""
     results = [
         EvalResult(
             task_type="temporal-grounding",
@@ -89,8 +89,8 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
     data = ModelCardData(
         model_name=repo_id.rpartition("/")[2],
         library_name="transformers" if has_model else "peft",
-        base_model=[str(base) for base in bases if exists_on_hub(base)] or None,
-        datasets=[str(dataset)] if exists_on_hub(dataset, "dataset") else None,
+        base_model=[str(base) for base in bases if _exists_on_hub(base)] or None,
+        datasets=[str(dataset)] if _exists_on_hub(dataset, "dataset") else None,
         metrics=sorted(record.get("metrics", {})) or None,
         tags=["temporal-grounding", "scada", *(["custom_code"] if has_model else [])],
         eval_results=results or None,
@@ -98,7 +98,7 @@ def make_card(folder: Path, repo_id: str) -> ModelCard:
     for source in (arguments, record, adapter):
         for key in ("dataset", "video_model", "text_model", "model_name_or_path", "base_model_name_or_path"):
             if source.get(key):
-                source[key] = public_name(source[key], "dataset" if key == "dataset" else "model")
+                source[key] = _public_name(source[key], "dataset" if key == "dataset" else "model")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -144,8 +144,8 @@ def push_folder(
         if metrics is not None:
             shutil.copyfile(metrics, staged / "metrics.json")
         if has_adapter and not has_model:
-            base = base_model or read_json(staged / ADAPTER_CONFIG).get("base_model_name_or_path")
-            if not exists_on_hub(base):
+            base = base_model or _read_json(staged / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if not _exists_on_hub(base):
                 raise ValueError(
                     f"The base model {base!r} of the adapter in {folder} is not on the Hub. Push it first, and pass "
                     "its Hub id with --base_model."
@@ -157,5 +157,5 @@ def push_folder(
         readme = staged / "README.md"
         # Replace the cards of peft and `Trainer`, which contain placeholders and local paths.
         if not readme.exists() or any(mark in readme.read_text(encoding="utf-8") for mark in GENERATED_CARDS):
-            make_card(staged, repo_id).save(readme)
+            _make_card(staged, repo_id).save(readme)
         return str(api.upload_folder(repo_id=repo_id, folder_path=staged))

@@ -95,7 +95,7 @@ def build_model(args: ModelArguments) -> tuple[ScadaForTemporalGrounding, ScadaP
     return model, processor
 
 
-def check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
+def _check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
     """
     Check that the run in a folder was started with the same arguments, before it resumes.
 
@@ -185,7 +185,7 @@ def run(
         repo_id = training_args.hub_model_id or output_dir.resolve().name
         print(push_folder(output_dir, repo_id, private=training_args.hub_private_repo))
     if training_args.should_save:
-        print(next_commands(training_args.output_dir, data_args))
+        print(_next_commands(training_args.output_dir, data_args))
     return metrics
 
 
@@ -195,7 +195,7 @@ def _find_checkpoint(training_args: TemporalGroundingTrainingArguments, argument
         return training_args.resume_from_checkpoint
     checkpoint = last_checkpoint(training_args.output_dir)
     if checkpoint is not None:
-        check_same_run(training_args.output_dir, arguments)
+        _check_same_run(training_args.output_dir, arguments)
         print(f"Resuming from {checkpoint}.")
     return checkpoint
 
@@ -340,7 +340,7 @@ def _count_broken_videos(log: Path) -> int:
     return count
 
 
-def next_commands(output_dir: str, data_args: DataArguments) -> str:
+def _next_commands(output_dir: str, data_args: DataArguments) -> str:
     """Return the commands to evaluate, use and publish a trained model."""
     evaluate = ["scada", "evaluate", output_dir, data_args.dataset, "--split", data_args.eval_split]
     if data_args.video_root is not None:

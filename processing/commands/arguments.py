@@ -33,7 +33,7 @@ def score(text: str) -> float:
     return value
 
 
-def nms_width(text: str) -> float | None:
+def _nms_width(text: str) -> float | None:
     """Parse the decay width of soft non-maximum suppression. `none` disables the decay."""
     if text == "none":
         return None
@@ -139,7 +139,7 @@ def add_finding_arguments(parser: argparse.ArgumentParser, top_k: int) -> None:
 def add_nms_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms",
-        type=nms_width,
+        type=_nms_width,
         default=0.5,
         metavar="WIDTH",
         help="Decay width of soft non-maximum suppression (default: 0.5). A smaller width lowers the scores of "

@@ -129,12 +129,12 @@ def cut(args: argparse.Namespace) -> None:
     """Cut the segments of a saved record into clips."""
     from ..results.selection import apply_threshold, select_shown
 
-    record = read_record(args.record)
+    record = _read_record(args.record)
     record["results"] = apply_threshold(record["results"], args.threshold)
     write_clips(select_shown(record), args.folder, args.exact, args.top_k)
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     """
     Load the output of `scada ground --json` or `scada search --json`.
 

@@ -107,7 +107,7 @@ class CompositionSettings:
         if self.validation_groups and not self.num_validation:
             raise ValueError(f"Received the validation groups {list(self.validation_groups)}, but num_validation=0.")
         if self.size is not None:
-            check_size(self.size)
+            _check_size(self.size)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -126,7 +126,7 @@ class CompositionSettings:
         return self.min_clips + (self.max_distractors > 0 or self.max_gap_frames > 0)
 
 
-def check_size(size: tuple[int, int]) -> None:
+def _check_size(size: tuple[int, int]) -> None:
     """
     Check that height and width are even.
 
@@ -190,7 +190,7 @@ def read_clip_table(path: Path) -> list[ShortClip]:
     return list(clips.values())
 
 
-def split_groups(
+def _split_groups(
     groups: Sequence[str],
     validation_groups: Sequence[str],
     test_groups: Sequence[str],
@@ -222,7 +222,7 @@ def split_groups(
     return {"train": remaining, **chosen}
 
 
-def group_by_scene(clips: Sequence[ShortClip], settings: CompositionSettings) -> dict[str, list[ShortClip]]:
+def _group_by_scene(clips: Sequence[ShortClip], settings: CompositionSettings) -> dict[str, list[ShortClip]]:
     """
     Group clips by scene.
 
@@ -244,7 +244,7 @@ def group_by_scene(clips: Sequence[ShortClip], settings: CompositionSettings) ->
     return scenes
 
 
-def plan_parts(
+def _plan_parts(
     rng: np.random.Generator,
     clips: list[ShortClip],
     num_frames: Callable[[ShortClip], int],
@@ -290,7 +290,7 @@ def plan_parts(
     return parts
 
 
-def count_frames(path: str, fps: int) -> int:
+def _count_frames(path: str, fps: int) -> int:
     """
     Count the whole frames of a clip at a frame rate. An incomplete frame at the end does not count.
 
@@ -306,7 +306,7 @@ def count_frames(path: str, fps: int) -> int:
     return num_frames
 
 
-def read_part(path: str | bytes, part: Part, size: tuple[int, int], fps: int) -> np.ndarray:
+def _read_part(path: str | bytes, part: Part, size: tuple[int, int], fps: int) -> np.ndarray:
     """Read the frames of a part as `(num_frames, *size, 3)`: centre-cropped to the aspect ratio of `size`, resized."""
     indices = part.first_index + np.arange(part.num_frames)
     frames = read_frames(path, (indices + 0.5) / fps)
@@ -318,13 +318,13 @@ def read_part(path: str | bytes, part: Part, size: tuple[int, int], fps: int) ->
     return resize_frames(np.ascontiguousarray(cropped), size)
 
 
-def compose_example(
+def _compose_example(
     task: tuple[str, list[Part]], videos: Path, output_dir: Path, size: tuple[int, int], fps: int
 ) -> dict:
     """Write the video `task = (video_id, parts)` and return its annotation row. Sentences are in temporal order."""
     video_id, parts = task
     files = VideoFiles(videos)
-    frames = (frame for part in parts for frame in read_part(files.find(part.clip.video), part, size, fps))
+    frames = (frame for part in parts for frame in _read_part(files.find(part.clip.video), part, size, fps))
     path = output_dir / "videos" / f"{video_id}.mp4"
     write_video(path, frames, fps, available_encoder(), H264_OPTIONS)
     edges_seconds = [edge / fps for edge in accumulate((part.num_frames for part in parts), initial=0)]
@@ -372,23 +372,23 @@ def compose(
     files = VideoFiles(videos)
     paths = {clip: str(files.find(clip.video)) for clip in clips}
     size = settings.size or _even_size(paths[clips[0]])
-    groups = split_groups(
+    groups = _split_groups(
         list(dict.fromkeys(clip.group for clip in clips)),
         settings.validation_groups,
         settings.test_groups,
         settings.num_validation > 0,
         settings.seed,
     )
-    scenes = group_by_scene(clips, settings)
+    scenes = _group_by_scene(clips, settings)
 
     @cache
     def num_frames(clip: ShortClip) -> int:
-        return count_frames(paths[clip], settings.fps)
+        return _count_frames(paths[clip], settings.fps)
 
     tasks = _plan_videos(list(scenes.values()), groups, num_frames, settings)
     make_data_set(
         output_dir,
-        partial(compose_example, videos=Path(videos), output_dir=output_dir, size=size, fps=settings.fps),
+        partial(_compose_example, videos=Path(videos), output_dir=output_dir, size=size, fps=settings.fps),
         tasks,
         {**settings.numbers, "size": size, "groups": groups},
         num_workers,
@@ -406,7 +406,7 @@ def _even_size(path: str) -> tuple[int, int]:
     """Return height and width of a clip, rounded down to even numbers."""
     height, width = read_frames(path, [0.0]).shape[1:3]
     size = (height - height % 2, width - width % 2)
-    check_size(size)
+    _check_size(size)
     return size
 
 
@@ -424,6 +424,6 @@ def _plan_videos(
         np.random.default_rng([settings.seed, split_index]).shuffle(split_scenes)
         for index in range(getattr(settings, f"num_{split}")):
             rng = np.random.default_rng([settings.seed, split_index, index])
-            parts = plan_parts(rng, split_scenes[index % len(split_scenes)], num_frames, settings)
+            parts = _plan_parts(rng, split_scenes[index % len(split_scenes)], num_frames, settings)
             tasks.setdefault(split, []).append((f"{split}_{index:05d}", parts))
     return tasks

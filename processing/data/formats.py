@@ -58,7 +58,7 @@ class Sentence(NamedTuple):
     split: str | None = None
 
 
-def read_charades_sta(path: Path) -> Iterator[Sentence]:
+def _read_charades_sta(path: Path) -> Iterator[Sentence]:
     """Read lines of `VIDEO start end##sentence`. Only the first `##` separates, because sentences can contain `#`."""
     for where, line in _lines(path):
         head, separator, text = line.partition("##")
@@ -69,7 +69,7 @@ def read_charades_sta(path: Path) -> Iterator[Sentence]:
         yield Sentence(where, _file_name(fields[0]), without_extension(fields[0]), None, text, segments)
 
 
-def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
+def _read_activitynet_captions(path: Path) -> Iterator[Sentence]:
     """Read an object that maps names to `duration`, `timestamps` (seconds) and `sentences`."""
     for where, name, entry in _json_entries(path, {"duration", "timestamps", "sentences"}):
         duration_seconds = _duration_seconds(entry.get("duration"), where)
@@ -78,7 +78,7 @@ def read_activitynet_captions(path: Path) -> Iterator[Sentence]:
         yield from _sentences(where, video, video_id, duration_seconds, _required(entry, "sentences", where), segments)
 
 
-def read_tacos(path: Path) -> Iterator[Sentence]:
+def _read_tacos(path: Path) -> Iterator[Sentence]:
     """Read the format of ActivityNet Captions, with `timestamps` in frames, and `fps` and `num_frames` per video."""
     for where, name, entry in _json_entries(path, {"fps", "num_frames", "timestamps", "sentences"}):
         fps = _number(_required(entry, "fps", where), where)
@@ -97,7 +97,7 @@ QVHIGHLIGHTS_FIELDS = frozenset(
 )
 
 
-def read_qvhighlights(path: Path) -> Iterator[Sentence]:
+def _read_qvhighlights(path: Path) -> Iterator[Sentence]:
     """
     Read one object per line: `vid`, `query`, `duration`, and `relevant_windows` (seconds).
 
@@ -116,7 +116,7 @@ def read_qvhighlights(path: Path) -> Iterator[Sentence]:
         )
 
 
-def read_changed_distributions(path: Path) -> Iterator[Sentence]:
+def _read_changed_distributions(path: Path) -> Iterator[Sentence]:
     """
     Read Charades-CD or ActivityNet-CD, in the format of ActivityNet Captions.
 
@@ -126,7 +126,7 @@ def read_changed_distributions(path: Path) -> Iterator[Sentence]:
     return _entries_with_timestamps(path, set())
 
 
-def read_compositions(path: Path) -> Iterator[Sentence]:
+def _read_compositions(path: Path) -> Iterator[Sentence]:
     """
     Read Charades-CG (splits with new words and new compositions), in the format of ActivityNet Captions.
 
@@ -135,7 +135,7 @@ def read_compositions(path: Path) -> Iterator[Sentence]:
     return _entries_with_timestamps(path, {"news", "novels"})
 
 
-def read_timelens_bench(path: Path) -> Iterator[Sentence]:
+def _read_timelens_bench(path: Path) -> Iterator[Sentence]:
     """Read an object that maps names to `duration`, `spans` (seconds) and `queries`."""
     for where, name, entry in _json_entries(path, {"duration", "spans", "queries"}, "`queries` and `spans`"):
         duration_seconds = _duration_seconds(_required(entry, "duration", where), where)
@@ -143,7 +143,7 @@ def read_timelens_bench(path: Path) -> Iterator[Sentence]:
         yield from _sentences(where, _file_name(name), without_extension(name), duration_seconds, texts, segments)
 
 
-def read_qv_m2(path: Path) -> Iterator[Sentence]:
+def _read_qv_m2(path: Path) -> Iterator[Sentence]:
     """Read QV-M2, an extension of QVHighlights. Each sentence has `relevant_windows`, often several."""
     for where, entry in _json_lines(path, QVHIGHLIGHTS_FIELDS):
         name = _text(_required(entry, "vid", where), where)
@@ -153,7 +153,7 @@ def read_qv_m2(path: Path) -> Iterator[Sentence]:
         yield Sentence(where, _file_name(name), without_extension(name), duration_seconds, text, segments)
 
 
-def read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
+def _read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
     """
     Read Ego4D's Natural Language Queries: `videos`, with `clips`, with `annotations`, with `language_queries`.
 
@@ -190,7 +190,7 @@ def _nlq_queries(path: Path) -> Iterator[tuple[str, str, float | None, dict]]:
                     yield where, clip_uid, duration_seconds, query
 
 
-def read_didemo(path: Path) -> Iterator[Sentence]:
+def _read_didemo(path: Path) -> Iterator[Sentence]:
     """
     Read a list of objects: `video`, `description`, and `times`, the `[first, last]` chunk of 5 seconds per annotator.
 
@@ -208,7 +208,7 @@ def read_didemo(path: Path) -> Iterator[Sentence]:
         yield Sentence(where, _file_name(name), without_extension(name), None, text, segments)
 
 
-def read_jsonl(path: Path) -> Iterator[Sentence]:
+def _read_jsonl(path: Path) -> Iterator[Sentence]:
     """
     Read one object per line: a video (`sentences`, `segments`) or a sentence (`sentence`, and `segment` or `start` and
     `end`), optionally with `video_id`, `duration` and `split`.
@@ -279,18 +279,18 @@ def read_csv(path: Path) -> Iterator[Sentence]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Sentence]]] = {
-    "charades-sta": read_charades_sta,
-    "activitynet-captions": read_activitynet_captions,
-    "qvhighlights": read_qvhighlights,
-    "tacos": read_tacos,
-    "charades-cd": read_changed_distributions,
-    "activitynet-cd": read_changed_distributions,
-    "charades-cg": read_compositions,
-    "timelens-bench": read_timelens_bench,
-    "qv-m2": read_qv_m2,
-    "ego4d-nlq": read_ego4d_nlq,
-    "didemo": read_didemo,
-    "jsonl": read_jsonl,
+    "charades-sta": _read_charades_sta,
+    "activitynet-captions": _read_activitynet_captions,
+    "qvhighlights": _read_qvhighlights,
+    "tacos": _read_tacos,
+    "charades-cd": _read_changed_distributions,
+    "activitynet-cd": _read_changed_distributions,
+    "charades-cg": _read_compositions,
+    "timelens-bench": _read_timelens_bench,
+    "qv-m2": _read_qv_m2,
+    "ego4d-nlq": _read_ego4d_nlq,
+    "didemo": _read_didemo,
+    "jsonl": _read_jsonl,
     "csv": read_csv,
 }
 

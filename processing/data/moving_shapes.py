@@ -132,7 +132,7 @@ class Video(VideoPlan):
     frames: np.ndarray
 
 
-def draw_actions(rng: np.random.Generator) -> list[str]:
+def _draw_actions(rng: np.random.Generator) -> list[str]:
     """Draw two opposite actions in random order and, in half of the cases, a third action."""
     actions = list(OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))])
     rng.shuffle(actions)
@@ -141,7 +141,7 @@ def draw_actions(rng: np.random.Generator) -> list[str]:
     return actions
 
 
-def draw_pairs(
+def _draw_pairs(
     rng: np.random.Generator, actions: list[str], has_repeat: bool
 ) -> tuple[list[tuple[int, str]], tuple[int, str] | None]:
     """
@@ -166,14 +166,14 @@ def draw_pairs(
     return pairs, repeated
 
 
-def find_references(pairs: list[tuple[int, str]], repeated: tuple[int, str]) -> list[int]:
+def _find_references(pairs: list[tuple[int, str]], repeated: tuple[int, str]) -> list[int]:
     """Return the positions of events of other objects between the two occurrences of the pair `repeated`."""
     first = pairs.index(repeated)
     second = pairs.index(repeated, first + 1)
     return [i for i in range(first + 1, second) if pairs[i][0] != repeated[0]]
 
 
-def draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
+def _draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
     """Draw the states before and after an action, both fully inside the canvas."""
     radius = rng.uniform(MIN_RADIUS, MAX_RADIUS)
     large = radius * GROWTH if action in ("grows", "shrinks") else radius
@@ -191,7 +191,7 @@ def draw_states(rng: np.random.Generator, action: str) -> tuple[State, State]:
     return State(x, y, radius), State(x + dx * length, y + dy * length, radius)
 
 
-def draw_segments(
+def _draw_segments(
     rng: np.random.Generator, num_events: int, duration_seconds: float, min_length: float = MIN_EVENT_LENGTH
 ) -> list[tuple[float, float]]:
     """
@@ -208,7 +208,7 @@ def draw_segments(
     ]
 
 
-def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
+def _plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
     """
     Draw the events of a video with two or three objects, and a sentence for each event.
 
@@ -223,19 +223,19 @@ def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list
     shapes = [str(shape) for shape in rng.choice(SHAPES, 2, replace=False)]
     kinds = [(colour, shape) for colour in colours for shape in shapes]
 
-    actions, has_repeat = draw_actions(rng), rng.random() < 1 / 3
-    pairs, repeated = draw_pairs(rng, actions, has_repeat)
+    actions, has_repeat = _draw_actions(rng), rng.random() < 1 / 3
+    pairs, repeated = _draw_pairs(rng, actions, has_repeat)
     references: list[int] = []
     while True:
         ordered_pairs = [pairs[i] for i in rng.permutation(len(pairs))]
         if repeated is None:
             break
-        references = find_references(ordered_pairs, repeated)
+        references = _find_references(ordered_pairs, repeated)
         if references:
             break
 
     descriptions = [f"the {' '.join(kinds[index])} {action}" for index, action in ordered_pairs]
-    times = draw_segments(rng, len(ordered_pairs), duration_seconds)
+    times = _draw_segments(rng, len(ordered_pairs), duration_seconds)
     events = []
     for k, ((index, action), (start_seconds, end_seconds)) in enumerate(zip(ordered_pairs, times, strict=True)):
         colour, shape = kinds[index]
@@ -243,7 +243,7 @@ def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list
         free_to_seconds = (end_seconds + times[k + 1][0]) / 2 if k + 1 < len(times) else duration_seconds
         appears_seconds = max(free_from_seconds, start_seconds - rng.uniform(0, MAX_IDLE_SECONDS))
         vanishes_seconds = min(free_to_seconds, end_seconds + rng.uniform(0, MAX_IDLE_SECONDS))
-        before, after = draw_states(rng, action)
+        before, after = _draw_states(rng, action)
         events.append(
             Event(
                 colour=colour,
@@ -267,7 +267,7 @@ def plan_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list
     return events, sentences
 
 
-def draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
+def _draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
     """
     Draw the objects of a crowded video: all nine pairs (colour, shape) except for up to three.
 
@@ -284,7 +284,7 @@ def draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
     return kinds
 
 
-def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int) -> list[State]:
+def _draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int) -> list[State]:
     """
     Draw the states of an object before, between and after its two actions. The second action undoes the first.
 
@@ -309,7 +309,7 @@ def draw_crowded_states(rng: np.random.Generator, actions: list[str], cell: int)
     return [first, second, first]
 
 
-def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
+def _plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tuple[list[Event], list[str]]:
     """
     Draw the events of a crowded video, and a sentence for each event.
 
@@ -321,12 +321,12 @@ def plan_crowded_events(rng: np.random.Generator, duration_seconds: float) -> tu
         `tuple`: Events, two per object in temporal order, and their sentences in the same order.
     """
     opposites = OPPOSITE_ACTIONS[rng.integers(len(OPPOSITE_ACTIONS))]
-    kinds = draw_kinds(rng)
+    kinds = _draw_kinds(rng)
     events = []
     for (colour, shape), cell in zip(kinds, rng.permutation(9), strict=False):
         actions = [str(action) for action in rng.permutation(opposites)]
-        states = draw_crowded_states(rng, actions, int(cell))
-        times = draw_segments(rng, 2, duration_seconds, CROWDED_MIN_EVENT_LENGTH)
+        states = _draw_crowded_states(rng, actions, int(cell))
+        times = _draw_segments(rng, 2, duration_seconds, CROWDED_MIN_EVENT_LENGTH)
         # The object is always visible: the second event starts to show it when the first event stops.
         change_seconds = (times[0][1] + times[1][0]) / 2
         shown_seconds = [0.0, change_seconds, duration_seconds]
@@ -364,7 +364,7 @@ def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -
     num_frames = round(rng.uniform(MIN_DURATION_SECONDS, MAX_DURATION_SECONDS) * fps)
     duration_seconds = num_frames / fps
     red, green, blue = (int(value) for value in rng.integers(8, 40, 3))
-    events, sentences = (plan_crowded_events if crowded else plan_events)(rng, duration_seconds)
+    events, sentences = (_plan_crowded_events if crowded else _plan_events)(rng, duration_seconds)
 
     # Shuffled, because the position of a sentence in the list should not reveal its time.
     shuffled = rng.permutation(len(events))
@@ -378,7 +378,7 @@ def plan_video(rng: np.random.Generator, fps: int = 10, crowded: bool = False) -
     )
 
 
-def draw_object(image: np.ndarray, colour: str, shape: str, state: State) -> None:
+def _draw_object(image: np.ndarray, colour: str, shape: str, state: State) -> None:
     """
     Draw an object into `image` (`np.ndarray` of shape `(H, W, 3)`, `uint8`), in place.
 
@@ -421,7 +421,7 @@ def render(plan: VideoPlan, image_size: int, fps: int) -> np.ndarray:
     for event in plan.events:
         first, last = math.ceil(event.appears_seconds * fps), math.ceil(event.vanishes_seconds * fps)
         for k in range(first, min(last, plan.num_frames)):
-            draw_object(frames[k], event.colour, event.shape, event.state_at(k / fps))
+            _draw_object(frames[k], event.colour, event.shape, event.state_at(k / fps))
     return frames
 
 

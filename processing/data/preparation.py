@@ -47,7 +47,7 @@ NUM_PRINTED = 10
 LINE_BREAK = "\n  "
 
 
-def group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None) -> dict[str, list[Sentence]]:
+def _group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None) -> dict[str, list[Sentence]]:
     """
     Group the sentences of a file by split: the split of the sentence in the file, `split`, or the split in the file
     name, in this order of precedence.
@@ -77,7 +77,7 @@ def group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None)
     return splits or {file_split: []}
 
 
-def draw_splits(
+def _draw_splits(
     videos: list[AnnotatedVideo], keys: Mapping[str, str], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[AnnotatedVideo]]:
     """
@@ -127,7 +127,7 @@ def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[s
     return found
 
 
-def check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:
+def _check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:
     """
     Check that at least one video was found. URLs count as found.
 
@@ -153,7 +153,7 @@ def split_name(path: Path) -> str:
     return found.group(1) if found else "train"
 
 
-def load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
+def _load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """
     Load the splits and reports of an earlier call from the output folder. First recover from an interrupted call.
 
@@ -236,8 +236,8 @@ def prepare_dataset(
         push_to_hub (`str`, *optional*): Hub id to upload the data set to.
         validation_share, test_share (`float`, *optional*, default to 0.0):
             Shares of the videos of the split "train" to move to the splits "validation" and "test", see
-            [`draw_splits`].
-        seed (`int`, *optional*, defaults to 0): Random seed for [`draw_splits`].
+            [`_draw_splits`].
+        seed (`int`, *optional*, defaults to 0): Random seed for [`_draw_splits`].
 
     Returns:
         `dict`: Report with the fields of [`Report`], summed over the splits of this call, and these entries:
@@ -260,13 +260,13 @@ def prepare_dataset(
     _check_arguments(format, annotations, split, durations, videos, repair_reversed, check_videos, num_workers)
     _check_shares(validation_share, test_share)
     output = Path(output).resolve()
-    existing, existing_reports = load_existing(output)
+    existing, existing_reports = _load_existing(output)
 
     durations_by_id = read_durations(map(Path, durations or []))
     grouped: dict[str, list[AnnotatedVideo]] = {}
     files: dict[str, Path] = {}
     for path in map(Path, annotations):
-        for name, sentences in group_by_split(READERS[format](path), path, split).items():
+        for name, sentences in _group_by_split(READERS[format](path), path, split).items():
             if name in files:
                 raise ValueError(
                     f"Received two files of the same split: {name} ({files[name].name}), {name} ({path.name}). "
@@ -288,10 +288,10 @@ def prepare_dataset(
     video_files = VideoFiles(videos)
     paths = {} if videos is None else find_videos(by_name, video_files, Path(videos))
     if videos is not None:
-        check_videos_found(paths, video_files, Path(videos))
+        _check_videos_found(paths, video_files, Path(videos))
     keys = {name: without_extension(paths.get(name) or name) for name in by_name}
     if shares:
-        grouped |= draw_splits(grouped["train"], keys, shares, seed)
+        grouped |= _draw_splits(grouped["train"], keys, shares, seed)
         files |= dict.fromkeys(shares, files["train"])
     local = {name: path for name, path in paths.items() if path and not is_url(path)}
     inspections = inspect_videos(local, Path(videos or ""), check_videos, num_workers)
