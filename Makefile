@@ -61,7 +61,7 @@ bench: $(STAMP)  ## benchmark memory and speed, and compare video readers, in ou
 
 bench-gpu: $(STAMP)  ## benchmark full-size models and 60 training steps on a GPU
 	$(BIN)/python scripts/benchmark.py --output_dir outputs/bench_gpu --parts backbone tuning --sizes base large giant \
-		--num_frames 512 --modes full frozen scada scada_outer tia
+		--num_frames 512 --modes full frozen scada_both scada_outer scada_pooling tia
 	$(BIN)/python scripts/make_moving_shapes.py --output_dir outputs/bench_gpu/shapes --num_train 240 --num_test 16
 	$(BIN)/python scripts/run_temporal_grounding.py hub_configs/recipes/moving_shapes.json --dataset outputs/bench_gpu/shapes \
 		--output_dir outputs/bench_gpu/run --max_steps 60 --bf16 True --torch_compile True \

@@ -115,14 +115,15 @@ class ScadaAdapterConfig(PeftConfig):
             Bottleneck factor: branches have `C // reduction` channels for a backbone of width `C`.
         kernel_size (`int`, *optional*, defaults to 3):
             Kernel size of the temporal convolutions in both branches, in snippets; must be odd.
-        inner_layers (`list[int]` or `str`, *optional*, defaults to `"last 3"`):
+        inner_layers (`list[int]` or `str`, *optional*, defaults to `[]`):
             Layers with an inner branch: indices, `"all"`, or a rule (see [`resolve_layers`]); `[]` for no layer. From
             the first inner branch on, training memory grows with the number of sentences per video.
-        outer_layers (`list[int]` or `str`, *optional*, defaults to `"even 4"`):
+        outer_layers (`list[int]` or `str`, *optional*, defaults to `[]`):
             Layers with an outer branch, in the same format. Memory hardly depends on the number of sentences.
-        pooling_layers (`list[int]` or `str`, *optional*, defaults to `[]`):
+        pooling_layers (`list[int]` or `str`, *optional*):
             Layers with a pooling branch [D], in the same format. A pooling branch selects places by the sentence, as
-            inner branches do, but the backbone runs once per video.
+            inner branches do, but the backbone runs once per video. Defaults to `"last 1"` without other branches, and
+            to `[]` with inner or outer branches.
         conditioning (`bool`, *optional*, defaults to `True`):
             Whether the sentence multiplies the channels of inner and outer branches. Without conditioning, an inner
             branch is the temporal-informative adapter of AdaTAD and does not depend on the sentence. Pooling branches
@@ -143,7 +144,7 @@ class ScadaAdapterConfig(PeftConfig):
     >>> from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding
 
     >>> model = ScadaForTemporalGrounding(ScadaConfig())
-    >>> model = get_peft_model(model, ScadaAdapterConfig(inner_layers=[], outer_layers="all"))
+    >>> model = get_peft_model(model, ScadaAdapterConfig(outer_layers="all"))
     >>> model.targeted_module_names[0]
     'model.video_backbone.encoder.encoder.layer.0'
 
@@ -153,13 +154,14 @@ class ScadaAdapterConfig(PeftConfig):
     reduction: int = field(default=8, metadata={"help": "Bottleneck factor: branches have C // reduction channels."})
     kernel_size: int = field(default=3, metadata={"help": "Temporal kernel size, in snippets; odd."})
     inner_layers: list[int] | str = field(
-        default="last 3", metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2'."}
+        default_factory=list, metadata={"help": "Layers with an inner branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
     outer_layers: list[int] | str = field(
-        default="even 4", metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
+        default_factory=list, metadata={"help": "Layers with an outer branch: indices, 'all', 'last 3', 'even 1/2'."}
     )
-    pooling_layers: list[int] | str = field(
-        default_factory=list, metadata={"help": "Layers with a pooling branch: indices, 'all', 'last 1', 'even 1/2'."}
+    pooling_layers: list[int] | str | None = field(
+        default=None,
+        metadata={"help": "Layers with a pooling branch: indices, 'all', 'even 1/2'. By default the last, if alone."},
     )
     conditioning: bool = field(
         default=True, metadata={"help": "Whether the sentence scales the channels of inner and outer branches."}
@@ -186,6 +188,9 @@ class ScadaAdapterConfig(PeftConfig):
                 raise ValueError(f"Received {name}={value!r}; expected a positive integer.")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Received kernel_size={self.kernel_size}; expected an odd number of snippets.")
+        if self.pooling_layers is None:
+            # Saved adapters without this argument have inner or outer branches.
+            self.pooling_layers = [] if self.inner_layers or self.outer_layers else "last 1"
         for name in LAYER_LISTS:
             value = getattr(self, name)
             if isinstance(value, str):

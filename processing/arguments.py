@@ -31,8 +31,8 @@ class TuningArguments:
             - `"tia"`: train the temporal-informative adapter of AdaTAD after the layers in `inner_layers`. It equals
               SCADA's inner branch without the sentence;
             - `"scada"`: train the Sentence-Conditioned Adapter.
-        scada_branches (`str`, *optional*, defaults to `"both"`):
-            Branches of the adapter: `"inner"`, `"outer"`, `"both"` (inner and outer) or `"pooling"`.
+        scada_branches (`str`, *optional*, defaults to `"pooling"`):
+            Branches of the adapter: `"inner"`, `"outer"`, `"both"` (inner and outer, as in the paper) or `"pooling"`.
         inner_layers (`str`, *optional*, defaults to `"last 3"`):
             Layers with an inner branch, see [`ScadaAdapterConfig`].
         outer_layers (`str`, *optional*, defaults to `"even 4"`):
@@ -55,9 +55,9 @@ class TuningArguments:
         },
     )
     scada_branches: str = field(
-        default="both",
+        default="pooling",
         metadata={
-            "help": "Branches of the adapter: inner, outer, both (inner and outer) or pooling.",
+            "help": "Branches of the adapter: inner, outer, both (inner and outer, as in the paper) or pooling.",
             "choices": list(BRANCHES),
         },
     )

@@ -37,10 +37,10 @@ SIZES = {
     "huge": (1280, 32, 16, 5120, 16, 160),
     "giant": (1408, 40, 16, 6144, 14, 168),
 }
-MODES = ("full", "frozen", "partial", "lora", "tia", "scada", "scada_inner", "scada_outer", "scada_pooling")
-CHECKPOINTED_MODES = ("full", "scada", "scada_outer")
+MODES = ("full", "frozen", "partial", "lora", "tia", "scada_both", "scada_inner", "scada_outer", "scada_pooling")
+CHECKPOINTED_MODES = ("full", "scada_both", "scada_outer", "scada_pooling")
 # In the other modes, inference is the same as in `frozen`, or nearly so.
-INFERENCE_MODES = ("frozen", "scada", "scada_inner", "scada_outer", "scada_pooling")
+INFERENCE_MODES = ("frozen", "scada_both", "scada_inner", "scada_outer", "scada_pooling")
 TRAINING_SENTENCES = (1, 4, 8)
 INFERENCE_SENTENCES = (1, 4, 16)
 # A CPU without bfloat16 instructions emulates them, which takes minutes.
@@ -48,7 +48,7 @@ HAS_BFLOAT16 = DEVICE.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_support
 BACKBONE_DTYPES = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
 # Rows and columns of the matrices whose product defines the limit of operations per second.
 MATRIX_SIZE = 2048
-PIPELINE_MODE = "scada"
+PIPELINE_MODE = "scada_pooling"
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def _select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> d
 def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
     """Prepare the model as `run_temporal_grounding.py` does. `scada_inner` and others have one kind of branch each."""
     tuning, _, branches = mode.partition("_")
-    return prepare_tuning(model, TuningArguments(tuning=tuning, scada_branches=branches or "both"))
+    return prepare_tuning(model, TuningArguments(tuning, **({"scada_branches": branches} if branches else {})))
 
 
 @torch.no_grad()
