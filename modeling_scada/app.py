@@ -139,24 +139,24 @@ def search_sentences(
     return {"index": str(library.path), "duration": duration, "results": results}
 
 
-def render_frame(record: dict[str, Any], model_name: str) -> str:
+def embed_result_page(record: dict[str, Any], model_name: str) -> str:
     """Return an HTML frame with a page that plays the segments of a record. This application serves the videos."""
     record = record | {"model": model_name, "can_cut": True}
     if "video" in record:
         video, properties = record["video"], probe(record["video"])
-        attributes = f' data-start-seconds="{properties.start_seconds}" src="{html.escape(file_url(video))}"'
+        attributes = f' data-start-seconds="{properties.start_seconds}" src="{html.escape(gradio_file_url(video))}"'
         page = fill_page(record, Path(video).name, attributes)
     else:
-        page = fill_page(record | {"sources": describe_videos(record, file_url)}, Path(record["index"]).name)
+        page = fill_page(record | {"sources": describe_videos(record, gradio_file_url)}, Path(record["index"]).name)
     return FRAME.format(page=html.escape(page))
 
 
-def file_url(video: str) -> str:
+def gradio_file_url(video: str) -> str:
     """Return the URL of a file that this application serves, relative so that it also works behind a proxy."""
     return f"gradio_api/file={urllib.parse.quote(video)}"
 
 
-def cut_segment(record: dict[str, Any], number: int, rank: int, folder: Path) -> str:
+def cut_for_player(record: dict[str, Any], number: int, rank: int, folder: Path) -> str:
     """
     Cut a segment out of its video, exactly from its start to its end.
 
@@ -240,7 +240,7 @@ def make_app(
     def show_results(record: dict[str, Any], min_score: float) -> tuple:
         results = apply_threshold(record["results"], min_score or None)
         shown = select_shown(record | {"results": results})
-        return render_frame(shown, model_name), shown, gr.Video(value=None, visible=False)
+        return embed_result_page(shown, model_name), shown, gr.Video(value=None, visible=False)
 
     def cut(record: dict[str, Any], event: gr.EventData) -> Iterator[Any]:
         number, rank = event.segment
@@ -250,7 +250,7 @@ def make_app(
         start, end = (format_time(segment[name], is_long) for name in ("start", "end"))
         # Gradio copies the clip into its cache before the folder is deleted.
         with tempfile.TemporaryDirectory() as folder:
-            clip = _show_errors([os.path.dirname(video), folder], cut_segment, record, number, rank, Path(folder))
+            clip = _show_errors([os.path.dirname(video), folder], cut_for_player, record, number, rank, Path(folder))
             yield gr.Video(value=clip, label=f"Clip, {start} to {end}{'' if is_long else ' s'}", visible=True)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as app:
@@ -317,12 +317,12 @@ def launch(app: gr.Blocks, library: Library | None = None, host: str | None = No
         port (`int`, *optional*):
             Port to listen on. Defaults to `GRADIO_SERVER_PORT`, or to the first free port from 7860.
     """
-    url = start(app, library, host, port)
+    url = start_app(app, library, host, port)
     print(f"Open {url} in a browser. Press Ctrl+C to stop the application.", file=sys.stderr)
     app.block_thread()
 
 
-def start(app: gr.Blocks, library: Library | None = None, host: str | None = None, port: int | None = None) -> str:
+def start_app(app: gr.Blocks, library: Library | None = None, host: str | None = None, port: int | None = None) -> str:
     """Start the application as [`launch`] does, but return its URL immediately."""
     paths = [] if library is None else _servable_paths(library)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no downloaded fonts

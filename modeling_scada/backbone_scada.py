@@ -266,6 +266,14 @@ class StageGrid:
         return clips.flatten(0, 1).movedim(-1, 1)
 
 
+def spatial_mean_pool(features: torch.Tensor, spatial_pool_size: int) -> torch.Tensor:
+    """Pool `(X, N, h, w, C)` to `(X, N, spatial_pool_size² C)`, and concatenate the areas row by row."""
+    if spatial_pool_size == 1:
+        return features.mean(dim=(2, 3))
+    areas = nn.functional.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), spatial_pool_size)
+    return areas.permute(0, 2, 3, 1).flatten(1).unflatten(0, features.shape[:2])
+
+
 def match_memory_format(states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """
     Return the states in the memory format of another tensor.

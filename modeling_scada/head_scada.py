@@ -213,14 +213,6 @@ def gather_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tenso
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def spatial_mean_pool(features: torch.Tensor, spatial_pool_size: int) -> torch.Tensor:
-    """Pool `(X, N, h, w, C)` to `(X, N, spatial_pool_size² C)`, and concatenate the areas row by row."""
-    if spatial_pool_size == 1:
-        return features.mean(dim=(2, 3))
-    areas = F.adaptive_avg_pool2d(features.flatten(0, 1).permute(0, 3, 1, 2), spatial_pool_size)
-    return areas.permute(0, 2, 3, 1).flatten(1).unflatten(0, features.shape[:2])
-
-
 def add_outer_features(features: torch.Tensor, outer_features: list[torch.Tensor | None]) -> torch.Tensor:
     """
     Add the features of outer branches to the snippet features.

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput, cached_file, is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .adapter_mixin_scada import ScadaAdapterMixin
-from .backbone_scada import VideoBackbone, build_encoder, find_encoder, normalize_pixels
+from .backbone_scada import VideoBackbone, build_encoder, find_encoder, normalize_pixels, spatial_mean_pool
 from .configuration_scada import ScadaConfig
 from .head_scada import (
     HeadOutput,
@@ -36,7 +36,6 @@ from .head_scada import (
     decode_offsets,
     gather_proposals,
     score_logits,
-    spatial_mean_pool,
 )
 from .loss_scada import ranking_loss, retrieval_loss, temporal_grounding_loss
 from .sentences_scada import check_sentences, expand_to_sentences, padding_mask, sentence_positions

@@ -187,7 +187,7 @@ class DataArguments:
 USAGE = "%(prog)s [RECIPE.json] [--dataset DATASET ...]"
 
 
-def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
+def rename_deprecated_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Rename deprecated arguments."""
     return {DEPRECATED_NAMES.get(name, name): value for name, value in arguments.items()}
 
@@ -227,7 +227,7 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **parser_
             raise ValueError(f"The recipe {path} is not JSON: {error}.") from error
         if not isinstance(recipe, dict):
             raise ValueError(f"The recipe {path} contains {recipe!r}; expected a JSON object {{...}}.")
-        recipe = with_new_names(recipe)
+        recipe = rename_deprecated_arguments(recipe)
         actions = {action.dest: action for action in parser._actions}
         unknown = [name for name in recipe if name not in actions]
         for name in recipe.keys() & actions.keys():

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .encoded_video import EncodedVideo, check_fingerprint, hash_weights, weights_signature
+from .encoded_video import EncodedVideo
+from .fingerprint import check_fingerprint, hash_weights, weights_signature
 from .post_processing import check_ranking
 from .reading_ahead import read_ahead
 from .video_io import VideoReadError, is_file_object

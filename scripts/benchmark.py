@@ -78,8 +78,8 @@ from modeling_scada.experiments.model_benchmarks import (
     benchmark_mode,
     benchmark_proposal_features,
     make_batch,
-    markdown_table,
     model_config,
+    tuning_table,
 )
 from processing.results.provenance import get_commit
 
@@ -147,7 +147,7 @@ def main() -> None:
                 row = {"size": size, "mode": mode}
                 rows.append(row | benchmark_mode(plain, mode, batch, None if args.no_time else args.repeats))
                 save()
-        print(markdown_table(rows))
+        print(tuning_table(rows))
     if "backbone" in args.parts:
         rows = results["backbone"] = []
         for size in sizes_to_run:

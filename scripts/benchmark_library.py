@@ -59,7 +59,10 @@ def main() -> None:
         "--size", choices=[*SIZES], default="base", help="Size of the backbone, for `asking` and `long`."
     )
     parser.add_argument(
-        "--modes", nargs="+", default=["frozen", "scada_outer", "scada_pooling", "scada_both"], help="Modes for `asking`."
+        "--modes",
+        nargs="+",
+        default=["frozen", "scada_outer", "scada_pooling", "scada_both"],
+        help="Modes for `asking`.",
     )
     parser.add_argument("--num_frames", type=int, default=64, help="Frames per window, for `asking` and `long`.")
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 60], help="Video lengths, for `long`.")

@@ -49,7 +49,8 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 from transformers.video_utils import read_video_pyav
 
-from modeling_scada.experiments.measuring import cpu_name, median_seconds, to_markdown
+from modeling_scada.experiments.measuring import cpu_name, median_seconds
+from modeling_scada.experiments.tables import to_markdown
 from processing.data.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_video
 from processing.results.provenance import append_row, get_commit, read_rows
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames

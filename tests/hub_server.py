@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 import traceback
@@ -42,6 +41,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
+from fresh_process import run_python
 
 
 # Relevant suffixes in the `.gitattributes` of a new repository on the real Hub.
@@ -329,14 +329,8 @@ class Hub:
         work = home / "work"
         work.mkdir(parents=True, exist_ok=True)
         (work / "child.py").write_text(code, encoding="utf-8")
-        result = subprocess.run(
-            [sys.executable, "child.py", *arguments],
-            env=self.environment(home, **environment),
-            cwd=work,
-            stdin=subprocess.DEVNULL,  # transformers may ask whether to trust remote code
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
+        result = run_python(
+            [work / "child.py", *arguments], work, self.environment(home, **environment), timeout_seconds
         )
         if result.returncode:
             tail = "\n".join(f"{request.status} {request.method} {request.path}" for request in self.requests[-8:])

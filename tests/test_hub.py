@@ -5,8 +5,6 @@ import json
 import pickle
 import pickletools
 import shutil
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -16,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fresh_process import run_python
 from hub_server import Hub, card_metadata, check_card
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -864,10 +863,9 @@ def test_data_set(hub, tmp_path):
     (tmp_path / "charades_sta_train.txt").write_text("AAA 1.0 2.5##One.\nBBB 0.0 3.0##Two.\nAAA 4.0 6.0##Three.\n")
     (tmp_path / "charades_sta_test.txt").write_text("CCC 1.0 2.0##Four.\n")
     files = [str(tmp_path / f"charades_sta_{split}.txt") for split in ("train", "test")]
-    command = [sys.executable, str(SCRIPTS / "prepare_dataset.py"), "--format", "charades-sta"]
-    command += ["--annotations", *files, "--output", str(tmp_path / "data"), "--push_to_hub", "user/rows"]
-    environment = hub.environment(tmp_path / "writer")
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [SCRIPTS / "prepare_dataset.py", "--format", "charades-sta"]
+    command += ["--annotations", *files, "--output", tmp_path / "data", "--push_to_hub", "user/rows"]
+    done = run_python(command, tmp_path, hub.environment(tmp_path / "writer"))
     assert done.returncode == 0, done.stderr
     output = hub.run(LOAD_ROWS, tmp_path / "reader")
     train, streamed, test, streamed_test = json.loads(output.splitlines()[-1])

@@ -9,11 +9,11 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import run_python
 from transformers import pipeline
 
 import modeling_scada  # noqa: F401  registers the task
@@ -68,19 +68,13 @@ def commands(page: str) -> list[list[str]]:
 def command(script: str) -> list[str]:
     """The README's first command that runs a script, as a list of arguments."""
     path, *arguments = next(words for words in commands(PAGES["README.md"]) if words[0] == f"scripts/{script}")
-    return [sys.executable, str(REPOSITORY / path), *arguments]
+    return [str(REPOSITORY / path), *arguments]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted({words[0] for page in PAGES.values() for words in commands(page)}))
 def test_the_options_of_the_commands_exist(script):
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / script), "--help"],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python([REPOSITORY / script, "--help"], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     known = set(re.findall(r"--\w+", done.stdout))
     used = {
@@ -123,7 +117,7 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
     train = [str(tmp_path / train[i - 1]) if train[i - 1] in encoders else train[i] for i in range(len(train))]
     train += "--num_frames 16 --image_size 32 --head_hidden_size 16 --grid_size 16 --use_cpu".split()
     monkeypatch.chdir(tmp_path)
-    for _, script, *arguments in (command("prepare_dataset.py"), [*train, "--max_steps", "1"], command("evaluate.py")):
+    for script, *arguments in (command("prepare_dataset.py"), [*train, "--max_steps", "1"], command("evaluate.py")):
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         try:  # in this process, because a new one imports torch first
             runpy.run_path(script, run_name="__main__")
@@ -136,9 +130,7 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
         assert record["metrics"][name] == pytest.approx(trained[f"eval_{name}"], abs=1e-3)
 
     environment = hub.environment(tmp_path / "here", PYTHONPATH=str(REPOSITORY))
-    done = subprocess.run(
-        command("push_to_hub.py"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_python(command("push_to_hub.py"), tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert f"{record['metrics']['mIoU']:.2f}" in hub.files("my-name/my-videos")["README.md"].decode()
     with_package, without = re.findall(r'^(pipe = pipeline.*"my-name/my-videos".*?\))', README.read_text(), flags=re.M)
@@ -158,20 +150,13 @@ def test_from_a_csv_to_a_model_on_the_hub(tiny_config, tiny_tokenizer, make_clip
 def scada_command(page: str, name: str) -> list[str]:
     """The page's first command `scada name`, as a list of arguments."""
     line = re.search(rf"^scada {name} (?:.*\\\n)*.*$", page, flags=re.MULTILINE)[0]
-    return [sys.executable, "-m", "processing.commands", *shlex.split(line.replace("\\\n", " "))[1:]]
+    return ["-m", "processing.commands", *shlex.split(line.replace("\\\n", " "))[1:]]
 
 
 def test_ground(folder):
     """The README's command, on a tiny model."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        scada_command(PAGES["README.md"], "ground"),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python(scada_command(PAGES["README.md"], "ground"), folder, environment)
     assert done.returncode == 0, done.stderr
     assert "the green triangle moves left" in done.stdout
     assert (folder / "found.png").stat().st_size > 1000 and (folder / "found.html").stat().st_size > 1000

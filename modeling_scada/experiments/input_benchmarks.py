@@ -19,8 +19,9 @@ from modeling_scada import (
 from processing.data.synthetic_videos import BITS_PER_PIXEL, available_encoder, draw_frames, write_video
 from processing.results.provenance import REPOSITORY
 
-from .measuring import median_seconds, to_markdown
-from .model_benchmarks import DEVICE, PIPELINE_MODE, numbers_text, prepare_step, to_device
+from .measuring import median_seconds
+from .model_benchmarks import DEVICE, PIPELINE_MODE, prepare_step, to_device
+from .tables import format_numbers, to_markdown
 
 
 NUM_WORKERS = (0, 1, 2)
@@ -172,10 +173,10 @@ def pipeline_table(rows: list[dict[str, Any]]) -> str:
                 "size": row["size"],
                 "mode": row["mode"],
                 "pixels": pixels,
-                "video, MB": numbers_text([row["pixel_bytes"][pixels] / 1e6]),
-                f"videos per second: {workers} workers": numbers_text(row["videos_per_second"][pixels].values()),
-                "step, s": numbers_text([row["step_seconds"]]),
-                f"batch reading time / step time: {workers} workers": numbers_text(
+                "video, MB": format_numbers([row["pixel_bytes"][pixels] / 1e6]),
+                f"videos per second: {workers} workers": format_numbers(row["videos_per_second"][pixels].values()),
+                "step, s": format_numbers([row["step_seconds"]]),
+                f"batch reading time / step time: {workers} workers": format_numbers(
                     row["pipeline_over_step"][pixels].values()
                 ),
             }

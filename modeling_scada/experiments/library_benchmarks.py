@@ -21,7 +21,7 @@ from processing.post_processing import temporal_iou
 from processing.results.provenance import REPOSITORY
 
 from ..library.index import HEAD_BATCH_SIZE, find_videos, index_videos
-from ..library.metrics import group_by_sentence, library_metrics
+from ..library.metrics import library_metrics, targets_by_sentence
 from ..library.search import Library, search
 from ..library.storage import read_shard, write_shard
 from .input_benchmarks import SMALL_VIDEOS, VIDEOS, make_videos, read_all
@@ -230,7 +230,7 @@ def benchmark_recall(
         (`video_known`); and the metrics of random videos with the best constant segment (`chance`).
     """
     rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
-    targets_by_sentence = {sentence: videos for sentence, videos in group_by_sentence(rows).items() if videos}
+    targets_by_sentence = {sentence: videos for sentence, videos in targets_by_sentence(rows).items() if videos}
     num_sentences = min(num_sentences, len(targets_by_sentence))
     sentences = np.random.default_rng(seed).choice(sorted(targets_by_sentence), num_sentences, False).tolist()
     index_videos(folder, pipe, index)

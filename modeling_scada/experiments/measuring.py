@@ -1,4 +1,4 @@
-"""Measure the time and memory of code on a CPU or a GPU, and format the results as tables."""
+"""Measure the time and memory of code on a CPU or a GPU."""
 
 import platform
 import statistics
@@ -97,8 +97,9 @@ def saved_activation_bytes(model: nn.Module, batch: dict[str, torch.Tensor]) -> 
     return sum(storages.values())
 
 
-def to_markdown(lines: list[dict[str, str]]) -> str:
-    """Format lines, keyed by column title, as a markdown table. Columns with only `-` are left out."""
-    titles = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
-    cells = [titles, ["---"] * len(titles), *([line[title] for title in titles] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
+    """Return the peak GPU memory of a training step in bytes, including the model, the optimizer and the pixels."""
+    step(batch)  # The first step creates the optimizer's state.
+    torch.cuda.reset_peak_memory_stats()
+    step(batch)
+    return torch.cuda.max_memory_allocated()

@@ -5,7 +5,7 @@ checked for equality before any timing.
 
 import copy
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ from modeling_scada import (
 )
 
 from ..head_scada import ProposalFeatures, all_proposals, sample_points
-from .measuring import measure_seconds, median_seconds, none_if_out_of_memory, saved_activation_bytes, to_markdown
+from .measuring import measure_seconds, median_seconds, none_if_out_of_memory, peak_bytes, saved_activation_bytes
+from .tables import format_numbers, to_markdown
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,14 +202,6 @@ def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch | {"pixel_values_videos": pixels.to(DTYPE) if pixels.is_floating_point() else pixels}
 
 
-def peak_bytes(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> int:
-    """Return the peak GPU memory of a training step in bytes, including the model, the optimizer and the pixels."""
-    step(batch)  # The first step creates the optimizer's state.
-    torch.cuda.reset_peak_memory_stats()
-    step(batch)
-    return torch.cuda.max_memory_allocated()
-
-
 def _measure_memory(
     model: nn.Module, step: Callable[[dict[str, torch.Tensor]], None], batches: dict[int, dict[str, torch.Tensor]]
 ) -> dict[str, dict[int, int | None]]:
@@ -376,24 +369,19 @@ def backbone_table(rows: list[dict[str, Any]]) -> str:
         [
             {
                 "size": row["size"],
-                "operations, 10^9": numbers_text([row["operations"] / 1e9]),
-                "forward pass, s: float32 / bfloat16": numbers_text(row["seconds"].values()),
-                "matrix product, 10^9 per second": numbers_text(
+                "operations, 10^9": format_numbers([row["operations"] / 1e9]),
+                "forward pass, s: float32 / bfloat16": format_numbers(row["seconds"].values()),
+                "matrix product, 10^9 per second": format_numbers(
                     rate / 1e9 for rate in row["operations_per_second"].values()
                 ),
-                "relative to the limit": numbers_text(row["of_limit"].values()),
+                "relative to the limit": format_numbers(row["of_limit"].values()),
             }
             for row in rows
         ]
     )
 
 
-def numbers_text(values: Iterable[float | None]) -> str:
-    """Format the numbers of a table cell."""
-    return " / ".join("out of memory" if value is None else f"{value:.3f}" for value in values) or "-"
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
+def tuning_table(rows: list[dict[str, Any]]) -> str:
     """
     Format results of [`benchmark_mode`] as a markdown table.
 
@@ -431,5 +419,5 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             ),
         }
         names = {"size": row["size"], "mode": row["mode"], "trainable, M: backbone + head": " + ".join(trainable)}
-        lines.append(names | {title: numbers_text(values.values()) for title, values in numbers.items()})
+        lines.append(names | {title: format_numbers(values.values()) for title, values in numbers.items()})
     return to_markdown(lines)

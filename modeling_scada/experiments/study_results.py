@@ -8,8 +8,8 @@ from typing import Any
 
 from processing.results.picture import import_pyplot
 
-from .measuring import to_markdown
 from .study import BUDGETS, METRICS, MODES, select
+from .tables import to_markdown
 
 
 MARKERS = "osD^vP*X<>"
@@ -25,7 +25,7 @@ def list_backbones(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(row["backbone"] for row in rows))
 
 
-def over_frozen(group: list[dict], frozen: list[dict]) -> float | None:
+def difference_to_frozen(group: list[dict], frozen: list[dict]) -> float | None:
     """Return the mean difference in R@1, IoU=0.5 over shared seeds and folds, or `None` without shared runs."""
     differences = paired_differences(group, frozen)
     return statistics.mean(differences) if differences else None
@@ -51,7 +51,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         for name in METRICS:
             cells[f"{name}_sd"] = statistics.stdev(row[name] for row in group) if len(group) > 1 else 0.0
         frozen = [] if mode == "frozen" else select(rows, backbone, "frozen", budget)
-        cells["over_frozen"] = over_frozen(group, frozen)
+        cells["over_frozen"] = difference_to_frozen(group, frozen)
         summary.append(cells)
     return summary
 

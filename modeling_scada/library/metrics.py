@@ -9,7 +9,7 @@ import numpy as np
 from processing.post_processing import temporal_iou
 
 
-def group_by_sentence(annotations: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
+def targets_by_sentence(annotations: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
     """
     Group annotations by sentence.
 
@@ -57,7 +57,7 @@ def library_metrics(
     """
     if not results:
         raise ValueError("Received no results of a search; expected results of at least one sentence.")
-    targets = group_by_sentence(annotations)
+    targets = targets_by_sentence(annotations)
     hits: dict[str, list[bool]] = defaultdict(list)
     for result in results:
         if result["sentence"] not in targets:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from processing.encoded_video import check_fingerprint
+from processing.fingerprint import check_fingerprint
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline, as_sentences
 from processing.timeline import Timeline
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
-from processing.encoded_video import EncodedVideo, check_fingerprint
+from processing.encoded_video import EncodedVideo
+from processing.fingerprint import check_fingerprint
 from processing.whole_files import write_temporary, write_whole
 
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from processing.arguments import DataArguments, ModelArguments, parse_recipe, with_new_names
+from processing.arguments import DataArguments, ModelArguments, parse_recipe, rename_deprecated_arguments
 from processing.data.annotations import find_shared_videos, load_annotations
 from processing.data.collator import TemporalGroundingCollator
 from processing.data.files import resolve_video_root, video_key, video_name
@@ -33,9 +33,9 @@ from .publishing import push_folder
 from .trainer import (
     TemporalGroundingTrainer,
     TemporalGroundingTrainingArguments,
+    advise_on_write_errors,
     compute_metrics,
     last_checkpoint,
-    writing,
 )
 from .tuning import peft_config, prepare_tuning
 
@@ -107,7 +107,7 @@ def _check_same_run(output_dir: str, arguments: dict[str, Any]) -> None:
         ValueError: If an argument differs.
     """
     path = Path(output_dir) / RUN_ARGUMENTS
-    earlier = with_new_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else arguments
+    earlier = rename_deprecated_arguments(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else arguments
     if differences := [
         f"{name}: {earlier.get(name)!r} then, {value!r} now"
         for name, value in arguments.items()
@@ -215,7 +215,7 @@ def _save_base_model(base_model: ScadaForTemporalGrounding, training_args: Tempo
     """Save a new base model to `output_dir`, because its adapter is useless without it."""
     output_dir = training_args.output_dir
     if training_args.should_save:
-        with writing(output_dir, output_dir):
+        with advise_on_write_errors(output_dir, output_dir):
             base_model.save_pretrained(output_dir)
     base_model.name_or_path = output_dir
 

@@ -113,8 +113,8 @@ class CheckpointLogCallback(TrainerCallback):
     on_epoch_end = on_step_end
 
 
-def rounded(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs with numbers rounded to four digits for printing; `Trainer` converts them to strings."""
+def _round_logs(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs with numbers _round_logs to four digits for printing; `Trainer` converts them to strings."""
     shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
     shown.pop("total_flos", None)
     return shown
@@ -125,7 +125,7 @@ class PrintNumbersCallback(PrinterCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_local_process_zero:
-            print(rounded(logs))
+            print(_round_logs(logs))
 
 
 class ProgressNumbersCallback(ProgressCallback):
@@ -133,7 +133,7 @@ class ProgressNumbersCallback(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(str(rounded(logs)))
+            self.training_bar.write(str(_round_logs(logs)))
 
 
 def last_checkpoint(output_dir: str) -> str | None:
@@ -143,7 +143,7 @@ def last_checkpoint(output_dir: str) -> str | None:
 
 
 @contextmanager
-def writing(folder: str, run_dir: str) -> Iterator[None]:
+def advise_on_write_errors(folder: str, run_dir: str) -> Iterator[None]:
     """
     Convert errors of writing within the context to an `OSError` with advice.
 
@@ -356,7 +356,7 @@ class TemporalGroundingTrainer(Trainer):
         # Delete older checkpoints only after this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with writing(str(marker.parent), str(run_dir)):
+            with advise_on_write_errors(str(marker.parent), str(run_dir)):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
@@ -378,7 +378,7 @@ class TemporalGroundingTrainer(Trainer):
         if _internal_call:  # within a checkpoint
             super().save_model(output_dir, _internal_call)
             return
-        with writing(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
+        with advise_on_write_errors(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
             super().save_model(output_dir, _internal_call)
 
     def push_to_hub(self, *args, **kwargs):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import DEVICE_HELP, THRESHOLD_HELP, add_nms_argument, check_model, device_name, score
+from .arguments import DEVICE_HELP, THRESHOLD_HELP, add_nms_argument, check_model, parse_device, parse_score
 from .library import VIDEO_ROOT_HELP, check_index, open_library, resolve_model
 
 
@@ -21,9 +21,9 @@ def add_app_arguments(parser: argparse.ArgumentParser) -> None:
         "--index", type=Path, metavar="INDEX", help="Index of `scada index`, to also search its videos."
     )
     parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
-    parser.add_argument("--threshold", type=score, help=f"{THRESHOLD_HELP} Visitors can change it.")
+    parser.add_argument("--threshold", type=parse_score, help=f"{THRESHOLD_HELP} Visitors can change it.")
     add_nms_argument(parser)
-    parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
+    parser.add_argument("--device", type=parse_device, help=DEVICE_HELP)
     parser.add_argument(
         "--host", help="Address to listen on. Defaults to the local machine; 0.0.0.0 listens on all interfaces."
     )

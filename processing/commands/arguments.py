@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 
-def positive_int(text: str) -> int:
+def parse_positive_int(text: str) -> int:
     """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a positive integer.")
     return int(text)
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Return a number with its noun, such as `"1 video"` or `"2 videos"`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def score(text: str) -> float:
+def parse_score(text: str) -> float:
     """Parse a score from 0 to 1."""
     try:
         value = float(text)
@@ -46,7 +46,7 @@ def _nms_width(text: str) -> float | None:
     return value
 
 
-def device_name(text: str) -> str:
+def parse_device(text: str) -> str:
     """Parse the name of a torch device. This function does not check its availability."""
     if not re.fullmatch(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text}: expected a device, such as cpu, cuda, cuda:1 or mps.")
@@ -114,17 +114,17 @@ def add_finding_arguments(parser: argparse.ArgumentParser, top_k: int) -> None:
     """Add the arguments shared by `scada ground` and `scada search`."""
     parser.add_argument(
         "--top_k",
-        type=positive_int,
+        type=parse_positive_int,
         help=f"Maximum number of segments per sentence (default: {top_k}), and of clips per sentence (default: 1).",
     )
     parser.add_argument(
         "--threshold",
-        type=score,
+        type=parse_score,
         help=f"{THRESHOLD_HELP} Segments with a lower score are dropped. If all scores are lower, the best segment "
         "is kept and marked as not found.",
     )
     add_nms_argument(parser)
-    parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
+    parser.add_argument("--device", type=parse_device, help=DEVICE_HELP)
     parser.add_argument(
         "--json",
         action="store_true",

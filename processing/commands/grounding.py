@@ -11,9 +11,9 @@ from .arguments import (
     THRESHOLD_HELP,
     add_finding_arguments,
     check_model,
-    positive_int,
+    parse_positive_int,
+    parse_score,
     print_results,
-    score,
 )
 
 
@@ -120,8 +120,10 @@ def write_clips(shown: dict[str, Any], folder: Path, exact: bool, top_k: int) ->
 def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("record", metavar="FOUND.json", type=Path, help="Output of `scada ground --json`, as a file.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="Output folder.")
-    parser.add_argument("--top_k", type=positive_int, default=1, help="Maximum number of clips per sentence.")
-    parser.add_argument("--threshold", type=score, help=f"{THRESHOLD_HELP} Segments with a lower score are skipped.")
+    parser.add_argument("--top_k", type=parse_positive_int, default=1, help="Maximum number of clips per sentence.")
+    parser.add_argument(
+        "--threshold", type=parse_score, help=f"{THRESHOLD_HELP} Segments with a lower score are skipped."
+    )
     parser.add_argument("--exact", action="store_true", help=EXACT_HELP[0].upper() + EXACT_HELP[1:])
 
 

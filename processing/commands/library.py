@@ -9,10 +9,10 @@ from .arguments import (
     DEVICE_HELP,
     add_finding_arguments,
     check_model,
-    count,
-    device_name,
+    format_count,
+    parse_device,
+    parse_positive_int,
     parse_shard,
-    positive_int,
     print_results,
 )
 from .grounding import write_clips
@@ -74,14 +74,14 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="INDEX", help="Folder of the index, created or updated."
     )
-    parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
+    parser.add_argument("--device", type=parse_device, help=DEVICE_HELP)
     parser.add_argument(
         "--shard", type=parse_shard, metavar="I/N", help="Shard of the videos, such as 0/4 to 3/4 for four shards."
     )
     parser.add_argument("--ray", action="store_true", help="Encode on the workers of a Ray cluster.")
     parser.add_argument(
         "--num_workers",
-        type=positive_int,
+        type=parse_positive_int,
         help="Number of Ray workers. Defaults to one per GPU, or one per CPU core without GPUs.",
     )
     parser.add_argument(
@@ -137,8 +137,8 @@ def index(args: argparse.Namespace) -> None:
     )
     if report["other_files"] or report["other_links"]:
         print(
-            f"Ignored {count(report['other_files'], 'file')} without a video extension, and "
-            f"{count(report['other_links'], 'broken or duplicate link')}.",
+            f"Ignored {format_count(report['other_files'], 'file')} without a video extension, and "
+            f"{format_count(report['other_links'], 'broken or duplicate link')}.",
             file=sys.stderr,
         )
 
@@ -150,7 +150,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video_root", type=Path, help=VIDEO_ROOT_HELP)
     parser.add_argument(
         "--num_candidates",
-        type=positive_int,
+        type=parse_positive_int,
         default=200,
         help="Number of top-ranked windows of the retrieval branch that the head scores (default: 200). Without a "
         "retrieval branch, the head scores all windows.",

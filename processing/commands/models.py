@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..arguments import USAGE, DataArguments, ModelArguments, check_recipe
-from .arguments import DEVICE_HELP, check_model, count, device_name
+from .arguments import DEVICE_HELP, check_model, format_count, parse_device
 
 
 def add_train_help(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16"], help="Data type of the weights."
     )
-    parser.add_argument("--device", type=device_name, help=DEVICE_HELP)
+    parser.add_argument("--device", type=parse_device, help=DEVICE_HELP)
     parser.add_argument("--skip_broken_videos", action="store_true", help="Skip unreadable videos.")
     parser.add_argument("--streaming", action="store_true", help="Stream annotations during evaluation.")
     parser.add_argument("--qvhighlights", type=Path, help="Annotation file of QVHighlights, for writing a submission.")
@@ -64,12 +64,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
     check_device(args.device)
     record = evaluate_model(**vars(args))
-    sentences, videos = (count(record[name], name.removesuffix("s")) for name in ("sentences", "videos"))
+    sentences, videos = (format_count(record[name], name.removesuffix("s")) for name in ("sentences", "videos"))
     print(f"Split {args.split} of {args.dataset}: {sentences} in {videos}")
     print("  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items()))
     if record["broken_videos"]:
-        videos = count(len(record["broken_videos"]), "video")
-        sentences = count(sum(video["sentences"] for video in record["broken_videos"]), "sentence")
+        videos = format_count(len(record["broken_videos"]), "video")
+        sentences = format_count(sum(video["sentences"] for video in record["broken_videos"]), "sentence")
         print(f"Skipped {videos} with {sentences}, which could not be read.")
 
 

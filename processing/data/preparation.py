@@ -162,7 +162,7 @@ def _load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """
     new, old = _siblings(output)
     if old.exists() and not output.exists():
-        old.rename(output)  # interrupted between the two renames of `save`
+        old.rename(output)  # interrupted between the two renames of save_splits
     for leftover in (new, old):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -180,7 +180,7 @@ def _load_existing(output: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
     return dict(splits), json.loads((output / "report.json").read_text(encoding="utf-8"))["splits"]
 
 
-def save(splits: dict[str, Dataset], report: dict[str, Any], output: Path) -> None:
+def save_splits(splits: dict[str, Dataset], report: dict[str, Any], output: Path) -> None:
     """Write data set and report next to the output folder, then swap folders, so the output is never incomplete."""
     new, old = _siblings(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +333,7 @@ def prepare_dataset(
     if check_videos or different:
         report["different_durations"] = different
     report["splits"] = existing_reports | {name: asdict(split_report) for name, split_report in reports.items()}
-    save(existing | splits, report, output)
+    save_splits(existing | splits, report, output)
     _print_summary(report, files, output, videos, len(by_name))
     if push_to_hub is not None:
         DatasetDict.load_from_disk(str(output)).push_to_hub(push_to_hub)

@@ -7,13 +7,13 @@ import math
 import os
 import pickle
 import re
-import subprocess
-import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -175,25 +175,25 @@ def assert_equal_gradients(actual: dict, expected: dict, atol: float = 1e-6):
         )
 
 
-def in_another_process(code: str, *arguments, cwd: Path, environment: dict | None = None) -> subprocess.Popen:
-    # The same number of threads, so that sums are taken in the same order.
+def run_code(code: str, *arguments, cwd: Path, status: int = 0, **environment: str) -> str:
+    """
+    Run code in a fresh process with as many threads as this one, so that sums are taken in the same order.
+
+    Check the exit status, and return stdout.
+    """
     threads = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **threads, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    done = run_python(["-c", code, *map(str, arguments)], cwd, os.environ | threads | environment, timeout_seconds=120)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
 
 
-def finish(process: subprocess.Popen) -> None:
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output
+def run_ranks(code: str, folder: Path) -> None:
+    """Run code with the rank and the folder as arguments, in two fresh processes at a time."""
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run_code, code, rank, folder, cwd=folder, **environment) for rank in range(2)]
+    for done in runs:
+        done.result()
 
 
 # Configuration
@@ -924,11 +924,8 @@ def test_two_processes_average_the_gradients_of_two_halves(make_model, adapt, ti
     torch.save(model, tmp_path / "model.pt")
     for rank, half in enumerate(halves):
         torch.save({name: tensor.clone() for name, tensor in half.items()}, tmp_path / f"batch{rank}.pt")
-    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [in_another_process(DDP, rank, tmp_path, cwd=tmp_path, environment=environment) for rank in range(2)]
+    run_ranks(DDP, tmp_path)
     separate = [gradients(model, half, seed) for seed, half in enumerate(halves)]
-    for process in processes:
-        finish(process)
     expected = {name: (separate[0][name] + separate[1][name]) / 2 for name in separate[0]}
     for way in (None, True, False):
         for rank in range(2):
@@ -1082,7 +1079,7 @@ def test_saved_adapters_give_equal_outputs_in_a_new_process(
         assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
     torch.save(tiny_batch, tmp_path / "batch.pt")
-    finish(in_another_process(SAVED, tmp_path, cwd=tmp_path))
+    run_code(SAVED, tmp_path, cwd=tmp_path)
     result = torch.load(tmp_path / "result.pt")
     assert result.keys() == expected.keys()
     for name, (logits, pred_segments) in result.items():

@@ -60,7 +60,7 @@ def test_index(pipe, make_clip, tmp_path):
     library = Library(tmp_path / "index")
     record = app.search_sentences(pipe, library, f"\n {SENTENCES[0]} \n\n", 3)
     assert record["results"] == search(library, SENTENCES[:1], pipe, top_k=3)
-    page = unescape(app.render_frame(record, "a model"))
+    page = unescape(app.embed_result_page(record, "a model"))
     for video in {segment["video"] for segment in record["results"][0]["segments"]}:
         assert f'"source": "gradio_api/file={video}"' in page
 
@@ -76,10 +76,10 @@ def test_videos_that_links_lead_to_are_served(pipe, make_clip, tmp_path):
     index_videos(tmp_path / "videos", pipe, tmp_path / "index")
     library = Library(tmp_path / "index")
     demo = app.make_app(pipe, "a model", library)
-    url = app.start(demo, library)
+    url = app.start_app(demo, library)
     try:
         for path, code in ((library.video_path("a.mp4"), 200), (library.video_path("b.mp4"), 200), (str(secret), 403)):
-            assert httpx.get(url + app.file_url(path)).status_code == code
+            assert httpx.get(url + app.gradio_file_url(path)).status_code == code
     finally:
         demo.close()
 
@@ -88,7 +88,7 @@ def test_page_and_clip(pipe, make_clip, tmp_path):
     """Nothing that was typed ends the frame or the script; a clip has the segment's length."""
     path = str(make_clip("a.mp4", num_frames=40))
     record, _ = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
-    frame = app.render_frame(record, "a model")
+    frame = app.embed_result_page(record, "a model")
     assert frame.count("<") == 2  # the frame's own tags
     page = unescape(re.search(r'srcdoc="([^"]*)"', frame)[1])
     assert (
@@ -97,7 +97,7 @@ def test_page_and_clip(pipe, make_clip, tmp_path):
         and page.count("<script") == page.count("</script") == 2
     )
     segment = record["results"][1]["segments"][1]
-    clip = app.cut_segment(record, 1, 1, tmp_path / "clips")
+    clip = app.cut_for_player(record, 1, 1, tmp_path / "clips")
     assert probe(clip).duration_seconds == pytest.approx(segment["end"] - segment["start"], abs=0.11)
 
 
@@ -186,7 +186,7 @@ def open_page(browser):
     def open_page(demo, library=None):
         demos.append(demo)
         page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.goto(app.start(demo, library))
+        page.goto(app.start_app(demo, library))
         return page
 
     yield open_page

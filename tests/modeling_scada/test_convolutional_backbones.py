@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel
@@ -214,9 +213,9 @@ def test_a_pretrained_backbone_is_one_of_a_model(tmp_path, tiny_config):
     """The script on a few clips; the batch norms that it trained are frozen in what it saves."""
     root = Path(__file__).resolve().parents[2]
     config = json.dumps({"model_type": "i3d", "image_size": 32, "base_channels": 4, "freeze_batch_norm": False})
-    command = [sys.executable, str(root / "scripts" / "pretrain_backbone.py"), "--output_dir", str(tmp_path / "i3d")]
+    command = [root / "scripts" / "pretrain_backbone.py", "--output_dir", tmp_path / "i3d"]
     command += ["--config", config, "--num_videos", "5", "--num_steps", "2", "--batch_size", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    done = run_python(command, env=os.environ | {"PYTHONPATH": str(root)})
     assert done.returncode == 0, done.stderr
     text_encoder = AutoModel.from_config(tiny_config.text_config)
     model = ScadaForTemporalGrounding.from_backbones(tmp_path / "i3d", text_encoder)

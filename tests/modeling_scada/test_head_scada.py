@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_scada import ScadaConfig
+from modeling_scada.backbone_scada import spatial_mean_pool
 from modeling_scada.head_scada import (
     LocalizationHead,
     ProposalFeatures,
@@ -17,7 +18,6 @@ from modeling_scada.head_scada import (
     decode_offsets,
     resample,
     sample_proposals,
-    spatial_mean_pool,
 )
 
 

@@ -4,12 +4,11 @@ import copy
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, AutoModel, DistilBertModel, VideoMAEForVideoClassification, VideoMAEModel
 
@@ -216,9 +215,7 @@ def test_a_saved_model_gives_equal_outputs_in_another_process(tiny_model, tiny_b
     )
     arguments = [str(saved), str(tmp_path / "batch.pt"), str(tmp_path / "result.pt")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = run_python(["-c", code, *arguments], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     result, expected = torch.load(tmp_path / "result.pt"), run(tiny_model, tiny_batch)
     assert_close(result["logits"], expected.logits)

@@ -7,7 +7,7 @@ import test_adapter_scada
 import test_video_features_scada
 import torch
 from peft import PeftModel
-from test_adapter_scada import base_of, finish, in_another_process, run, without_labels
+from test_adapter_scada import base_of, run, run_code, without_labels
 from test_video_features_scada import each_mode, encode
 
 from modeling_scada import ScadaConfig, ScadaForTemporalGrounding
@@ -145,7 +145,7 @@ def test_saved_with_an_adapter(make_tuned, tiny_batch, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     base_of(model).save_base_model(tmp_path / "base")
     torch.save((without_labels(tiny_batch), proposals, sentences), tmp_path / "expected.pt")
-    finish(in_another_process(SAVED, tmp_path, cwd=tmp_path))
+    run_code(SAVED, tmp_path, cwd=tmp_path)
 
 
 def test_a_model_without_the_branch(tiny_batch, tmp_path):

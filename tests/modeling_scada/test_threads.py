@@ -27,12 +27,11 @@ from test_adapter_scada import (
     assert_equal_outputs,
     base_of,
     enable_checkpointing,
-    finish,
-    in_another_process,
     layers_of,
     many_sentences,
     plain_layers_of,
     run,
+    run_ranks,
     sentences_of,
     train_in_some_way,
     without_labels,
@@ -540,13 +539,8 @@ def test_two_processes_average_their_gradients_beside_threads(make_model, adapt,
     torch.save(batches, tmp_path / "batches.pt")
     for rank, half in enumerate(halves):
         torch.save({name: tensor.clone() for name, tensor in half.items()}, tmp_path / f"batch{rank}.pt")
-    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        in_another_process(PARALLEL, rank, tmp_path, cwd=tmp_path, environment=environment) for rank in range(2)
-    ]
+    run_ranks(PARALLEL, tmp_path)
     separate = [test_adapter_scada.gradients(model, half, seed) for seed, half in enumerate(halves)]
-    for process in processes:
-        finish(process)
     expected = {name: (separate[0][name] + separate[1][name]) / 2 for name in separate[0]}
     found = sorted(tmp_path.glob("gradients_*.pt"))
     assert len(found) == 2 * (3 + 2)

@@ -10,7 +10,7 @@ import test_backbones
 import test_convolutional_backbones
 import torch
 from peft import LoraConfig, get_peft_model
-from test_adapter_scada import finish, in_another_process, run, without_labels
+from test_adapter_scada import run, run_code, without_labels
 
 from modeling_scada import ScadaAdapterConfig, ScadaConfig, ScadaForTemporalGrounding, ScadaVideoFeatures
 from modeling_scada.adapter_scada import LAYER_LISTS
@@ -254,7 +254,7 @@ def test_from_a_file_in_a_fresh_process(make_model, make_tuned, tiny_batch, tmp_
     encode(model, batch).save(tmp_path / "features.safetensors")
     torch.save({name: tensor for name, tensor in batch.items() if "pixel" not in name}, tmp_path / "batch.pt")
     folder = tmp_path / ("base" if CONFIGS[mode] is None else "adapter")
-    finish(in_another_process(IN_ANOTHER_PROCESS, tmp_path, folder, cwd=tmp_path))
+    run_code(IN_ANOTHER_PROCESS, tmp_path, folder, cwd=tmp_path)
     found = torch.load(tmp_path / "outputs.pt")
     expected = run(model, batch)
     for name, actual in found.items():

@@ -11,11 +11,11 @@ import test_adapter_scada
 import test_video_features_scada
 import torch
 from peft import get_peft_model
-from test_adapter_scada import finish, in_another_process
+from test_adapter_scada import run_code
 from transformers import pipeline
 
 from modeling_scada import EncodedVideo, ScadaAdapterConfig, ScadaProcessor, ScadaVideoProcessor, Timeline
-from processing.encoded_video import hash_weights, weights_signature
+from processing.fingerprint import hash_weights, weights_signature
 
 
 # fixtures
@@ -97,7 +97,7 @@ from modeling_scada import EncodedVideo
 pipe = pipeline("temporal-grounding", model="model")
 json.dump(pipe(EncodedVideo.load("video.safetensors"), ["a cat", "the dog runs away."]), open("found.json", "w"))
 """
-    finish(in_another_process(code, cwd=tmp_path))
+    run_code(code, cwd=tmp_path)
     assert_same(json.loads((tmp_path / "found.json").read_text()), pipe(clip, SENTENCES))
 
 

@@ -1,10 +1,9 @@
 """Modules that moved can be imported under their old names for a release, with a warning."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
+from fresh_process import run_python
 
 from processing.moved import MOVED
 
@@ -30,7 +29,5 @@ def test_an_unknown_name():
 def test_warnings_name_the_line_that_imports():
     code = "import warnings; warnings.simplefilter('error')\ntry:\n    from processing.collator import {}\n"
     code += "except FutureWarning as warning:\n    print(warning)"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format("TemporalGroundingCollator")], capture_output=True, text=True, timeout=120
-    )
+    done = run_python(["-c", code.format("TemporalGroundingCollator")])
     assert "import it from there" in done.stdout, done.stderr

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import code_image
+from fresh_process import run_python
 from torch.utils.data import Dataset, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -843,8 +844,8 @@ def test_save_and_load(blocked, pipe, clip, tmp_path):
     assert loaded(clip, SENTENCES) == expected
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(folder), str(clip), json.dumps(SENTENCES), blocked]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = ["-c", IN_A_FRESH_PROCESS, folder, clip, json.dumps(SENTENCES), blocked]
+    process = run_python(command, tmp_path, environment)
     assert process.returncode == 0, process.stderr
     shape, found = json.loads(process.stdout.splitlines()[-1])
     assert shape == [1, 16, 3, 32, 32]

@@ -2,14 +2,13 @@ import json
 import math
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from fresh_process import run_python
 from transformers import AutoProcessor
 
 from modeling_scada import ScadaProcessor, ScadaVideoProcessor, Timeline, VideoReadError
@@ -417,8 +416,8 @@ def test_save_and_load(clip, tiny_tokenizer, tmp_path):
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LOAD_AND_RUN, str(folder), str(clip), str(tmp_path / "batch.pickle")]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    done = run_python(["-c", LOAD_AND_RUN, folder, clip, tmp_path / "batch.pickle"], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
     class_name, arrays = pickle.loads((tmp_path / "batch.pickle").read_bytes())
     assert class_name == "ScadaProcessor" and set(arrays) == set(expected)
     for name, array in arrays.items():

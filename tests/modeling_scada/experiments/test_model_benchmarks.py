@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import av
 import pytest
 import torch
+from fresh_process import run_python
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -123,7 +123,7 @@ def test_the_table_is_relative_to_full_and_names_what_did_not_fit():
             ("scada_outer", 14_000_000, {1: 2**30, 4: 2**31, 8: 2**32}, 2.0),
         )
     ]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script.markdown_table(rows).split("\n")]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script.tuning_table(rows).split("\n")]
     full, outer = (dict(zip(lines[0], line, strict=True)) for line in lines[2:])
     assert lines[0][:2] == ["size", "mode"] and not any("peak" in title for title in lines[0])
     assert full["saved activations, GiB: 1 / 4 / 8 sentences"] == "16.000 / 16.000 / out of memory"
@@ -244,9 +244,10 @@ def test_the_pipeline_is_compared_video_by_video(plain, videos, monkeypatch, one
 
 
 def run_small(output_dir, *parts):
-    command = [sys.executable, "scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", str(output_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # See `one_thread`.
-    subprocess.run([*command, "--parts", *parts], cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    command = ["scripts/benchmark.py", "--small", "--repeats", "1", "--output_dir", output_dir]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}  # See `one_thread`.
+    done = run_python([*command, "--parts", *parts], REPOSITORY, environment)
+    assert done.returncode == 0, done.stderr
     return json.loads((output_dir / "benchmark.json").read_text())
 
 

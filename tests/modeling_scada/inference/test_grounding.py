@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_process import run_python
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
@@ -137,20 +138,11 @@ def test_times(seconds, short, long):
 
 def test_as_a_command(model, clip, tmp_path):
     """Only JSON on stdout; and when something cannot be written afterwards, one line on stderr and the exit code."""
-    command = [
-        sys.executable,
-        "-m",
-        "processing.commands",
-        "ground",
-        "clip.xyz",
-        "it\u2019s a door",
-        "--model",
-        "model",
-    ]
+    command = ["-m", "processing.commands", "ground", "clip.xyz", "it\u2019s a door", "--model", "model"]
     command += ["--json", "--cut", "clips"]
     clip.rename(tmp_path / "clip.xyz")  # of no container that can be written
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    done = run_python(command, tmp_path, environment)
     record = json.loads(done.stdout)
     assert (record["video"], record["model"], len(record["results"])) == ("clip.xyz", "model", 1)
     assert record["results"][0]["sentence"] == "it\u2019s a door" and len(record["results"][0]["segments"]) == 5

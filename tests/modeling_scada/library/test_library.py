@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pytest
 import torch
-from test_adapter_scada import in_another_process
+from test_adapter_scada import run_code
 from test_trainer_arguments import run_in_two_processes
 from transformers import pipeline
 
@@ -521,9 +521,8 @@ def test_killed_in_the_middle(make_pipe, folder, tmp_path, calls, name):
     """Before a file is on the disk, before it has its name, and after; a run later, the rows are those of one run."""
     pipe = make_pipe(retrieval_dim=8)
     pipe.save_pretrained(tmp_path / "model")
-    process = in_another_process(KILLED, tmp_path / "model", folder, tmp_path / "index", calls, name, cwd=tmp_path)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    arguments = (tmp_path / "model", folder, tmp_path / "index", calls, name)
+    run_code(KILLED, *arguments, cwd=tmp_path, status=-signal.SIGKILL)
     there = {row[0] for row in rows_of(tmp_path / "index")}
     assert there < set(VIDEOS)
     (folder / "0.mp4").unlink()  # what is gone goes, too
@@ -593,10 +592,8 @@ def test_a_worker_of_ray_is_killed(make_pipe, folder, tmp_path):
     shutil.copy(folder / "0.mp4", folder / "deadly.mp4")
     started, retried = tmp_path / "started", tmp_path / "retried"
     arguments = (tmp_path / "model", folder, index, started, retried)
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = in_another_process(ON_RAY, *arguments, cwd=tmp_path, environment=environment)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and retried.exists(), output
+    output = run_code(ON_RAY, *arguments, cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    assert retried.exists(), output
     (said,) = re.findall("^report (.*)$", output, flags=re.MULTILINE)
     report = json.loads(said)
     reasons = {video["video"]: video["reason"] for video in report.pop("broken")}

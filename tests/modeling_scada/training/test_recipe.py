@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fresh_process import run_python
 from safetensors.torch import load_file
 from transformers import EvalPrediction, HfArgumentParser, TrainerCallback, pipeline, set_seed
 
@@ -72,8 +73,7 @@ def parts(names: set[str]) -> set[str]:
 def run_script(recipe: dict, path: Path) -> None:
     """The script with a recipe as its single argument, in a process of its own."""
     path.write_text(json.dumps(recipe))
-    command = [sys.executable, str(REPOSITORY / "scripts" / "run_temporal_grounding.py"), str(path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = run_python([REPOSITORY / "scripts" / "run_temporal_grounding.py", path], REPOSITORY)
     assert done.returncode == 0, done.stderr
 
 
@@ -336,8 +336,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(long_recipe, tmp_path, what,
     run(*parse(long_recipe))
     killed = long_recipe | {"output_dir": str(tmp_path / "killed")}
     (tmp_path / "killed.json").write_text(json.dumps(killed))
-    command = [sys.executable, "-c", KILLED_RUN, what, str(step), str(tmp_path / "killed.json")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = run_python(["-c", KILLED_RUN, what, str(step), tmp_path / "killed.json"], REPOSITORY)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "killed" / "eval_results.json").exists()
     if what == "checkpoint":
@@ -688,11 +687,6 @@ def test_a_real_video_is_learnt_and_the_saved_folder_finds_the_same_segments(fix
         "folder, video, sentences = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]); "
         "pipe = pipeline('temporal-grounding', model=folder, device='cpu'); print(json.dumps(pipe(video, sentences)))"
     )
-    fresh = subprocess.run(
-        [sys.executable, "-c", code, recipe["output_dir"], video, json.dumps(row["sentences"])],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    fresh = run_python(["-c", code, recipe["output_dir"], video, json.dumps(row["sentences"])], REPOSITORY)
+    assert fresh.returncode == 0, fresh.stderr
     assert json.loads(fresh.stdout.splitlines()[-1]) == found
