@@ -42,7 +42,7 @@ _LAZY = {
     "TemporalGroundingCollator": "processing.data.collator",
     "TemporalGroundingTrainer": "modeling_scada.training.trainer",
     "TemporalGroundingTrainingArguments": "modeling_scada.training.trainer",
-    "TuningArguments": "processing.arguments",
+    "TuningArguments": "processing.recipe_arguments",
     "compute_metrics": "modeling_scada.training.trainer",
     "index_videos": "modeling_scada.library.index",
     "index_videos_on_ray": "modeling_scada.library.on_ray",

@@ -68,7 +68,7 @@ def _split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def ground_video(
+def run_ground_tab(
     pipe: TemporalGroundingPipeline,
     path: str | None,
     text: str,
@@ -106,7 +106,7 @@ def ground_video(
     return {"video": path, "duration": encoded.timelines[-1].end_seconds, "results": results}, cache
 
 
-def search_sentences(
+def run_search_tab(
     pipe: TemporalGroundingPipeline,
     library: Library,
     text: str,
@@ -161,7 +161,7 @@ def cut_for_player(record: dict[str, Any], number: int, rank: int, folder: Path)
     Cut a segment out of its video, exactly from its start to its end.
 
     Args:
-        record (`dict`): Record of [`ground_video`] or [`search_sentences`].
+        record (`dict`): Record of [`run_ground_tab`] or [`run_search_tab`].
         number (`int`): Index of the sentence, from 0.
         rank (`int`): Index of the segment, from 0.
         folder (`Path`): Folder for the clip.
@@ -222,8 +222,8 @@ def make_app(
 
         def compute_results() -> tuple:
             if library is not None and in_index:
-                return show_results(search_sentences(pipe, library, text, top_k, nms, show_share), min_score), cache
-            record, new_cache = ground_video(pipe, path, text, top_k, cache, nms, show_share)
+                return show_results(run_search_tab(pipe, library, text, top_k, nms, show_share), min_score), cache
+            record, new_cache = run_ground_tab(pipe, path, text, top_k, cache, nms, show_share)
             return show_results(record, min_score), new_cache
 
         show_share(0.0)

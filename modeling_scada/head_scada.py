@@ -213,29 +213,7 @@ def gather_proposals(values: torch.Tensor, indices: torch.Tensor) -> torch.Tenso
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def add_outer_features(features: torch.Tensor, outer_features: list[torch.Tensor | None]) -> torch.Tensor:
-    """
-    Add the features of outer branches to the snippet features.
-
-    Args:
-        features (`torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`): Snippet features.
-        outer_features (`list[torch.Tensor | None]`): Features of each outer branch, of shape `(Q, N_i, C)`. All areas
-            receive the same features. Features with a higher temporal resolution, from convolutional stages, are
-            averaged over time.
-
-    Returns:
-        `torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`: Sum of all features.
-    """
-    for branch_features in outer_features:
-        if branch_features is not None:
-            if branch_features.shape[1] != features.shape[1]:
-                branch_features = F.adaptive_avg_pool1d(branch_features.mT, features.shape[1]).mT
-            spatial_pool_size = features.shape[2] // branch_features.shape[2]
-            features = features + branch_features.to(features.dtype).repeat(1, 1, spatial_pool_size)
-    return features
-
-
-def resample(features: torch.Tensor, grid_size: int) -> torch.Tensor:
+def resample_to_grid(features: torch.Tensor, grid_size: int) -> torch.Tensor:
     """Resample `(Q, N, C)` to `(Q, S, C)`, by averaging if `N > S` and by linear interpolation if `N < S`."""
     if features.shape[1] == grid_size:
         return features
@@ -361,7 +339,7 @@ class RetrievalBranch(nn.Module):
         features = features.to(self.norm.weight.dtype)
         if self.subtract_video_mean:
             features = features - features.mean(1, keepdim=True)
-        features = self.projection(resample(self.norm(features), self.grid_size))
+        features = self.projection(resample_to_grid(self.norm(features), self.grid_size))
         recurrent = self.lstm(features)
         features = F.relu(self.neck_out(torch.cat([features, recurrent], dim=-1)))
         return F.normalize(self.proposal_out(F.relu(self.proposal_features(features, proposals_grid))), dim=-1)
@@ -454,9 +432,9 @@ class LocalizationHead(nn.Module):
         # Projection and resampling commute, because both are linear and interpolation weights sum to one. Project the
         # shorter sequence.
         if features.shape[1] < self.config.grid_size:
-            features = resample(self.projection(features), self.config.grid_size)
+            features = resample_to_grid(self.projection(features), self.config.grid_size)
         else:
-            features = self.projection(resample(features, self.config.grid_size))
+            features = self.projection(resample_to_grid(features, self.config.grid_size))
         features = self.projection_scale(features, sentence)
         recurrent = self.lstm(features)
         direct = self.neck_conv(features.transpose(1, 2)).transpose(1, 2)

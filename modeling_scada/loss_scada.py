@@ -9,8 +9,8 @@ Two ranking terms extend the losses of the paper, both [D]. In the balanced clas
 the event of another sentence, has the same weight as each of hundreds of easy negatives. The ranking terms emphasize
 hard negatives:
 
-- [`listwise_loss`] contrasts the proposals of a sentence.
-- [`matching_loss`] contrasts the sentences and segments of a video.
+- [`_listwise_loss`] contrasts the proposals of a sentence.
+- [`_matching_loss`] contrasts the sentences and segments of a video.
 
 [`retrieval_loss`] trains the retrieval branch, which searches many videos.
 """
@@ -58,7 +58,7 @@ def temporal_iou(proposals_grid: torch.Tensor, targets_grid: torch.Tensor) -> to
     return intersection / (lengths - intersection).clamp_min(torch.finfo(intersection.dtype).tiny)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean of `values` over the last dimension where `mask` is `True`, or 0 for an empty mask."""
     mask = mask.to(values.dtype)
     return (values * mask).sum(-1) / mask.sum(-1).clamp_min(1)
@@ -81,7 +81,7 @@ def above_or_best(iou: torch.Tensor, threshold: float) -> torch.Tensor:
     return (iou > threshold) | ((best <= threshold) & (iou == best) & (best > 0))
 
 
-def balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+def _balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """
     Compute binary cross-entropy with equal weight for the positives and the negatives of each row.
 
@@ -93,7 +93,7 @@ def balanced_bce(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(...)`: Half the mean over the positives plus half the mean over the negatives.
     """
     loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
-    return (masked_mean(loss, positive) + masked_mean(loss, ~positive)) / 2
+    return (_masked_mean(loss, positive) + _masked_mean(loss, ~positive)) / 2
 
 
 def boundary_loss(
@@ -115,7 +115,7 @@ def boundary_loss(
     radius_grid = (BOUNDARY_RADIUS * lengths_grid).clamp_min(1)[..., None, None]
     near = (centers_grid[:, None] - targets_grid[:, :, None]).abs() <= radius_grid  # (Q, K, S, 2)
     positive = (near & target_mask[..., None, None]).any(1)
-    return balanced_bce(boundary_logits.transpose(1, 2), positive.transpose(1, 2)).mean(-1)
+    return _balanced_bce(boundary_logits.transpose(1, 2), positive.transpose(1, 2)).mean(-1)
 
 
 def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def iou_classification_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Te
     Returns:
         `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
-    return balanced_bce(logits, above_or_best(iou, POSITIVE_IOU))
+    return _balanced_bce(logits, above_or_best(iou, POSITIVE_IOU))
 
 
 def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ def iou_regression_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor
     high, low = iou > 0.7, iou < 0.3
     bins = [high, ~high & ~low, low]
     present = torch.stack([rows.any(-1) for rows in bins]).sum(0)
-    return torch.stack([masked_mean(error, rows) for rows in bins]).sum(0) / present
+    return torch.stack([_masked_mean(error, rows) for rows in bins]).sum(0) / present
 
 
 def offset_loss(
@@ -180,10 +180,10 @@ def offset_loss(
         dim=-1,
     )
     error = F.smooth_l1_loss(offsets, expected / length, reduction="none").mean(-1)
-    return masked_mean(error, above_or_best(iou, OFFSET_IOU))
+    return _masked_mean(error, above_or_best(iou, OFFSET_IOU))
 
 
-def multi_positive_cross_entropy(
+def _multi_positive_cross_entropy(
     logits: torch.Tensor, positive: torch.Tensor, candidates: torch.Tensor
 ) -> torch.Tensor:
     """
@@ -204,7 +204,7 @@ def multi_positive_cross_entropy(
     return torch.where(positive.any(-1), loss, 0)
 
 
-def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
+def _listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     """
     Compute softmax cross-entropy over the proposals of each sentence. [D]
 
@@ -217,12 +217,12 @@ def listwise_loss(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
-    return multi_positive_cross_entropy(
+    return _multi_positive_cross_entropy(
         logits, above_or_best(iou, LISTWISE_IOU), torch.ones_like(iou, dtype=torch.bool)
     )
 
 
-def competing_segments(
+def _competing_segments(
     targets_grid: torch.Tensor, target_mask: torch.Tensor, video_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
@@ -251,7 +251,7 @@ def competing_segments(
     return is_own & is_target, target_mask.any(-1)[:, None] & is_target & ~(is_own | is_same), same_video
 
 
-def matching_loss(
+def _matching_loss(
     logits: torch.Tensor,
     iou: torch.Tensor,
     targets_grid: torch.Tensor,
@@ -277,11 +277,11 @@ def matching_loss(
         `torch.Tensor` of shape `(Q,)`: Loss per sentence.
     """
     segment_logits = logits[:, iou.argmax(1).flatten()]  # (Q, Q * K)
-    positive, negative, same_video = competing_segments(targets_grid, target_mask, video_index)
+    positive, negative, same_video = _competing_segments(targets_grid, target_mask, video_index)
     candidates = positive | (negative & same_video)
-    rows = multi_positive_cross_entropy(segment_logits, positive, candidates)
-    columns = multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
-    return (rows + masked_mean(columns, target_mask)) / 2
+    rows = _multi_positive_cross_entropy(segment_logits, positive, candidates)
+    columns = _multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
+    return (rows + _masked_mean(columns, target_mask)) / 2
 
 
 def retrieval_loss(
@@ -297,8 +297,8 @@ def retrieval_loss(
     Compute the cross-entropy of matching sentences and proposals across all videos of the batch. [D]
 
     The logits are cosine similarities divided by 0.1. For each sentence, the loss contrasts the proposals of all
-    videos, with positives as in [`listwise_loss`]. For each segment, it contrasts the sentences at the nearest
-    proposal, as in [`matching_loss`]. Videos queried with the same text are not negatives.
+    videos, with positives as in [`_listwise_loss`]. For each segment, it contrasts the sentences at the nearest
+    proposal, as in [`_matching_loss`]. Videos queried with the same text are not negatives.
 
     Args:
         proposal_embeds (`torch.Tensor` of shape `(B, P, E)`): Proposal embeddings with norm 1.
@@ -319,14 +319,14 @@ def retrieval_loss(
     has_same_text = (same_text.to(logits) @ is_own_video.to(logits)) > 0  # (Q, B)
     positive = is_own_video[..., None] & above_or_best(all_ious.amax(-1), LISTWISE_IOU)[:, None]
     candidates = (is_own_video | ~has_same_text)[..., None].expand_as(positive)
-    rows = multi_positive_cross_entropy(logits.flatten(1), positive.flatten(1), candidates.flatten(1))
+    rows = _multi_positive_cross_entropy(logits.flatten(1), positive.flatten(1), candidates.flatten(1))
 
     segment_video = video_index.repeat_interleave(target_mask.shape[1])
     segment_logits = logits[:, segment_video, all_ious.argmax(1).flatten()]  # (Q, Q * K)
-    positive, negative, _ = competing_segments(targets_grid, target_mask, video_index)
+    positive, negative, _ = _competing_segments(targets_grid, target_mask, video_index)
     candidates = positive | (negative & ~same_text.repeat_interleave(target_mask.shape[1], dim=1))
-    columns = multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
-    return masked_mean((rows + masked_mean(columns, target_mask)) / 2, target_mask.any(-1))
+    columns = _multi_positive_cross_entropy(segment_logits.T, positive.T, candidates.T).view(target_mask.shape)
+    return _masked_mean((rows + _masked_mean(columns, target_mask)) / 2, target_mask.any(-1))
 
 
 def temporal_grounding_loss(
@@ -368,7 +368,8 @@ def temporal_grounding_loss(
     has_target = target_mask.any(-1)
     has_label = has_target | (labels[..., 0] == ABSENT_LABEL).any(-1)
     return {
-        name: masked_mean(values, has_target if name == "loss_offset" else has_label) for name, values in terms.items()
+        name: _masked_mean(values, has_target if name == "loss_offset" else has_label)
+        for name, values in terms.items()
     }
 
 
@@ -396,11 +397,11 @@ def ranking_loss(
     targets_grid, target_mask, all_ious = _targets(labels, proposals_grid.float(), grid_size)
     logits = logits.float()
     terms = {
-        "loss_listwise": listwise_loss(logits, all_ious.amax(-1)),
-        "loss_matching": matching_loss(logits, all_ious, targets_grid, target_mask, video_index),
+        "loss_listwise": _listwise_loss(logits, all_ious.amax(-1)),
+        "loss_matching": _matching_loss(logits, all_ious, targets_grid, target_mask, video_index),
     }
     has_target = target_mask.any(-1)
-    return {name: masked_mean(values, has_target) for name, values in terms.items()}
+    return {name: _masked_mean(values, has_target) for name, values in terms.items()}
 
 
 def _targets(

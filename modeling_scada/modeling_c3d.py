@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_c3d import C3DConfig
-from .modeling_stages import StagesModel
+from .modeling_convolutional_stages import StagesModel
 
 
 # Names of the convolutions and the pooling layer of each stage, as in the original.

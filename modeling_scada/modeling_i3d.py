@@ -7,7 +7,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_i3d import MIXED_WIDTHS, STEM_WIDTHS, I3DConfig
-from .modeling_stages import StagesModel
+from .modeling_convolutional_stages import StagesModel
 
 
 # Pooling layer with its kernel and stride, and the following blocks, of each stage after the stem.

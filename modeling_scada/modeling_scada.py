@@ -30,7 +30,6 @@ from .configuration_scada import ScadaConfig
 from .head_scada import (
     HeadOutput,
     LocalizationHead,
-    add_outer_features,
     all_proposals,
     best_proposals,
     decode_offsets,
@@ -231,6 +230,28 @@ def _without_pooler(text_encoder: Any) -> Any:
     if getattr(text_encoder, "pooler", None) is not None:
         text_encoder.pooler = None
     return text_encoder
+
+
+def add_outer_features(features: torch.Tensor, outer_features: list[torch.Tensor | None]) -> torch.Tensor:
+    """
+    Add the features of outer branches to the snippet features.
+
+    Args:
+        features (`torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`): Snippet features.
+        outer_features (`list[torch.Tensor | None]`): Features of each outer branch, of shape `(Q, N_i, C)`. All areas
+            receive the same features. Features with a higher temporal resolution, from convolutional stages, are
+            averaged over time.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, N, spatial_pool_size² C)`: Sum of all features.
+    """
+    for branch_features in outer_features:
+        if branch_features is not None:
+            if branch_features.shape[1] != features.shape[1]:
+                branch_features = F.adaptive_avg_pool1d(branch_features.mT, features.shape[1]).mT
+            spatial_pool_size = features.shape[2] // branch_features.shape[2]
+            features = features + branch_features.to(features.dtype).repeat(1, 1, spatial_pool_size)
+    return features
 
 
 class ScadaModel(ScadaPreTrainedModel):

@@ -23,7 +23,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "processing.collator": ("processing.data.collator",),
     "processing.command_line": (
         "processing.commands.main",
-        "processing.commands.arguments",
+        "processing.commands.shared",
         "processing.commands.grounding",
         "processing.commands.library",
         "processing.commands.app",
@@ -51,7 +51,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "processing.moving_shapes": ("processing.data.moving_shapes",),
     "processing.provenance": ("processing.results.provenance",),
     "processing.publishing": ("modeling_scada.training.publishing",),
-    "processing.recipe_arguments": ("processing.arguments",),
+    "processing.arguments": ("processing.recipe_arguments",),
     "processing.result_folder": ("processing.results.folder",),
     "processing.result_page": ("processing.results.page",),
     "processing.result_picture": ("processing.results.picture",),

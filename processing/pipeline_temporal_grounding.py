@@ -405,7 +405,7 @@ class TemporalGroundingPipeline(Pipeline):
         model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
         if has_adapter:
-            set_base_model(save_directory, str(save_directory))
+            write_base_model_name(save_directory, str(save_directory))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:  # type: ignore[override]
         """
@@ -424,11 +424,11 @@ class TemporalGroundingPipeline(Pipeline):
             self.save_pretrained(folder)
             (Path(folder) / "README.md").unlink(missing_ok=True)  # written by peft, with paths of this machine
             if (Path(folder) / ADAPTER_CONFIG).exists():
-                set_base_model(folder, repo_id)
+                write_base_model_name(folder, repo_id)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
 
 
-def set_base_model(folder: str | PathLike, name_or_path: str) -> None:
+def write_base_model_name(folder: str | PathLike, name_or_path: str) -> None:
     """Set the base model in the configuration of a saved adapter."""
     path = Path(folder) / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name_or_path}

@@ -62,7 +62,7 @@ from modeling_scada.experiments.input_benchmarks import (
     SMALL_VIDEOS,
     VIDEOS,
     benchmark_input_pipeline,
-    make_videos,
+    make_benchmark_videos,
     pipeline_table,
 )
 from modeling_scada.experiments.measuring import cpu_name
@@ -77,7 +77,7 @@ from modeling_scada.experiments.model_benchmarks import (
     benchmark_graph,
     benchmark_mode,
     benchmark_proposal_features,
-    make_batch,
+    make_benchmark_batch,
     model_config,
     tuning_table,
 )
@@ -141,7 +141,7 @@ def main() -> None:
         rows = results["tuning"] = []
         for size in sizes_to_run:
             plain = ScadaForTemporalGrounding(model_config(size))
-            batch = make_batch(args.num_frames, plain.config.video_config.image_size)
+            batch = make_benchmark_batch(args.num_frames, plain.config.video_config.image_size)
             for mode in args.modes:
                 progress.set_postfix_str(f"{size}, {mode}")
                 row = {"size": size, "mode": mode}
@@ -153,7 +153,7 @@ def main() -> None:
         for size in sizes_to_run:
             progress.set_postfix_str(f"{size}, backbone")
             plain = ScadaForTemporalGrounding(model_config(size)).eval()
-            pixels = make_batch(args.num_frames, plain.config.video_config.image_size)["pixel_values_videos"]
+            pixels = make_benchmark_batch(args.num_frames, plain.config.video_config.image_size)["pixel_values_videos"]
             rows.append({"size": size} | benchmark_backbone(plain, pixels, args.repeats))
             save()
         print(backbone_table(rows))
@@ -162,7 +162,7 @@ def main() -> None:
         for size in sizes_to_run:
             progress.set_postfix_str(f"{size}, graph")
             plain = ScadaForTemporalGrounding(model_config(size))
-            batch = make_batch(args.num_frames, plain.config.video_config.image_size)
+            batch = make_benchmark_batch(args.num_frames, plain.config.video_config.image_size)
             rows.append({"size": size} | benchmark_graph(plain, batch, args.repeats))
             save()
         print(json.dumps(rows, indent=2))
@@ -171,7 +171,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             progress.set_postfix_str("generating videos")
             shape = SMALL_VIDEOS if args.small else VIDEOS
-            videos, facts = make_videos(Path(folder), **shape, seed=args.seed)
+            videos, facts = make_benchmark_videos(Path(folder), **shape, seed=args.seed)
             results["input_pipeline"] = facts | {"rows": rows}
             for size in sizes_to_run:
                 progress.set_postfix_str(f"{size}, input pipeline")

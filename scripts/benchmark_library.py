@@ -42,7 +42,7 @@ from modeling_scada.experiments.library_benchmarks import (
 )
 from modeling_scada.experiments.measuring import cpu_name
 from modeling_scada.experiments.model_benchmarks import DEVICE, SIZES
-from modeling_scada.inference.grounding import load_pipeline
+from modeling_scada.inference.loading import load_pipeline
 from modeling_scada.library.index import index_videos
 from processing.results.provenance import get_commit
 

@@ -51,8 +51,8 @@ from transformers.video_utils import read_video_pyav
 
 from modeling_scada.experiments.measuring import cpu_name, median_seconds
 from modeling_scada.experiments.tables import to_markdown
-from processing.data.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_video
-from processing.results.provenance import append_row, get_commit, read_rows
+from processing.data.synthetic_videos import BITS_PER_PIXEL, draw_frames, write_synthetic_video
+from processing.results.provenance import append_jsonl_row, get_commit, read_jsonl_rows
 from processing.video_io import SCALING_FLAGS, read_frames, resize_frames
 
 
@@ -154,7 +154,7 @@ def encode(cell: Cell, num_frames: int, path: Path, seed: int) -> None:
     last = NUM_PICTURES - 1
     frames = (draw_number(pictures[last - abs(k % (2 * last) - last)], k) for k in range(num_frames))
     bit_rate = int(BITS_PER_PIXEL * FPS * cell.height * cell.width)
-    write_video(path, frames, FPS, encoder, options | {"g": str(cell.key_frame_distance)}, bit_rate)
+    write_synthetic_video(path, frames, FPS, encoder, options | {"g": str(cell.key_frame_distance)}, bit_rate)
 
 
 def make_video(cell: Cell, folder: Path, seed: int) -> Path:
@@ -445,15 +445,15 @@ def main() -> None:
     print(json.dumps(record))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results_path = args.output_dir / "results.jsonl"
-    done = {(row["cell"], row["seed"]) for row in read_rows(results_path)}
+    done = {(row["cell"], row["seed"]) for row in read_jsonl_rows(results_path)}
     progress = tqdm([cell for cell in cells if (cell.name, args.seed) not in done], desc="cells")
     for cell in progress:
         progress.set_postfix_str(cell.name)
         path = make_video(cell, args.output_dir / "videos", args.seed)
         results = measure_cell(cell, path, readers_for(cell, peers), args.repeats)
         date = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-        append_row(results_path, {"cell": cell.name} | asdict(cell) | {"readers": results} | record | date)
-    table = markdown_table([row for row in read_rows(results_path) if row["seed"] == args.seed])
+        append_jsonl_row(results_path, {"cell": cell.name} | asdict(cell) | {"readers": results} | record | date)
+    table = markdown_table([row for row in read_jsonl_rows(results_path) if row["seed"] == args.seed])
     (args.output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from datasets import load_from_disk
 
-from modeling_scada.inference.grounding import find_segments, load_pipeline
+from modeling_scada.inference.grounding import find_segments
+from modeling_scada.inference.loading import load_pipeline
 from processing.data.moving_shapes import make_moving_shapes
 from processing.results.page import write_page
 from processing.results.picture import draw

@@ -40,8 +40,8 @@ videos before training.
 import argparse
 import sys
 
-from processing.commands.arguments import run_command
 from processing.commands.data import add_prepare_arguments, prepare
+from processing.commands.shared import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

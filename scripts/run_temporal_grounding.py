@@ -42,8 +42,8 @@ uninterrupted run. Sampled sentences and augmentations of a video depend only on
 
 import sys
 
-from processing.commands.arguments import run_command
 from processing.commands.models import train
+from processing.commands.shared import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ import argparse
 import json
 from pathlib import Path
 
-from modeling_scada.experiments.clip_study import compare_to_frozen, study_clips
+from modeling_scada.experiments.clip_study import study_clips
 from modeling_scada.experiments.study import MODES, mode_arguments
-from modeling_scada.experiments.study_results import as_table, draw_curves, summarise
+from modeling_scada.experiments.study_results import as_table, compare_to_frozen, draw_curves, summarise
 from processing.data.composition import CompositionSettings
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from modeling_scada.app import launch, make_app
-from modeling_scada.inference.grounding import load_pipeline
+from modeling_scada.inference.loading import load_pipeline
 
 
 model = os.environ.get("MODEL") or str(Path(__file__).with_name("model"))

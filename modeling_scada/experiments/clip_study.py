@@ -6,8 +6,6 @@ One group outside the fold serves as the validation set that selects the checkpo
 """
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -20,10 +18,9 @@ from datasets import load_from_disk
 from processing.data.composition import CompositionSettings, compose, read_clip_table
 from processing.metrics import recall_at
 from processing.post_processing import temporal_iou
-from processing.results.provenance import read_rows
+from processing.results.provenance import read_jsonl_rows
 
-from .study import run_study, select
-from .study_results import paired_differences
+from .study import run_study
 
 
 # Number of equal steps of a video where a constant segment may start and end.
@@ -126,30 +123,9 @@ def study_clips(
             video_models = {Path(defaults["video_model"]).name: defaults["video_model"]}
             run_study(recipe, fold_dir, modes, video_models, [], seeds, max_steps, num_workers)
         if (fold_dir / "results.jsonl").exists():
-            fold_rows = read_rows(fold_dir / "results.jsonl")
+            fold_rows = read_jsonl_rows(fold_dir / "results.jsonl")
             rows += [row | {"fold": fold, "test_groups": test_groups} for row in fold_rows]
             rows.append({"mode": "constant", "fold": fold} | constant_baseline(fold_dir / "data"))
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (output_dir / "results.jsonl").write_text(text, encoding="utf-8")
     return rows
-
-
-def compare_to_frozen(rows: list[dict]) -> list[str]:
-    """
-    Compare each mode with the frozen backbone in R@1, IoU=0.5.
-
-    Returns:
-        `list[str]`: One line per mode, with the mean difference, its standard deviation and Student's paired t.
-    """
-    rows = [row for row in rows if row["mode"] != "constant"]
-    lines = []
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        frozen = select(rows, backbone, "frozen", "equal_steps")
-        for mode in dict.fromkeys(row["mode"] for row in rows if row["mode"] != "frozen"):
-            differences = paired_differences(select(rows, backbone, mode, "equal_steps"), frozen)
-            if len(differences) < 2:
-                continue
-            mean, deviation = statistics.mean(differences), statistics.stdev(differences)
-            t = mean / (deviation / math.sqrt(len(differences))) if deviation else math.inf
-            lines.append(f"{mode} - frozen: {mean:+.1f} ± {deviation:.1f} over {len(differences)} pairs, t = {t:.2f}")
-    return lines

@@ -16,11 +16,16 @@ from modeling_scada import (
     ScadaVideoProcessor,
     TemporalGroundingCollator,
 )
-from processing.data.synthetic_videos import BITS_PER_PIXEL, available_encoder, draw_frames, write_video
+from processing.data.synthetic_videos import (
+    BITS_PER_PIXEL,
+    draw_frames,
+    synthetic_video_encoder,
+    write_synthetic_video,
+)
 from processing.results.provenance import REPOSITORY
 
 from .measuring import median_seconds
-from .model_benchmarks import DEVICE, PIPELINE_MODE, prepare_step, to_device
+from .model_benchmarks import DEVICE, PIPELINE_MODE, batch_to_device, prepare_step
 from .tables import format_numbers, to_markdown
 
 
@@ -32,7 +37,7 @@ VIDEOS = {"num_videos": 12, "duration_seconds": 30, "fps": 25, "height": 360, "w
 SMALL_VIDEOS = {"num_videos": 4, "duration_seconds": 2, "fps": 10, "height": 48, "width": 64}
 
 
-def make_videos(
+def make_benchmark_videos(
     folder: Path, num_videos: int, duration_seconds: int, fps: int, height: int, width: int, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
@@ -49,7 +54,7 @@ def make_videos(
     Returns:
         `tuple`: Rows for the collator, with one sentence each, and the facts to record.
     """
-    encoder = available_encoder()
+    encoder = synthetic_video_encoder()
     # One thread and CPU-independent code, because otherwise equal frames give slightly different files.
     x264_options = {"preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
     rows = []
@@ -57,7 +62,7 @@ def make_videos(
         path = folder / f"{index}.mp4"
         frames = draw_frames(np.random.default_rng([seed, index]), duration_seconds * fps, height, width)
         bit_rate = int(BITS_PER_PIXEL * fps * height * width)
-        write_video(path, frames, fps, encoder, x264_options if encoder == "libx264" else {}, bit_rate)
+        write_synthetic_video(path, frames, fps, encoder, x264_options if encoder == "libx264" else {}, bit_rate)
         # Each video has its own pixels and segment, so that batches in another order differ in both.
         start_seconds = duration_seconds * index / (2 * num_videos)
         segment = [start_seconds, start_seconds + duration_seconds / 4]
@@ -128,7 +133,7 @@ def benchmark_input_pipeline(
 
     Args:
         plain (`ScadaForTemporalGrounding`): Model without an adapter, in float32, on the CPU.
-        rows (`list[dict[str, Any]]`): Rows of the videos, see [`make_videos`].
+        rows (`list[dict[str, Any]]`): Rows of the videos, see [`make_benchmark_videos`].
         num_frames (`int`): Number of frames sampled per video.
         repeats (`int`): Number of timed passes over all videos, and of timed steps.
 
@@ -149,7 +154,7 @@ def benchmark_input_pipeline(
         batches[pixels] = check_same_batches(loaders)
         passes |= {(pixels, num_workers): partial(read_all, loader) for num_workers, loader in loaders.items()}
     _, _, step = prepare_step(plain, PIPELINE_MODE)
-    seconds = median_seconds(passes | {"step": partial(step, to_device(batches["uint8"]))}, repeats)
+    seconds = median_seconds(passes | {"step": partial(step, batch_to_device(batches["uint8"]))}, repeats)
     step_seconds = seconds.pop("step")
     figures: dict[str, Any] = {
         "pixel_bytes": {pixels: batch["pixel_values_videos"].nbytes for pixels, batch in batches.items()},

@@ -24,9 +24,9 @@ from ..library.index import HEAD_BATCH_SIZE, find_videos, index_videos
 from ..library.metrics import library_metrics, targets_by_sentence
 from ..library.search import Library, search
 from ..library.storage import read_shard, write_shard
-from .input_benchmarks import SMALL_VIDEOS, VIDEOS, make_videos, read_all
+from .input_benchmarks import SMALL_VIDEOS, VIDEOS, make_benchmark_videos, read_all
 from .measuring import median_seconds
-from .model_benchmarks import DEVICE, apply_tuning_mode, model_config
+from .model_benchmarks import DEVICE, apply_benchmark_mode, model_config
 
 
 SENTENCES = ["the red circle moves left", "the blue square appears"]
@@ -40,7 +40,7 @@ def _random_pipeline(size: str, mode: str, num_frames: int) -> TemporalGrounding
     config: Any = model_config(size)
     image_size = config.video_config.image_size
     video_processor = ScadaVideoProcessor(num_frames=num_frames, size={"height": image_size, "width": image_size})
-    model: Any = apply_tuning_mode(ScadaForTemporalGrounding(config), mode).eval()
+    model: Any = apply_benchmark_mode(ScadaForTemporalGrounding(config), mode).eval()
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     processor = ScadaProcessor(video_processor, AutoTokenizer.from_pretrained(TOKENIZER))
     return pipeline("temporal-grounding", model=model, processor=processor, device=DEVICE)  # type: ignore[call-overload]
@@ -56,7 +56,7 @@ def benchmark_queries(size: str, mode: str, num_frames: int, folder: Path, repea
         the encoded video.
     """
     shape = SMALL_VIDEOS if size == "tiny" else VIDEOS
-    rows, _ = make_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
+    rows, _ = make_benchmark_videos(folder, **shape | {"num_videos": 1}, seed=seed)  # type: ignore[arg-type]
     video = rows[0]["video"]
     pipe = _random_pipeline(size, mode, num_frames)
     encoded = pipe.encode(video)
@@ -86,7 +86,7 @@ def benchmark_long(
     """
     (folder / str(duration_seconds)).mkdir()
     shape = LONG_VIDEO | {"duration_seconds": duration_seconds}
-    rows, _ = make_videos(folder / str(duration_seconds), **shape, seed=seed)
+    rows, _ = make_benchmark_videos(folder / str(duration_seconds), **shape, seed=seed)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         figures = pool.apply(_encode_long, (rows[0]["video"], size, num_frames, window_seconds, repeats))
     return {"size": size, "duration_seconds": duration_seconds, **figures}
@@ -230,9 +230,9 @@ def benchmark_recall(
         (`video_known`); and the metrics of random videos with the best constant segment (`chance`).
     """
     rows = [{**row, "video": str(folder / row["video"])} for row in load_annotations(str(folder), "test")]
-    targets_by_sentence = {sentence: videos for sentence, videos in targets_by_sentence(rows).items() if videos}
-    num_sentences = min(num_sentences, len(targets_by_sentence))
-    sentences = np.random.default_rng(seed).choice(sorted(targets_by_sentence), num_sentences, False).tolist()
+    targets = {sentence: videos for sentence, videos in targets_by_sentence(rows).items() if videos}
+    num_sentences = min(num_sentences, len(targets))
+    sentences = np.random.default_rng(seed).choice(sorted(targets), num_sentences, False).tolist()
     index_videos(folder, pipe, index)
     library = Library(index)
     searches = []
@@ -244,17 +244,17 @@ def benchmark_recall(
         searches.append({"num_candidates": num_candidates, "seconds_a_sentence": seconds, **metrics})
     known = []
     for sentence in sentences:
-        video = next(iter(targets_by_sentence[sentence]))
+        video = next(iter(targets[sentence]))
         segments = [{"video": video, **found} for found in pipe(video, sentence, top_k=10)]  # type: ignore[union-attr]
         known.append({"sentence": sentence, "segments": segments})
     return {
         "windows": len(library.videos),
         "videos": len(set(library.videos)),
         "sentences": len(sentences),
-        "videos_of_a_sentence": float(np.mean([len(targets_by_sentence[sentence]) for sentence in sentences])),
+        "videos_of_a_sentence": float(np.mean([len(targets[sentence]) for sentence in sentences])),
         "searches": searches,
         "video_known": library_metrics(known, rows),
-        "chance": _chance(rows, [targets_by_sentence[sentence] for sentence in sentences], len(set(library.videos))),
+        "chance": _chance(rows, [targets[sentence] for sentence in sentences], len(set(library.videos))),
     }
 
 

@@ -112,7 +112,7 @@ def model_config(size: str) -> ScadaConfig:
     )
 
 
-def make_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
+def make_benchmark_batch(num_frames: int, image_size: int) -> dict[str, torch.Tensor]:
     """
     Create a random batch.
 
@@ -133,7 +133,7 @@ def _select_sentences(batch: dict[str, torch.Tensor], start: int, end: int) -> d
     return {name: value if name == "pixel_values_videos" else value[:, start:end] for name, value in batch.items()}
 
 
-def apply_tuning_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
+def apply_benchmark_mode(model: ScadaForTemporalGrounding, mode: str) -> nn.Module:
     """Prepare the model as `run_temporal_grounding.py` does. `scada_inner` and others have one kind of branch each."""
     tuning, _, branches = mode.partition("_")
     return prepare_tuning(model, TuningArguments(tuning, **({"scada_branches": branches} if branches else {})))
@@ -161,7 +161,7 @@ def _check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str
         model: Any = copy.deepcopy(plain)
         model.to(DEVICE).eval()
         expected = model(**batch).logits
-        model = apply_tuning_mode(model, mode).eval()
+        model = apply_benchmark_mode(model, mode).eval()
         assert_close(model(**batch).logits, expected)
         for name, parameter in model.named_parameters():
             if "scada_" in name:
@@ -171,7 +171,7 @@ def _check_equality(plain: ScadaForTemporalGrounding, mode: str, batch: dict[str
             assert_close(model(**_select_sentences(batch, i, i + 1)).logits, together[:, i : i + 1])
 
 
-def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
+def run_benchmark_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
     """Run the forward pass, the backward pass and the optimizer's update."""
     optimizer.zero_grad()
     model(**batch).loss.backward()
@@ -190,12 +190,12 @@ def prepare_step(
     """
     gc.collect()  # A checkpointed model refers to itself, so the previous one would count towards this peak.
     base: Any = copy.deepcopy(plain)
-    model: Any = apply_tuning_mode(base.to(DEVICE, DTYPE), mode).train()
+    model: Any = apply_benchmark_mode(base.to(DEVICE, DTYPE), mode).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return base, model, partial(training_step, model, torch.optim.AdamW(trainable, lr=1e-5))
+    return base, model, partial(run_benchmark_step, model, torch.optim.AdamW(trainable, lr=1e-5))
 
 
-def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def batch_to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Move the batch to the device, with floating-point pixels in the model's dtype."""
     batch = {name: value.to(DEVICE) for name, value in batch.items()}
     pixels = batch["pixel_values_videos"]
@@ -227,7 +227,7 @@ def _measure_memory(
 
 
 @torch.no_grad()
-def inference_seconds(model: nn.Module, batch: dict[str, torch.Tensor], repeats: int) -> dict[int, float | None]:
+def benchmark_inference(model: nn.Module, batch: dict[str, torch.Tensor], repeats: int) -> dict[int, float | None]:
     """Measure the seconds of inference with 1, 4 and 16 sentences of the video."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return median_seconds(
@@ -253,7 +253,7 @@ def benchmark_mode(
     """
     if repeats is not None and mode in INFERENCE_MODES:
         _check_equality(plain, mode, batch)
-    batch = to_device(batch)
+    batch = batch_to_device(batch)
     base, model, step = prepare_step(plain, mode)
     batches = {count: _select_sentences(batch, 0, count) for count in TRAINING_SENTENCES}
     result: dict[str, Any] = {
@@ -267,7 +267,7 @@ def benchmark_mode(
         result["step_seconds"] = median_seconds({1: partial(step, batches[1])}, repeats)
         if mode in INFERENCE_MODES:
             model.eval()
-            result["inference_seconds"] = inference_seconds(model, batch, repeats)
+            result["inference_seconds"] = benchmark_inference(model, batch, repeats)
             model.train()
     if mode in CHECKPOINTED_MODES:
         # transformers 5.18 has only the second name, which later releases deprecate.
@@ -333,7 +333,7 @@ def benchmark_graph(
     Raises:
         AssertionError: If the logits of the compiled model differ.
     """
-    batch = _select_sentences(to_device(batch), 0, 1)
+    batch = _select_sentences(batch_to_device(batch), 0, 1)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     models: dict[str, Any] = {}
     ways: dict[str, dict[str, Callable[[], object]]] = {"inference": {}, "step": {}}

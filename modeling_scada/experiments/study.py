@@ -27,7 +27,7 @@ from processing.data.annotations import load_annotations
 from processing.data.collator import TemporalGroundingCollator
 from processing.data.files import resolve_video_root
 from processing.data.row_sampler import RowSampler
-from processing.results.provenance import REPOSITORY, append_row, get_commit, read_rows
+from processing.results.provenance import REPOSITORY, append_jsonl_row, get_commit, read_jsonl_rows
 
 from ..training.recipe import build_model, parse_arguments
 from ..training.tuning import prepare_tuning
@@ -180,7 +180,7 @@ def _run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, outpu
         num_workers (`int`): Number of parallel runs, on one core each.
     """
     results_path = output_dir / "results.jsonl"
-    rows = read_rows(results_path)
+    rows = read_jsonl_rows(results_path)
     key = itemgetter("backbone", "mode", "budget", "seed")
     done = {key(row) for row in rows}
     jobs = [job for job in jobs if key(job) not in done]
@@ -209,20 +209,10 @@ def _run_all(jobs: list[dict], video_models: dict[str, str], recipe: Path, outpu
                 if model not in saved_bytes:
                     saved_bytes[model] = measure_saved_bytes(run_dir(job) / "recipe.json")
                 facts = {"bytes_kept": saved_bytes[model], "date": time.strftime("%Y-%m-%d"), "commit": commit}
-                append_row(results_path, job | result | facts)
+                append_jsonl_row(results_path, job | result | facts)
         finally:
             # After a failure, the remaining runs do not start, because their results would be lost.
             pool.shutdown(cancel_futures=True)
-
-
-def select(rows: list[dict], backbone: str, mode: str, budget: str) -> list[dict]:
-    """Return the runs of a backbone in a mode and budget, one per seed."""
-    return [row for row in rows if (row["backbone"], row["mode"], row["budget"]) == (backbone, mode, budget)]
-
-
-def mean_seconds(rows: list[dict], backbone: str, mode: str) -> float:
-    """Return the mean training time of a backbone in a mode at equal steps, in seconds."""
-    return statistics.mean(row["train_seconds"] for row in select(rows, backbone, mode, "equal_steps"))
 
 
 def run_study(
@@ -262,16 +252,28 @@ def run_study(
         for seed, backbone, mode in product(seeds, video_models, modes)
     ]
     _run_all(jobs, video_models, recipe, output_dir, num_workers)
-    rows = read_rows(output_dir / "results.jsonl")
+    rows = read_jsonl_rows(output_dir / "results.jsonl")
     jobs = [
         {
             "backbone": backbone,
             "mode": mode,
             "budget": "equal_time",
             "seed": seed,
-            "max_steps": round(max_steps * mean_seconds(rows, backbone, "full") / mean_seconds(rows, backbone, mode)),
+            "max_steps": round(
+                max_steps * mean_training_seconds(rows, backbone, "full") / mean_training_seconds(rows, backbone, mode)
+            ),
         }
         for seed, backbone, mode in product(seeds, video_models, equal_time)
     ]
     _run_all(jobs, video_models, recipe, output_dir, num_workers)
-    return read_rows(output_dir / "results.jsonl")
+    return read_jsonl_rows(output_dir / "results.jsonl")
+
+
+def select_runs(rows: list[dict], backbone: str, mode: str, budget: str) -> list[dict]:
+    """Return the runs of a backbone in a mode and budget, one per seed."""
+    return [row for row in rows if (row["backbone"], row["mode"], row["budget"]) == (backbone, mode, budget)]
+
+
+def mean_training_seconds(rows: list[dict], backbone: str, mode: str) -> float:
+    """Return the mean training time of a backbone in a mode at equal steps, in seconds."""
+    return statistics.mean(row["train_seconds"] for row in select_runs(rows, backbone, mode, "equal_steps"))

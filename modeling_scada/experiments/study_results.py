@@ -8,7 +8,7 @@ from typing import Any
 
 from processing.results.picture import import_pyplot
 
-from .study import BUDGETS, METRICS, MODES, select
+from .study import BUDGETS, METRICS, MODES, select_runs
 from .tables import to_markdown
 
 
@@ -42,7 +42,7 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Return the mean and standard deviation over the seeds, as one row per budget, backbone and mode."""
     summary = []
     for budget, backbone, mode in product(BUDGETS, list_backbones(rows), _ordered_modes(rows)):
-        group = select(rows, backbone, mode, budget)
+        group = select_runs(rows, backbone, mode, budget)
         if not group:
             continue
         cells: dict = {"backbone": backbone, "mode": mode, "budget": budget, "seeds": len(group)}
@@ -50,7 +50,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         cells |= {name: statistics.mean(row[name] for row in group) for name in ("steps", "train_seconds", *METRICS)}
         for name in METRICS:
             cells[f"{name}_sd"] = statistics.stdev(row[name] for row in group) if len(group) > 1 else 0.0
-        frozen = [] if mode == "frozen" else select(rows, backbone, "frozen", budget)
+        frozen = [] if mode == "frozen" else select_runs(rows, backbone, "frozen", budget)
         cells["over_frozen"] = difference_to_frozen(group, frozen)
         summary.append(cells)
     return summary
@@ -152,3 +152,24 @@ def draw_backbones(summary: list[dict], path: Path) -> None:
     figure.legend(handles=backbone_handles, title="backbone", loc="outside right lower", **legend_style)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def compare_to_frozen(rows: list[dict]) -> list[str]:
+    """
+    Compare each mode with the frozen backbone in R@1, IoU=0.5.
+
+    Returns:
+        `list[str]`: One line per mode, with the mean difference, its standard deviation and Student's paired t.
+    """
+    rows = [row for row in rows if row["mode"] != "constant"]
+    lines = []
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        frozen = select_runs(rows, backbone, "frozen", "equal_steps")
+        for mode in dict.fromkeys(row["mode"] for row in rows if row["mode"] != "frozen"):
+            differences = paired_differences(select_runs(rows, backbone, mode, "equal_steps"), frozen)
+            if len(differences) < 2:
+                continue
+            mean, deviation = statistics.mean(differences), statistics.stdev(differences)
+            t = mean / (deviation / math.sqrt(len(differences))) if deviation else math.inf
+            lines.append(f"{mode} - frozen: {mean:+.1f} ± {deviation:.1f} over {len(differences)} pairs, t = {t:.2f}")
+    return lines

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from processing.data.annotations import clean_sentence, load_annotations
-from processing.data.files import VideoFiles, resolve_video_root, video_name
+from processing.data.files import VideoFiles, resolve_video_root
 from processing.metrics import (
     multi_segment_metrics,
     rejection_metrics,
@@ -94,11 +94,11 @@ def predict(
             except VIDEO_ERRORS as error:
                 if not skip_broken_videos:
                     if isinstance(error, SegmentOutsideVideoError):
-                        raise SegmentOutsideVideoError(f"{video_name(row['video'])}: {error}") from error
+                        raise SegmentOutsideVideoError(f"{video_file_name(row['video'])}: {error}") from error
                     raise
                 reason = str(error)
         if reason is not None:
-            name = video_name(row["video"])
+            name = video_file_name(row["video"])
             tqdm.write(f"Skipped {name}: {reason}")
             broken.append({"video": name, "sentences": len(row["sentences"]), "reason": reason})
             continue
@@ -106,7 +106,7 @@ def predict(
         for sentence, targets, ranked in zip(row["sentences"], row_targets, found, strict=True):
             predictions.append(
                 {
-                    "video": row.get("video_id") or video_name(row["video"]),
+                    "video": row.get("video_id") or video_file_name(row["video"]),
                     "sentence": sentence,
                     "segments": [[segment["start"], segment["end"], segment["score"]] for segment in ranked],
                     "targets": targets,

@@ -26,7 +26,7 @@ from processing.whole_files import is_abandoned
 
 from ..head_scada import sparse_proposals
 from .processes import broadcast_from_main, num_processes, process_index
-from .storage import EMBEDS, FORMAT, VideoFile, list_files, open_index, read_shard, to_table, write_shard
+from .storage import EMBEDS, FORMAT, VideoFile, list_files, open_index_folder, read_shard, to_table, write_shard
 
 
 # A shard is written after this number of bytes or seconds. A killed run loses the videos encoded since the last shard.
@@ -219,7 +219,7 @@ def plan_index(
         "made_with": pipe.fingerprint(),
         "num_parts": None if shard is None else shard[1],
     }
-    num_parts = open_index(output, folder, facts, found.videos)["num_parts"]
+    num_parts = open_index_folder(output, folder, facts, found.videos)["num_parts"]
     parts = range(num_parts) if shard is None else [shard[0]]
     files = {video: file for video, file in found.videos.items() if _partition_index(video, num_parts) in parts}
     prefixes = [_prefix(part, num_parts) for part in parts]
@@ -363,12 +363,12 @@ def _embed_windows(pipe: TemporalGroundingPipeline, encoded: EncodedVideo) -> to
         model.embed_proposals(
             pipe.to_features({name: tensor[start:stop] for name, tensor in encoded.tensors.items()}), proposals
         )
-        for start, stop in split_range(len(encoded.timelines), HEAD_BATCH_SIZE)
+        for start, stop in window_ranges(len(encoded.timelines), HEAD_BATCH_SIZE)
     ]
     return torch.cat([part.half().cpu() for part in parts])
 
 
-def split_range(length: int, size: int) -> Iterator[tuple[int, int]]:
+def window_ranges(length: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield the `(start, stop)` of consecutive blocks of at most `size` that cover `range(length)`."""
     return ((start, min(start + size, length)) for start in range(0, length, size))
 

@@ -12,7 +12,7 @@ from processing.fingerprint import check_fingerprint
 from processing.pipeline_temporal_grounding import TemporalGroundingPipeline, as_sentences
 from processing.timeline import Timeline
 
-from .index import HEAD_BATCH_SIZE, split_range, stat_video
+from .index import HEAD_BATCH_SIZE, stat_video, window_ranges
 from .storage import EMBEDS, FACTS, VideoFile, find_videos_folder, list_files, read_index, read_shard, to_tensor
 
 
@@ -116,7 +116,7 @@ class Library:
         for embeds in self.columns[EMBEDS]:
             products = [
                 (embeds[start:stop].float() @ sentence_embeds.T).amax(1)
-                for start, stop in split_range(len(embeds), SIMILARITY_BATCH_SIZE)
+                for start, stop in window_ranges(len(embeds), SIMILARITY_BATCH_SIZE)
             ]
             by_table.append(torch.cat(products))
         starts = np.cumsum([0, *map(len, by_table)])
@@ -214,7 +214,7 @@ def _ground(
         waiting.clear()
         return video, result
 
-    for start, stop in split_range(len(rows), HEAD_BATCH_SIZE):
+    for start, stop in window_ranges(len(rows), HEAD_BATCH_SIZE):
         outputs = pipe.ground_encoded(library.tensors(rows[start:stop]), [sentence])
         for place, row in enumerate(rows[start:stop]):
             if waiting and library.videos[row] != library.videos[waiting[0]]:

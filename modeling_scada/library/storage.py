@@ -101,7 +101,9 @@ def to_tensor(table: pa.Table, name: str) -> torch.Tensor:
     return (tensor if tensor.dtype == dtype else tensor.view(dtype)).view(table.num_rows, *shape)
 
 
-def open_index(output: Path, folder: Path, facts: dict[str, Any], files: dict[str, VideoFile]) -> dict[str, Any]:
+def open_index_folder(
+    output: Path, folder: Path, facts: dict[str, Any], files: dict[str, VideoFile]
+) -> dict[str, Any]:
     """
     Create `index.json`, or check that the existing file agrees with `facts`.
 

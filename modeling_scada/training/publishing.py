@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 
-from processing.pipeline_temporal_grounding import ADAPTER_CONFIG, set_base_model
+from processing.pipeline_temporal_grounding import ADAPTER_CONFIG, write_base_model_name
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -150,10 +150,10 @@ def push_folder(
                     f"The base model {base!r} of the adapter in {folder} is not on the Hub. Push it first, and pass "
                     "its Hub id with --base_model."
                 )
-            set_base_model(staged, str(base))
+            write_base_model_name(staged, str(base))
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if has_adapter and has_model:
-            set_base_model(staged, repo_id)
+            write_base_model_name(staged, repo_id)
         readme = staged / "README.md"
         # Replace the cards of peft and `Trainer`, which contain placeholders and local paths.
         if not readme.exists() or any(mark in readme.read_text(encoding="utf-8") for mark in GENERATED_CARDS):

@@ -17,12 +17,12 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from processing.arguments import DataArguments, ModelArguments, parse_recipe, rename_deprecated_arguments
 from processing.data.annotations import find_shared_videos, load_annotations
 from processing.data.collator import TemporalGroundingCollator
-from processing.data.files import resolve_video_root, video_key, video_name
+from processing.data.files import resolve_video_root, video_file_key, video_file_name
 from processing.data.row_sampler import RowSampler
 from processing.processing_scada import SEGMENT_TOLERANCE_SECONDS, ScadaProcessor
+from processing.recipe_arguments import DataArguments, ModelArguments, parse_recipe, rename_deprecated_arguments
 from processing.results.folder import make_result_folder
 from processing.results.provenance import get_commit
 from processing.video_processing_scada import ScadaVideoProcessor
@@ -127,8 +127,8 @@ def warn_of_shared_videos(train_dataset: Dataset, eval_datasets: dict[str, Datas
     def video_keys(dataset: Dataset) -> list[Hashable]:
         columns = [name for name in ("video", "video_id") if name in dataset.column_names]
         rows = list(dataset.select_columns(columns))
-        keys = [video_key(row.get("video_id") or row["video"]) for row in rows]
-        names.update({key: video_name(row["video"]) for key, row in zip(keys, rows, strict=True)})
+        keys = [video_file_key(row.get("video_id") or row["video"]) for row in rows]
+        names.update({key: video_file_name(row["video"]) for key, row in zip(keys, rows, strict=True)})
         return keys
 
     train_keys = video_keys(train_dataset)

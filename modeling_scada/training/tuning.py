@@ -12,7 +12,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 
-from processing.arguments import TuningArguments
+from processing.recipe_arguments import TuningArguments
 
 from ..adapter_scada import LAYER_LISTS, ScadaAdapterConfig, resolve_layers
 from ..modeling_scada import ScadaForTemporalGrounding

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import DEVICE_HELP, THRESHOLD_HELP, add_nms_argument, check_model, parse_device, parse_score
 from .library import VIDEO_ROOT_HELP, check_index, open_library, resolve_model
+from .shared import DEVICE_HELP, THRESHOLD_HELP, add_nms_argument, check_model, parse_device, parse_score
 
 
 def _port_number(text: str) -> int:
@@ -43,7 +43,7 @@ def app(args: argparse.Namespace) -> None:
     if args.model is not None:
         check_model(args.model)
     from modeling_scada.app import check_address, launch, make_app
-    from modeling_scada.inference.grounding import check_device, load_pipeline
+    from modeling_scada.inference.loading import check_device, load_pipeline
 
     check_address(args.host, args.port)
     library = None if args.index is None else open_library(args.index, args.video_root)

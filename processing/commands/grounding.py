@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import (
+from .shared import (
     EXACT_HELP,
     THRESHOLD_HELP,
     add_finding_arguments,
@@ -58,7 +58,8 @@ def ground(args: argparse.Namespace) -> None:
         make_result_folder(args.cut)
 
     print(f"Loading {args.model}", file=sys.stderr)
-    from modeling_scada.inference.grounding import check_device, find_segments, load_pipeline
+    from modeling_scada.inference.grounding import find_segments
+    from modeling_scada.inference.loading import check_device, load_pipeline
 
     from ..results.selection import apply_threshold
 
@@ -85,10 +86,10 @@ def ground(args: argparse.Namespace) -> None:
             )
         print(f"Wrote {args.html}", file=sys.stderr)
     if args.cut is not None:
-        write_clips(shown, args.cut, args.exact, args.top_k or 1)
+        cut_and_print_clips(shown, args.cut, args.exact, args.top_k or 1)
 
 
-def write_clips(shown: dict[str, Any], folder: Path, exact: bool, top_k: int) -> None:
+def cut_and_print_clips(shown: dict[str, Any], folder: Path, exact: bool, top_k: int) -> None:
     """Cut displayed, found segments into clips and print the time range of each clip."""
     from ..results.clips import cut_segments
     from ..results.selection import is_found
@@ -133,7 +134,7 @@ def cut(args: argparse.Namespace) -> None:
 
     record = _read_record(args.record)
     record["results"] = apply_threshold(record["results"], args.threshold)
-    write_clips(select_shown(record), args.folder, args.exact, args.top_k)
+    cut_and_print_clips(select_shown(record), args.folder, args.exact, args.top_k)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

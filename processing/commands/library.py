@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import (
+from .grounding import cut_and_print_clips
+from .shared import (
     DEVICE_HELP,
     add_finding_arguments,
     check_model,
@@ -15,7 +16,6 @@ from .arguments import (
     parse_shard,
     print_results,
 )
-from .grounding import write_clips
 
 
 def check_index(index: Path) -> None:
@@ -104,7 +104,7 @@ def index(args: argparse.Namespace) -> None:
     check_model(args.model)
     make_result_folder(args.output)
     print(f"Loading {args.model}", file=sys.stderr)
-    from modeling_scada.inference.grounding import check_device, load_pipeline
+    from modeling_scada.inference.loading import check_device, load_pipeline
     from modeling_scada.library.index import index_videos
     from modeling_scada.library.on_ray import import_ray, index_videos_on_ray
     from modeling_scada.library.processes import local_process_index, num_processes, process_index
@@ -177,7 +177,7 @@ def search(args: argparse.Namespace) -> None:
     library = open_library(args.index, args.video_root)
     model = resolve_model(library, args.model)
     print(f"Loading {model}", file=sys.stderr)
-    from modeling_scada.inference.grounding import check_device, load_pipeline
+    from modeling_scada.inference.loading import check_device, load_pipeline
 
     from ..results.selection import apply_threshold
 
@@ -199,4 +199,4 @@ def search(args: argparse.Namespace) -> None:
             print(f"Cannot play {video}: {' '.join(reason.split())}", file=sys.stderr)
         print(f"Wrote {args.html}, which links to the videos. Do not move them.", file=sys.stderr)
     if args.cut is not None:
-        write_clips(shown, args.cut, args.exact, args.top_k or 1)
+        cut_and_print_clips(shown, args.cut, args.exact, args.top_k or 1)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .app import add_app_arguments, app
-from .arguments import run_command
 from .data import add_compose_arguments, add_prepare_arguments, compose, prepare
 from .grounding import add_cut_arguments, add_ground_arguments, cut, ground
 from .library import add_index_arguments, add_search_arguments, index, search
 from .models import add_evaluate_arguments, add_push_arguments, add_train_help, evaluate, push, train
+from .shared import run_command
 
 
 class VersionAction(argparse.Action):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..arguments import USAGE, DataArguments, ModelArguments, check_recipe
-from .arguments import DEVICE_HELP, check_model, format_count, parse_device
+from ..recipe_arguments import USAGE, DataArguments, ModelArguments, check_recipe
+from .shared import DEVICE_HELP, check_model, format_count, parse_device
 
 
 def add_train_help(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.video_root is not None and not Path(args.video_root).is_dir():
         raise NotADirectoryError(f"There is no folder of videos at {args.video_root}.")
     from modeling_scada.inference.evaluation import evaluate_model
-    from modeling_scada.inference.grounding import check_device
+    from modeling_scada.inference.loading import check_device
 
     check_device(args.device)
     record = evaluate_model(**vars(args))

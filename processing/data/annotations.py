@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from transformers.utils import logging
 
-from .files import video_key, video_name, without_extension
+from .files import video_file_key, video_file_name, without_extension
 from .formats import not_utf8, read_csv
 
 
@@ -132,7 +132,7 @@ def load_annotations(name_or_path: str, split: str, streaming: bool = False) -> 
     kept = []
     columns = (dataset["video"], dataset["sentences"], dataset["segments"])
     for index, (video, sentences, segments) in enumerate(zip(*columns, strict=True)):
-        where = f"row {index} of {name_or_path} ({video_name(video)})"
+        where = f"row {index} of {name_or_path} ({video_file_name(video)})"
         _check_numbers(sentences, segments, where)
         _check_segments(segments, where)
         if sentences:
@@ -305,7 +305,7 @@ def find_shared_videos(videos: Mapping[str, Iterable[Name]]) -> list[Name]:
 
     Args:
         videos (`Mapping[str, Iterable[Hashable]]`):
-            Names of the videos of each split, or their [`video_key`]. Names may repeat within a split.
+            Names of the videos of each split, or their [`video_file_key`]. Names may repeat within a split.
 
     Returns:
         `list[Hashable]`: Names of videos in more than one split, in the order of first occurrence.
@@ -347,8 +347,8 @@ def _group_by_video(dataset: Dataset, is_raw: bool, name: str) -> Dataset:
     names = []
     is_row_a_sentence = isinstance(next(iter(dataset["sentences"]), None), str)
     for index, video in enumerate(dataset["video_id" if "video_id" in dataset.column_names else "video"]):
-        groups.setdefault(video_key(video) if is_row_a_sentence else index, []).append(index)
-        names.append(video_name(video))
+        groups.setdefault(video_file_key(video) if is_row_a_sentence else index, []).append(index)
+        names.append(video_file_name(video))
     texts = dataset.select_columns(
         [column for column in ("sentences", "segments", "duration") if column in dataset.column_names]
     )
@@ -373,7 +373,7 @@ def _stream_videos(shards: list[IterableDataset], is_raw: bool, name: str) -> It
     for shard in shards:
         for _, group in groupby(enumerate(_iterate_rows(shard, name)), lambda item: _stream_key(*item)):
             video_rows = [row for _, row in group]
-            place = f"video {video_name(video_rows[0]['video'])} of {name}"
+            place = f"video {video_file_name(video_rows[0]['video'])} of {name}"
             _check_video(video_rows[0]["video"], place)
             row = _merge(video_rows, is_raw, dropped, len(video_rows) * [place])
             if row["sentences"]:
@@ -394,7 +394,7 @@ def _iterate_rows(shard: IterableDataset, name: str) -> Iterator[dict]:
 
 
 def _stream_key(index: int, row: dict) -> Any:
-    return video_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
+    return video_file_key(row.get("video_id") or row["video"]) if isinstance(row["sentences"], str) else index
 
 
 def _merge(rows: list[dict], is_raw: bool, dropped: Counter[str], places: list[str]) -> dict[str, list]:

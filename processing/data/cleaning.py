@@ -6,7 +6,7 @@ from typing import Any
 
 from .annotations import clean_segment, clean_sentence
 from .files import without_extension
-from .formats import Sentence, are_one_duration, malformed
+from .formats import Sentence, are_one_duration, malformed_annotation
 
 
 NO_SEGMENT = "it has no relevant_windows, as in QVHighlights' test file"
@@ -103,7 +103,7 @@ def group_by_video(sentences: Iterable[Sentence], durations: dict[str, float]) -
         longest = max(sentence.duration_seconds, known.duration_seconds or 0.0)
         if not are_one_duration(shortest, longest):
             expected = f"{known.duration_seconds} as above for {sentence.video}, within 1 s or 1 %"
-            raise malformed(sentence.where, f"the duration {sentence.duration_seconds}", expected)
+            raise malformed_annotation(sentence.where, f"the duration {sentence.duration_seconds}", expected)
         shortest_seconds[sentence.video], known.duration_seconds = shortest, longest
         known.has_unequal_durations = shortest < longest
     for video in videos.values():

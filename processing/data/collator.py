@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..processing_scada import ScadaProcessor, SegmentOutsideVideoError
 from ..timeline import Timeline
 from ..video_io import VideoReadError
-from .files import VideoFiles, video_key, video_name
+from .cropping import crop_video
+from .files import VideoFiles, video_file_key, video_file_name
 from .row_sampler import RowSampler
 
 
@@ -96,7 +96,7 @@ class TemporalGroundingCollator:
             except (FileNotFoundError, VideoReadError, SegmentOutsideVideoError) as error:
                 if self.broken_videos_log is None:
                     if isinstance(error, SegmentOutsideVideoError):
-                        raise SegmentOutsideVideoError(f"{video_name(row['video'])}: {error}") from error
+                        raise SegmentOutsideVideoError(f"{video_file_name(row['video'])}: {error}") from error
                     raise
                 self._log_broken(row, error)
                 broken.append(index)
@@ -121,7 +121,7 @@ class TemporalGroundingCollator:
         size = video_processor.size["height"], video_processor.size["width"]
         crop = row.get("crop")
         height, width = size if crop is None else crop["read_size"]
-        key = video_key(row["video"]), height, width
+        key = video_file_key(row["video"]), height, width
         if self._cache is not None and key in self._cache:
             features = self._cache[key]
         else:
@@ -150,26 +150,7 @@ class TemporalGroundingCollator:
         return torch.zeros(shape, dtype=torch.float32 if is_noise or self._should_normalize() else torch.uint8)
 
     def _log_broken(self, row: dict[str, Any], error: Exception) -> None:
-        name = video_name(row["video"])
+        name = video_file_name(row["video"])
         logger.warning(f"Skipping the unreadable video {name}: {error}")
         with open(str(self.broken_videos_log), "a", encoding="utf-8") as file:
             file.write(json.dumps({"video": name, "reason": str(error)}) + "\n")
-
-
-def crop_video(video: torch.Tensor, crop: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
-    """
-    Crop, flip and resize a video. All frames share the same crop, so motion is preserved.
-
-    Args:
-        video (`torch.Tensor` of shape `(T, 3, H, W)`): Pixels, floats or uint8.
-        crop (`dict[str, Any]`): Crop of [`draw_crop`] for `(H, W)`.
-        size (`tuple[int, int]`): Height and width of the output, in pixels.
-
-    Returns:
-        `torch.Tensor` of shape `(T, 3, *size)` and the same type. In uint8, levels differ from floats by at most one.
-    """
-    top, left, height, width = crop["box"]
-    cropped = video[..., top : top + height, left : left + width]
-    if crop["flip"]:
-        cropped = cropped.flip(-1)
-    return F.interpolate(cropped, size, mode="bilinear", antialias=True)

@@ -25,7 +25,7 @@ import numpy as np
 from ..video_io import probe, read_frames, resize_frames
 from .files import VideoFiles
 from .formats import csv_column, csv_rows, warn_about_unused
-from .synthetic_videos import H264_OPTIONS, available_encoder, make_data_set, write_video
+from .synthetic_videos import H264_OPTIONS, make_data_set, synthetic_video_encoder, write_synthetic_video
 
 
 SPLITS = ("train", "validation", "test")
@@ -326,7 +326,7 @@ def _compose_example(
     files = VideoFiles(videos)
     frames = (frame for part in parts for frame in _read_part(files.find(part.clip.video), part, size, fps))
     path = output_dir / "videos" / f"{video_id}.mp4"
-    write_video(path, frames, fps, available_encoder(), H264_OPTIONS)
+    write_synthetic_video(path, frames, fps, synthetic_video_encoder(), H264_OPTIONS)
     edges_seconds = [edge / fps for edge in accumulate((part.num_frames for part in parts), initial=0)]
     asked = [index for index, part in enumerate(parts) if part.has_sentence]
     return {

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import unicodedata
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +134,7 @@ class VideoFiles:
                 for inside in (
                     [folder / part]
                     if (folder / part).is_dir()
-                    else self._list(folder).folders_like.get(spelling(part), [])
+                    else self._list(folder).folders_like.get(normalize_file_name(part), [])
                 )
             ]
         return _matching([self._list(folder) for folder in folders], last)
@@ -171,15 +172,15 @@ class VideoFiles:
             ranked.sort(key=lambda video: (VIDEO_EXTENSIONS.index(video.suffix.lower()), video.name), reverse=True)
             folder = Folder({without_extension(video.name): video for video in ranked}, {}, {})
             for name, video in folder.videos.items():
-                folder.videos_like.setdefault(spelling(name), []).append(video)
+                folder.videos_like.setdefault(normalize_file_name(name), []).append(video)
             for entry in entries:
                 if entry.is_dir():
-                    folder.folders_like.setdefault(spelling(entry.name), []).append(Path(entry))
+                    folder.folders_like.setdefault(normalize_file_name(entry.name), []).append(Path(entry))
             self._folders[path] = folder
         return self._folders[path]
 
 
-def spelling(name: str) -> str:
+def normalize_file_name(name: str) -> str:
     """Normalise capitals and the composition of accents in a name."""
     return unicodedata.normalize("NFC", name.casefold())
 
@@ -197,7 +198,9 @@ def _matching(folders: list[Folder], name: str) -> list[Path]:
     others = (name, stem) if any(map(str.isalpha, extension)) else (name,)
     for stem in (*_names(name), *others):
         exact = [folder.videos[stem] for folder in folders if stem in folder.videos]
-        if matches := exact or [path for folder in folders for path in folder.videos_like.get(spelling(stem), [])]:
+        if matches := exact or [
+            path for folder in folders for path in folder.videos_like.get(normalize_file_name(stem), [])
+        ]:
             return matches
     return []
 
@@ -219,14 +222,14 @@ def resolve_video_root(name_or_path: str, video_root: str | None = None) -> str 
     return str(path if path.is_dir() else path.parent)
 
 
-def video_name(video: Any) -> str:
+def video_file_name(video: Any) -> str:
     """Return a name of a row's `video` for messages: its path or URL, or its number of bytes."""
     if isinstance(video, dict):
         video = video["path"] or video["bytes"]
     return f"<{len(video)} bytes>" if isinstance(video, bytes) else str(video)
 
 
-def video_key(video: Any) -> Any:
+def video_file_key(video: Any) -> Any:
     """Return a key that identifies a video. Embedded videos use a hash, as `datasets` keeps only their file name."""
     if isinstance(video, dict):
         video = video["path"] if video.get("bytes") is None else video["bytes"]
@@ -237,3 +240,16 @@ def without_extension(name: str) -> str:
     """Remove a video extension. Other suffixes stay, because names of QVHighlights contain dots."""
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in VIDEO_EXTENSIONS else name
+
+
+def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[str, str | None]:
+    """Map each name to the path of its file relative to `folder`, to itself for a URL, or to `None` without a file."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            path = str(files.find(name))
+        except FileNotFoundError:
+            found[name] = None  # listed in the report
+            continue
+        found[name] = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
+    return found

@@ -64,7 +64,7 @@ def _read_charades_sta(path: Path) -> Iterator[Sentence]:
         head, separator, text = line.partition("##")
         fields = head.split()
         if not separator or len(fields) != 3:
-            raise malformed(where, line, "`VIDEO start end##sentence`")
+            raise malformed_annotation(where, line, "`VIDEO start end##sentence`")
         segments = _segments(fields[1:], where)
         yield Sentence(where, _file_name(fields[0]), without_extension(fields[0]), None, text, segments)
 
@@ -83,7 +83,7 @@ def _read_tacos(path: Path) -> Iterator[Sentence]:
     for where, name, entry in _json_entries(path, {"fps", "num_frames", "timestamps", "sentences"}):
         fps = _number(_required(entry, "fps", where), where)
         if fps <= 0:
-            raise malformed(where, fps, "a positive number of frames per second as `fps`")
+            raise malformed_annotation(where, fps, "a positive number of frames per second as `fps`")
         duration_seconds = _duration_seconds(_number(_required(entry, "num_frames", where), where) / fps, where)
         video, video_id = _file_name(name), without_extension(name)
         frames = _required(entry, "timestamps", where)
@@ -168,7 +168,7 @@ def _read_ego4d_nlq(path: Path) -> Iterator[Sentence]:
         times = [_required(query, name, where) for name in ("clip_start_sec", "clip_end_sec")]
         text = query.get("query") or ""
         if not isinstance(text, str):
-            raise malformed(where, text, "a string as 'query', or an empty value")
+            raise malformed_annotation(where, text, "a string as 'query', or an empty value")
         yield Sentence(where, f"{clip_uid}.mp4", clip_uid, duration_seconds, text, _segments(times, where))
 
 
@@ -177,7 +177,7 @@ def _nlq_queries(path: Path) -> Iterator[tuple[str, str, float | None, dict]]:
     expected = "Ego4D's JSON object with `videos`"
     content = _json_file(path, expected)
     if not isinstance(content, dict):
-        raise malformed(path.name, content, expected)
+        raise malformed_annotation(path.name, content, expected)
     for video_where, video in _children(content, "videos", path.name):
         for clip_where, clip in _children(video, "clips", video_where):
             clip_uid = _text(_required(clip, "clip_uid", clip_where), clip_where)
@@ -233,7 +233,7 @@ def _read_jsonl(path: Path) -> Iterator[Sentence]:
         if isinstance(texts, str):
             yield Sentence(where, video, video_id, duration_seconds, texts, read(segments, where), split)
         elif not isinstance(texts, list):
-            raise malformed(where, texts, "a string as 'sentence', or a list of strings as 'sentences'")
+            raise malformed_annotation(where, texts, "a string as 'sentence', or a list of strings as 'sentences'")
         else:
             for sentence in _sentences(where, video, video_id, duration_seconds, texts, segments, read):
                 yield sentence._replace(split=split)
@@ -319,7 +319,9 @@ def read_durations(paths: Iterable[Path]) -> dict[str, float]:
             name = without_extension(row[name_column])
             earlier_seconds = durations.get(name, seconds)
             if not are_one_duration(earlier_seconds, seconds):
-                raise malformed(where, seconds, f"the same duration as above for {row[name_column]}; remove one")
+                raise malformed_annotation(
+                    where, seconds, f"the same duration as above for {row[name_column]}; remove one"
+                )
             durations[name] = max(earlier_seconds, seconds)
     return durations
 
@@ -353,10 +355,10 @@ def _json_objects(path: Path) -> Iterator[tuple[str, dict]]:
     for where, line in _lines(path):
         expected = "one JSON object per line"
         if line.lstrip().startswith("["):
-            raise malformed(where, line, f"{expected}; write each object of the list on a separate line")
+            raise malformed_annotation(where, line, f"{expected}; write each object of the list on a separate line")
         entry = _parse_json(line, where, expected)
         if not isinstance(entry, dict):
-            raise malformed(where, entry, expected)
+            raise malformed_annotation(where, entry, expected)
         yield where, entry
 
 
@@ -378,11 +380,11 @@ def _json_entries(
 def _json_values(path: Path, entry_content: str) -> Iterator[tuple[str, str, dict]]:
     entries = _json_file(path, "a JSON object with one entry per video")
     if not isinstance(entries, dict):
-        raise malformed(path.name, type(entries).__name__, "a JSON object with one entry per video")
+        raise malformed_annotation(path.name, type(entries).__name__, "a JSON object with one entry per video")
     for name, entry in entries.items():
         where = f"{path.name}: {name}"
         if not isinstance(entry, dict):
-            raise malformed(where, entry, f"an object with {entry_content}")
+            raise malformed_annotation(where, entry, f"an object with {entry_content}")
         yield where, name, entry
 
 
@@ -399,10 +401,10 @@ def _entries_with_timestamps(path: Path, not_read: set[str]) -> Iterator[Sentenc
 def _objects(listed: Any, where: str) -> Iterator[tuple[str, dict]]:
     """Yield the location and the object, for each object of a list."""
     if not isinstance(listed, list):
-        raise malformed(where, listed, "a list of objects")
+        raise malformed_annotation(where, listed, "a list of objects")
     for index, entry in enumerate(listed):
         if not isinstance(entry, dict):
-            raise malformed(f"{where}[{index}]", entry, "an object")
+            raise malformed_annotation(f"{where}[{index}]", entry, "an object")
         yield f"{where}[{index}]", entry
 
 
@@ -438,10 +440,10 @@ def csv_rows(path: Path, is_strict: bool) -> tuple[list[str], list[tuple[str, di
                 else:
                     inside = SEPARATORS[separator]
                     expected = f"{len(header)}, as in the header; put quotes around a cell with {inside} inside"
-                    raise malformed(where, f"{len(cells)} cells", expected)
+                    raise malformed_annotation(where, f"{len(cells)} cells", expected)
         except csv.Error as error:
             expected = f"cells separated by {SEPARATORS[separator]}, quotes closed"
-            raise malformed(f"{path.name}:{number}", str(error), expected) from error
+            raise malformed_annotation(f"{path.name}:{number}", str(error), expected) from error
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from error
     if separator != ",":
@@ -462,11 +464,11 @@ def _decimal_point(cell: str, separator: str) -> str:
 def csv_column(path: Path, header: list[str], *names: str) -> str:
     for name in names:
         if header.count(name) > 1:
-            raise malformed(path.name, f"{header.count(name)} columns `{name}`", "one of each name")
+            raise malformed_annotation(path.name, f"{header.count(name)} columns `{name}`", "one of each name")
         if name in header:
             return name
     expected = f"a column `{'` or `'.join(names)}`, separated by commas, semicolons or tabs"
-    raise malformed(path.name, f"the columns {header}", expected)
+    raise malformed_annotation(path.name, f"the columns {header}", expected)
 
 
 def _parse_json(text: str, where: str, expected: str) -> Any:
@@ -476,13 +478,13 @@ def _parse_json(text: str, where: str, expected: str) -> Any:
             # Half of a surrogate pair is not a character and cannot be encoded.
             json.dumps(content, ensure_ascii=False).encode()
     except (RecursionError, ValueError) as error:
-        raise malformed(f"{where} ({error})", text, expected) from error
+        raise malformed_annotation(f"{where} ({error})", text, expected) from error
     return content
 
 
 def _required(entry: dict, name: str, where: str) -> Any:
     if name not in entry:
-        raise malformed(where, f"the keys {sorted(entry)}", f"also {name!r}")
+        raise malformed_annotation(where, f"the keys {sorted(entry)}", f"also {name!r}")
     return entry[name]
 
 
@@ -504,7 +506,7 @@ def warn_about_unused(path: Path, names: list[str]) -> None:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise malformed(where, value, "a string that is not empty")
+        raise malformed_annotation(where, value, "a string that is not empty")
     return value.strip()
 
 
@@ -514,7 +516,7 @@ def _number(value: Any, where: str, expected: str = "a number") -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise malformed(where, value, expected)
+        raise malformed_annotation(where, value, expected)
     return number
 
 
@@ -538,7 +540,7 @@ def _duration_seconds(value: Any, where: str) -> float | None:
         return None
     seconds = _time_seconds(value, where)
     if seconds <= 0:
-        raise malformed(where, value, "a positive duration in seconds, or an empty value if it is unknown")
+        raise malformed_annotation(where, value, "a positive duration in seconds, or an empty value if it is unknown")
     return seconds
 
 
@@ -547,7 +549,7 @@ def _segments(value: Any, where: str, read_time: Callable[[Any, str], float] = _
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise malformed(where, value, "`[start, end]` in seconds, or a list of such pairs")
+            raise malformed_annotation(where, value, "`[start, end]` in seconds, or a list of such pairs")
     return [[read_time(time, where) for time in pair] for pair in pairs]
 
 
@@ -568,15 +570,17 @@ def _sentences(
     """Yield the sentences of a video from a list of texts and a list of segments. `read` converts each segment."""
     if not isinstance(texts, list) or not isinstance(segments, list) or len(texts) != len(segments):
         counts = [len(value) if isinstance(value, list) else type(value).__name__ for value in (texts, segments)]
-        raise malformed(where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of equal length")
+        raise malformed_annotation(
+            where, f"{counts[0]} sentences and {counts[1]} segments", "two lists of equal length"
+        )
     for index, (text, sentence_segments) in enumerate(zip(texts, segments, strict=True)):
         own = f"{where}[{index}]"
         if not isinstance(text, str):
-            raise malformed(own, text, "a sentence")
+            raise malformed_annotation(own, text, "a sentence")
         yield Sentence(own, video, video_id, duration_seconds, text, read(sentence_segments, own))
 
 
-def malformed(where: str, received: Any, expected: str) -> ValueError:
+def malformed_annotation(where: str, received: Any, expected: str) -> ValueError:
     shown = received if isinstance(received, str) else repr(received)
     return ValueError(
         f"{where}: received {shown.strip()[:200]!r}, expected {expected}. Correct it, or check the file format."

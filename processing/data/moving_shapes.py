@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .synthetic_videos import H264_OPTIONS, make_data_set, write_video
+from .synthetic_videos import H264_OPTIONS, make_data_set, write_synthetic_video
 
 
 SPLITS = ("train", "test")
@@ -447,7 +447,7 @@ def make_example(task: tuple[str, int], output_dir: Path, seed: int, image_size:
     split, index = task
     video = make_video(np.random.default_rng([seed, SPLITS.index(split), index]), image_size, fps, crowded)
     video_id = f"{split}_{index:05d}"
-    write_video(output_dir / "videos" / f"{video_id}.mp4", video.frames, fps, "libx264", H264_OPTIONS)
+    write_synthetic_video(output_dir / "videos" / f"{video_id}.mp4", video.frames, fps, "libx264", H264_OPTIONS)
     return {
         "video": f"videos/{video_id}.mp4",
         "video_id": video_id,

@@ -23,8 +23,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from ..video_url import is_url
 from .annotations import find_shared_videos
 from .cleaning import MAX_DIFFERENCE_SECONDS, AnnotatedVideo, clean_videos, group_by_video, sum_reports
-from .files import VideoFiles, without_extension
-from .formats import READERS, Sentence, malformed, read_durations
+from .files import VideoFiles, find_videos, without_extension
+from .formats import READERS, Sentence, malformed_annotation, read_durations
 from .inspection import inspect_videos
 
 
@@ -61,7 +61,7 @@ def _group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None
     has_column = None
     for sentence in sentences:
         if has_column not in (None, sentence.split is not None):
-            raise malformed(
+            raise malformed_annotation(
                 sentence.where, sentence.split or "no split", "a split for each sentence or for no sentence"
             )
         has_column = sentence.split is not None
@@ -70,7 +70,7 @@ def _group_by_split(sentences: Iterable[Sentence], path: Path, split: str | None
                 f"Received --split {split}, but {path.name} contains the split of each sentence; remove --split."
             )
         if has_column and not re.fullmatch(SPLIT_NAME, str(sentence.split)):
-            raise malformed(
+            raise malformed_annotation(
                 sentence.where, sentence.split, "a split of letters, digits and underscores, such as train"
             )
         splits.setdefault(sentence.split or file_split, []).append(sentence)
@@ -112,19 +112,6 @@ def _draw_splits(
     for video in videos:
         splits[split_by_key[keys[video.video]]].append(video)
     return splits
-
-
-def find_videos(names: Iterable[str], files: VideoFiles, folder: Path) -> dict[str, str | None]:
-    """Map each name to the path of its file relative to `folder`, to itself for a URL, or to `None` without a file."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            path = str(files.find(name))
-        except FileNotFoundError:
-            found[name] = None  # listed in the report
-            continue
-        found[name] = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
-    return found
 
 
 def _check_videos_found(paths: Mapping[str, str | None], files: VideoFiles, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Sampling of training rows: a subset of their sentences, negative sentences of other videos, and a crop."""
 
-import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -11,15 +10,13 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
 from ..processing_scada import ScadaProcessor
-from .files import video_name
+from .cropping import draw_crop
+from .files import video_file_name
 
 
 # Augmentation of AdaTAD (OpenTAD's configurations: frames are read at 182 pixels, and crops are resized to 160). The
 # other values are the usual bounds of a random resized crop.
 READ_MARGIN = 182 / 160
-CROP_AREAS = (0.08, 1.0)
-CROP_RATIOS = (3 / 4, 4 / 3)
-CROP_TRIES = 10
 NEGATIVE_TRIES = 10
 SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
@@ -178,7 +175,7 @@ class RowSampler(TrainerCallback):
                 f"Received seed={self.seed}, but the epoch is not set. Sentences and crops differ between epochs. "
                 "Pass the sampler to the trainer (callbacks=[sampler]), or call its set_epoch."
             )
-        name = f"{row.get('video_id') or video_name(row['video'])} {row['sentences'][0]}"
+        name = f"{row.get('video_id') or video_file_name(row['video'])} {row['sentences'][0]}"
         return generator.manual_seed(zlib.crc32(f"{self.seed} {epoch} {name}".encode()))
 
     def _draw_sentences(self, num_sentences: int, generator: torch.Generator) -> list[int]:
@@ -203,37 +200,6 @@ class RowSampler(TrainerCallback):
                 taken.add(_words(sentence))
                 drawn.append(sentence)
         return drawn
-
-
-def draw_crop(read_size: Sequence[int], may_flip: bool, generator: torch.Generator) -> dict[str, Any]:
-    """
-    Sample a random resized crop and a random horizontal flip.
-
-    Args:
-        read_size (`Sequence[int]`): Height and width of the frames, in pixels.
-        may_flip (`bool`): Whether to flip half of the crops.
-        generator (`torch.Generator`): Random number generator.
-
-    Returns:
-        `dict[str, Any]`: `read_size`, `box` (top, left, height and width, in pixels of `read_size`) and `flip`.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    height, width = read_size
-    crop_height, crop_width = height, width
-    for _ in range(CROP_TRIES):
-        area = uniform(*CROP_AREAS) * height * width
-        ratio = math.exp(uniform(*map(math.log, CROP_RATIOS)))
-        tried_height, tried_width = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
-        if 0 < tried_height <= height and 0 < tried_width <= width:
-            crop_height, crop_width = tried_height, tried_width
-            break
-    top = int(uniform(0, height - crop_height + 1))
-    left = int(uniform(0, width - crop_width + 1))
-    flip = may_flip and uniform(0, 1) < 0.5
-    return {"read_size": [height, width], "box": [top, left, crop_height, crop_width], "flip": flip}
 
 
 def _words(sentence: str) -> str:

@@ -25,12 +25,12 @@ BITS_PER_PIXEL = 0.1
 H264_OPTIONS = {"crf": "18", "preset": "fast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
-def available_encoder() -> str:
+def synthetic_video_encoder() -> str:
     """Return the name of the h264 encoder, or of MPEG-4 part 2 if PyAV has no x264."""
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
-def write_video(
+def write_synthetic_video(
     path: Path,
     frames: Iterable[np.ndarray],
     fps: int,

@@ -8,7 +8,7 @@ import numpy as np
 from ..timeline import Timeline
 from ..video_io import VideoProperties, read_frames
 from .selection import is_near_zero
-from .table import LONG_SECONDS, format_score, format_time, strength
+from .table import LONG_SECONDS, format_score, format_time, score_strength
 
 
 PICTURE_FRAMES = 12
@@ -127,7 +127,7 @@ def draw(
             height = row_height if index else best_height
             span = (segment["start"], segment["end"] - segment["start"])
             colour = NEAR_ZERO_COLOUR if is_near_zero(segment) else BAR_COLOUR
-            fill = (colour, strength(segment["score"]))
+            fill = (colour, score_strength(segment["score"]))
             # The outline keeps the lightest segments visible.
             line = {"linewidth": 1.0, "linestyle": "-" if segment.get("found", True) else "--"}
             lanes.broken_barh([span], (top, 0.85 * height), facecolor=fill, edgecolor=colour, **line)

@@ -16,12 +16,12 @@ def get_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def append_row(path: Path, row: dict) -> None:
+def append_jsonl_row(path: Path, row: dict) -> None:
     """Append a row to a JSON Lines file. Create the file if it does not exist."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_jsonl_rows(path: Path) -> list[dict]:
     """Return the rows of a JSON Lines file, or an empty list if the file does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -36,7 +36,7 @@ def format_score(segment: dict[str, Any]) -> str:
     return f"{score}, probably not in the video" if is_near_zero(segment) else score
 
 
-def strength(score: float) -> float:
+def score_strength(score: float) -> float:
     """Return the colour intensity for a score, from `FAINTEST` to 1. Matches the script of page.html."""
     return FAINTEST + (1 - FAINTEST) * score
 

@@ -40,16 +40,16 @@ def test_the_second_question_reads_nothing_again(pipe, make_clip, monkeypatch):
     path, other = str(make_clip("a.mp4", num_frames=20)), str(make_clip("b.mp4", num_frames=30, first_code=90))
     read = []
     monkeypatch.setattr(pipe, "encode", lambda video, **kw: read.append(video) or type(pipe).encode(pipe, video, **kw))
-    record, cache = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
+    record, cache = app.run_ground_tab(pipe, path, "\n".join(SENTENCES), 2, None)
     expected = pipe(path, SENTENCES, top_k=2)
     assert (record["video"], record["duration"]) == (path, 2.0)
     for result, segments in zip(record["results"], expected, strict=True):
         assert [{**found, "sentence": result["sentence"]} for found in result["segments"]] == [
             pytest.approx(segment, abs=1e-5) for segment in segments
         ]
-    app.ground_video(pipe, path, "another", 1, cache)
+    app.run_ground_tab(pipe, path, "another", 1, cache)
     assert read == [path]
-    assert app.ground_video(pipe, other, "another", 1, cache)[0]["duration"] == 3.0 and read == [path, other]
+    assert app.run_ground_tab(pipe, other, "another", 1, cache)[0]["duration"] == 3.0 and read == [path, other]
 
 
 def test_index(pipe, make_clip, tmp_path):
@@ -58,7 +58,7 @@ def test_index(pipe, make_clip, tmp_path):
         make_clip(f"videos/{name}", num_frames=20)
     index_videos(tmp_path / "videos", pipe, tmp_path / "index")
     library = Library(tmp_path / "index")
-    record = app.search_sentences(pipe, library, f"\n {SENTENCES[0]} \n\n", 3)
+    record = app.run_search_tab(pipe, library, f"\n {SENTENCES[0]} \n\n", 3)
     assert record["results"] == search(library, SENTENCES[:1], pipe, top_k=3)
     page = unescape(app.embed_result_page(record, "a model"))
     for video in {segment["video"] for segment in record["results"][0]["segments"]}:
@@ -87,7 +87,7 @@ def test_videos_that_links_lead_to_are_served(pipe, make_clip, tmp_path):
 def test_page_and_clip(pipe, make_clip, tmp_path):
     """Nothing that was typed ends the frame or the script; a clip has the segment's length."""
     path = str(make_clip("a.mp4", num_frames=40))
-    record, _ = app.ground_video(pipe, path, "\n".join(SENTENCES), 2, None)
+    record, _ = app.run_ground_tab(pipe, path, "\n".join(SENTENCES), 2, None)
     frame = app.embed_result_page(record, "a model")
     assert frame.count("<") == 2  # the frame's own tags
     page = unescape(re.search(r'srcdoc="([^"]*)"', frame)[1])
@@ -111,7 +111,7 @@ def test_wrong_input(pipe, make_clip, tmp_path):
         (str(tmp_path / "gone.mp4"), "a cat", "gone.mp4"),
     ):
         with pytest.raises(gr.Error) as raised:
-            app._show_errors([str(tmp_path)], app.ground_video, pipe, path, text, 3, None)
+            app._show_errors([str(tmp_path)], app.run_ground_tab, pipe, path, text, 3, None)
         assert message in unescape(raised.value.message)
         assert str(tmp_path) not in raised.value.message and "Errno" not in raised.value.message
 
@@ -123,12 +123,12 @@ def test_shares_of_what_is_done(pipe, make_clip, tmp_path, monkeypatch):
         make_clip(f"videos/{name}.mp4", num_frames=num_frames)
     monkeypatch.setattr(pipe.processor.video_processor, "window_seconds", 2.5)
     shares = []
-    app.ground_video(pipe, str(tmp_path / "videos" / "a.mp4"), "it", 2, None, progress=shares.append)
+    app.run_ground_tab(pipe, str(tmp_path / "videos" / "a.mp4"), "it", 2, None, progress=shares.append)
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
     index_videos(tmp_path / "videos", pipe, tmp_path / "index")
     monkeypatch.setattr("modeling_scada.library.search.HEAD_BATCH_SIZE", 1)
     shares.clear()
-    app.search_sentences(pipe, Library(tmp_path / "index"), "it\nthat", 2, progress=shares.append)
+    app.run_search_tab(pipe, Library(tmp_path / "index"), "it\nthat", 2, progress=shares.append)
     assert shares == pytest.approx([k / 10 for k in range(1, 11)])
 
 

@@ -16,7 +16,7 @@ from modeling_scada.head_scada import (
     add_outer_features,
     all_proposals,
     decode_offsets,
-    resample,
+    resample_to_grid,
     sample_proposals,
 )
 
@@ -208,7 +208,7 @@ def test_extreme_offsets_stay_in_the_window():
 def test_resample_averages_over_areas_where_there_are_more_snippets_than_steps():
     features = torch.randn(2, 384, VIDEO_DIM)
     means = torch.stack([features[:, 3 * step : 3 * step + 3].mean(1) for step in range(128)], dim=1)
-    torch.testing.assert_close(resample(features, 128), means)
+    torch.testing.assert_close(resample_to_grid(features, 128), means)
 
 
 def test_resample_is_linear_where_there_are_fewer_snippets_than_steps():
@@ -218,12 +218,12 @@ def test_resample_is_linear_where_there_are_fewer_snippets_than_steps():
     for row in range(2):
         for channel in range(VIDEO_DIM):
             expected[row, :, channel] = np.interp(positions, np.arange(5), features[row, :, channel])
-    torch.testing.assert_close(resample(features, 12), torch.from_numpy(expected))
+    torch.testing.assert_close(resample_to_grid(features, 12), torch.from_numpy(expected))
 
 
 def test_resample_changes_nothing_where_there_are_as_many_snippets_as_steps():
     features = torch.randn(2, 12, VIDEO_DIM)
-    assert torch.equal(resample(features, 12), features)
+    assert torch.equal(resample_to_grid(features, 12), features)
 
 
 def test_places_are_means_of_areas_row_by_row():

@@ -98,7 +98,7 @@ def test_a_fold_runs_and_goes_on_where_it_was(clips, monkeypatch):
     argv = f"{clips}/recipe.json --table {clips}/clips.csv --videos {clips} --output_dir {clips}/out --max_steps 8"
     argv += " --modes frozen both --folds 2 --only_folds 1 --num_train 3 --num_validation 2 --num_test 2"
     script.main(argv.split())
-    rows = study.read_rows(clips / "out" / "results.jsonl")
+    rows = study.read_jsonl_rows(clips / "out" / "results.jsonl")
     assert [(row["mode"], row["fold"]) for row in rows if row["mode"] != "constant"] in (
         [("frozen", 1), ("both", 1)],
         [("both", 1), ("frozen", 1)],
@@ -118,7 +118,7 @@ def test_a_fold_runs_and_goes_on_where_it_was(clips, monkeypatch):
     assert "| moving_shapes_backbone | both |" in (clips / "out" / "table.md").read_text()
     monkeypatch.setattr(study, "train", None)  # a second run of the same would fail
     script.main(argv.split())
-    assert study.read_rows(clips / "out" / "results.jsonl") == rows
+    assert study.read_jsonl_rows(clips / "out" / "results.jsonl") == rows
 
 
 def test_without_gaps_and_distractors_the_asked_clips_tile_the_video(clips, monkeypatch):

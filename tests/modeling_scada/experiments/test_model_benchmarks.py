@@ -144,7 +144,9 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    rows, _ = input_benchmarks.make_videos(tmp_path_factory.mktemp("videos"), **input_benchmarks.SMALL_VIDEOS, seed=0)
+    rows, _ = input_benchmarks.make_benchmark_videos(
+        tmp_path_factory.mktemp("videos"), **input_benchmarks.SMALL_VIDEOS, seed=0
+    )
     return rows
 
 
@@ -152,8 +154,8 @@ def test_the_videos_are_as_said_and_follow_from_the_seed(videos, tmp_path):
     shape = input_benchmarks.SMALL_VIDEOS
     for name in ("again", "other"):
         (tmp_path / name).mkdir()
-    again, facts = input_benchmarks.make_videos(tmp_path / "again", **shape, seed=0)
-    other, _ = input_benchmarks.make_videos(tmp_path / "other", **shape, seed=1)
+    again, facts = input_benchmarks.make_benchmark_videos(tmp_path / "again", **shape, seed=0)
+    other, _ = input_benchmarks.make_benchmark_videos(tmp_path / "other", **shape, seed=1)
     assert {name: facts[name] for name in shape} == shape
     assert len({Path(row["video"]).read_bytes() for row in [*videos, *other]}) == 2 * shape["num_videos"]
     for row, row_again in zip(videos, again, strict=True):
@@ -166,7 +168,7 @@ def test_the_videos_are_as_said_and_follow_from_the_seed(videos, tmp_path):
 
 def test_without_x264_the_videos_are_mpeg4(tmp_path, tiny_processor, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
-    rows, facts = input_benchmarks.make_videos(tmp_path, **input_benchmarks.SMALL_VIDEOS, seed=0)
+    rows, facts = input_benchmarks.make_benchmark_videos(tmp_path, **input_benchmarks.SMALL_VIDEOS, seed=0)
     assert facts["encoder"] == "mpeg4" and facts["megabits_per_second"] > 0
     with av.open(rows[0]["video"]) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"

@@ -78,7 +78,7 @@ def test_an_unknown_mode_is_refused(mode):
 def test_every_mode_is_one_that_the_script_takes():
     from transformers import HfArgumentParser
 
-    from processing.arguments import ModelArguments
+    from processing.recipe_arguments import ModelArguments
 
     for mode in study.MODES:
         arguments = [f"--{name}={value}" for name, value in study.mode_arguments(mode).items()]
@@ -134,7 +134,7 @@ def test_differences_are_to_the_frozen_backbone_of_the_same_seeds_and_budget():
 def test_the_time_that_others_get_is_that_of_equal_steps():
     rows = [row("full", 0, 1, seconds=10), row("full", 1, 1, seconds=20), row("full", 0, 1, "equal_time", 99)]
     rows.append(row("full", 0, 1, seconds=77, backbone="i3d"))
-    assert study.mean_seconds(rows, "c3d", "full") == 15
+    assert study.mean_training_seconds(rows, "c3d", "full") == 15
 
 
 def test_bytes_kept(data, tmp_path):
@@ -226,7 +226,7 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
     argv = ["study.py", str(RECIPE), "--output_dir", str(tmp_path / "study"), "--max_steps", "2", "--seeds", "0"]
     monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen"])
     script.main()
-    (first,) = study.read_rows(tmp_path / "study" / "results.jsonl")
+    (first,) = study.read_jsonl_rows(tmp_path / "study" / "results.jsonl")
     assert (first["backbone"], first["mode"]) == ("moving_shapes_backbone", "frozen")
     assert (first["steps"], first["trainable_backbone"]) == (2, 0)
     run_dir = tmp_path / "study" / "runs" / "moving_shapes_backbone" / "frozen_equal_steps_0"
@@ -248,7 +248,7 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
     ]
     monkeypatch.setattr(sys, "argv", [*argv, "--modes", "frozen", *backbones])
     script.main()
-    rows = study.read_rows(tmp_path / "study" / "results.jsonl")
+    rows = study.read_jsonl_rows(tmp_path / "study" / "results.jsonl")
     assert rows[0] == first
     assert [row["backbone"] for row in rows] == ["moving_shapes_backbone", "other"]
     arguments = json.loads(
@@ -258,7 +258,7 @@ def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, m
 
     monkeypatch.setattr(study, "train", None)  # a second run of the same would fail
     script.main()
-    assert study.read_rows(tmp_path / "study" / "results.jsonl") == rows
+    assert study.read_jsonl_rows(tmp_path / "study" / "results.jsonl") == rows
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_each_mode_on_each_backbone(tmp_path, monkeypatch, stub_study):
         for folder in backbones
         for tuning, reduction in (("frozen", None), ("scada", 4))
     ]
-    rows = study.read_rows(tmp_path / "results.jsonl")
+    rows = study.read_jsonl_rows(tmp_path / "results.jsonl")
     # In the order in which they end.
     assert sorted((row["backbone"], row["mode"], row["seed"]) for row in rows) == [
         (backbone, mode, seed)
@@ -337,7 +337,7 @@ def test_after_a_failure_no_further_run_starts(tmp_path, monkeypatch, stub_study
     with pytest.raises(RuntimeError, match="no memory"):
         script.main()
     assert 2 <= len(runs) <= 4
-    assert [row["seed"] for row in study.read_rows(tmp_path / "results.jsonl")] == [0]
+    assert [row["seed"] for row in study.read_jsonl_rows(tmp_path / "results.jsonl")] == [0]
 
 
 def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, monkeypatch, stub_study):
@@ -345,7 +345,7 @@ def test_equal_time_is_that_of_full_fine_tuning_of_the_same_backbone(tmp_path, m
     argv += ["--modes", "full", "frozen", "--seeds", "0", "--max_steps", "100", "--equal_time", "frozen"]
     monkeypatch.setattr(sys, "argv", [*argv, "--backbones", *folders(tmp_path, "b/c3d", "b/i3d")])
     script.main()
-    rows = study.read_rows(tmp_path / "results.jsonl")
+    rows = study.read_jsonl_rows(tmp_path / "results.jsonl")
     found = {row["backbone"]: row["max_steps"] for row in rows if row["budget"] == "equal_time"}
     assert found == {"c3d": 100 * 20 / 5, "i3d": 100 * 60 / 5}
     assert [run["max_steps"] for run in runs] == [100] * 4 + [400, 1200]

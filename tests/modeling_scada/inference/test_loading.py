@@ -8,10 +8,9 @@ import pytest
 from peft import get_peft_model
 
 from modeling_scada import ScadaAdapterConfig
-from modeling_scada.inference.grounding import load_pipeline
-from modeling_scada.inference.loading import loading_model
+from modeling_scada.inference.loading import load_pipeline, loading_model
 from modeling_scada.training.recipe import build_model
-from processing.arguments import ModelArguments
+from processing.recipe_arguments import ModelArguments
 
 
 @pytest.fixture(scope="module")

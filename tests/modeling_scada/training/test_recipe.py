@@ -30,8 +30,8 @@ from modeling_scada import (
 from modeling_scada.training import recipe as recipe_scada
 from modeling_scada.training import trainer as trainer_scada
 from modeling_scada.training.recipe import build_model, last_checkpoint, parse_arguments, run, warn_of_shared_videos
-from processing.arguments import DataArguments, ModelArguments, TuningArguments
 from processing.metrics import rejection_metrics
+from processing.recipe_arguments import DataArguments, ModelArguments, TuningArguments
 from processing.video_io import VideoReadError
 
 

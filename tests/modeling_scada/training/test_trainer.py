@@ -25,7 +25,7 @@ from modeling_scada import (
     ranked_ious,
 )
 from modeling_scada.backbone_scada import ENCODER_TYPES
-from processing.arguments import TUNING_MODES, ModelArguments
+from processing.recipe_arguments import TUNING_MODES, ModelArguments
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from modeling_scada import ScadaAdapterConfig, TemporalGroundingTrainer, TemporalGroundingTrainingArguments
 from modeling_scada.training import trainer as trainer_scada
 from modeling_scada.training.recipe import last_checkpoint, parse_arguments, run
-from processing.arguments import DataArguments, ModelArguments
+from processing.recipe_arguments import DataArguments, ModelArguments
 
 
 REPOSITORY = Path(__file__).resolve().parents[3]
