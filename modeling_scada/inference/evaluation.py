@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from processing.data.annotations import clean_sentence, load_annotations
-from processing.data.files import VideoFiles, resolve_video_root
+from processing.data.files import VideoFiles, resolve_video_root, video_file_name
 from processing.metrics import (
     multi_segment_metrics,
     rejection_metrics,
