@@ -129,6 +129,7 @@ def test_what_the_hub_gets_is_flat_and_no_more_than_needed():
     }
     assert {Path(path).stem for path in found if path.startswith("processing")} == {
         "encoded_video",
+        "fingerprint",
         "pipeline_temporal_grounding",
         "post_processing",
         "processing_scada",
