@@ -29,7 +29,7 @@ Your own videos:
 - `lora`: LoRA on the queries and values of all layers;
 - `tia`: the temporal-informative adapter of AdaTAD after the layers of `--inner_layers`, which is the inner branch of
   SCADA without the sentence;
-- `scada`: the Sentence-Conditioned Adapter, with `--scada_branches inner | outer | both`.
+- `scada`: the Sentence-Conditioned Adapter, with `--scada_branches pooling | inner | outer | both`.
 
 The head always trains; `--train_text` also trains the sentence encoder. With `lora`, `tia` and `scada`, the output
 folder contains the adapter, and its base model if the run created that model. The folder loads like any other model.

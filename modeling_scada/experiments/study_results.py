@@ -94,6 +94,40 @@ def draw_modes(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_front(rows: list[dict], prices: list[dict], path: Path) -> None:
+    """
+    Plot R@1, IoU=0.5 of each mode over the price of a further sentence.
+
+    Args:
+        rows (`list[dict]`): Runs at equal steps. The bars are standard deviations over the seeds.
+        prices (`list[dict]`): Rows of `benchmark_library.py --parts asking`, with `mode`, `ask_over_direct` and `bytes`.
+        path (`Path`): Picture to write.
+
+    Raises:
+        ValueError: If the price of a mode is missing.
+    """
+    plt = import_pyplot(path.name)
+    by_mode = {price["mode"].removeprefix("scada_"): price for price in prices}
+    if missing := sorted(set(_ordered_modes(rows)) - set(by_mode)):
+        raise ValueError(f"Received prices of {sorted(by_mode)}; expected also those of {missing}.")
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for mode in _ordered_modes(rows):
+        values = [row["R1@0.5"] for row in rows if row["mode"] == mode and row["budget"] == "equal_steps"]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        price = by_mode[mode]
+        point = (price["ask_over_direct"], statistics.mean(values))
+        axes.errorbar(*point, yerr=deviation, fmt="o", capsize=3)
+        label = f"{mode}, {price['bytes'] / 2e6:.2g} MB"
+        axes.annotate(label, point, textcoords="offset points", xytext=(7, -12), fontsize=9)
+    axes.set(
+        xlabel="time of a further sentence, relative to the first call", ylabel="R@1, IoU=0.5 (%)", xlim=(0, None)
+    )
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.margins(x=0.2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def draw_curves(rows: list[dict], path: Path) -> None:
     """Plot the learning curves at equal steps: mean R@1 (lines) and R@5 (dashed), IoU=0.5, over the seeds."""
     plt = import_pyplot(path.name)

@@ -221,6 +221,25 @@ def test_curves_are_means_over_the_seeds_at_equal_steps(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+def test_the_front_shows_means_over_prices(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    rows = [row("frozen", 0, 80.0), row("frozen", 1, 40.0), row("both", 0, 20.0), row("both", 0, 99.0, "equal_time")]
+    prices = [
+        {"mode": "frozen", "ask_over_direct": 0.03, "bytes": 4e6},
+        {"mode": "scada_both", "ask_over_direct": 0.3, "bytes": 8e6},
+    ]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    study_results.draw_front(rows, prices, tmp_path / "front.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    points = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert points == {"frozen, 2 MB": (0.03, 60.0), "both, 4 MB": (0.3, 20.0)}
+    plt.close(figure)
+    with pytest.raises(ValueError, match=r"prices of \['frozen'\]; expected also those of \['both'\]"):
+        study_results.draw_front(rows, prices[:1], tmp_path / "front.png")
+
+
 def test_a_study_runs_and_goes_on_where_it_was(data, other_backbone, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "study" / "data")
     argv = ["study.py", str(RECIPE), "--output_dir", str(tmp_path / "study"), "--max_steps", "2", "--seeds", "0"]
