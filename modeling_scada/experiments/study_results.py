@@ -96,11 +96,11 @@ def draw_modes(rows: list[dict], path: Path) -> None:
 
 def draw_front(rows: list[dict], prices: list[dict], path: Path) -> None:
     """
-    Plot R@1, IoU=0.5 of each mode over the price of a further sentence.
+    Plot R@1, IoU=0.5 of each mode over the time of a further sentence, with the size of a window in half precision.
 
     Args:
         rows (`list[dict]`): Runs at equal steps. The bars are standard deviations over the seeds.
-        prices (`list[dict]`): Rows of `benchmark_library.py --parts asking`, with `mode`, `ask_over_direct` and `bytes`.
+        prices (`list[dict]`): Rows of `benchmark_library.py --parts asking`, in float32.
         path (`Path`): Picture to write.
 
     Raises:
