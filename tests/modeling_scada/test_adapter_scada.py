@@ -256,8 +256,8 @@ def test_rules_that_are_not_understood_are_refused(name, rule):
         ({"reduction": "8"}, "Received reduction='8'; expected a positive integer"),
         ({"reduction": True}, "Received reduction=True; expected a positive integer"),
         ({"conditioning": "no"}, "Received conditioning='no'; expected True or False"),
-        ({"inner_layers": [], "outer_layers": []}, "Received no layers; name some in `inner_layers`, `outer"),
-        ({"inner_layers": (), "outer_layers": []}, "in `inner_layers`, `outer_layers` or `pooling_layers`"),
+        ({"pooling_layers": []}, "Received no layers; name some in `inner_layers`, `outer"),
+        ({"inner_layers": (), "pooling_layers": ()}, "in `inner_layers`, `outer_layers` or `pooling_layers`"),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, message):
@@ -265,8 +265,24 @@ def test_values_that_cannot_be_are_refused(values, message):
         ScadaAdapterConfig(**values)
 
 
-@pytest.mark.parametrize("name", ["inner_layers", "outer_layers", "pooling_layers"])
-@pytest.mark.parametrize("value", [3, None])
+@pytest.mark.parametrize(
+    ("arguments", "pooling_layers"),
+    [
+        ({}, "last 1"),
+        ({"inner_layers": [], "outer_layers": []}, "last 1"),
+        ({"outer_layers": "all"}, []),
+        # An adapter saved by version 0.1.0, without the argument.
+        ({"inner_layers": "last 3", "outer_layers": "even 4"}, []),
+        ({"inner_layers": [1], "pooling_layers": [0]}, [0]),
+    ],
+)
+def test_a_pooling_branch_is_the_default_without_other_branches(arguments, pooling_layers):
+    assert ScadaAdapterConfig(**arguments).pooling_layers == pooling_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("inner_layers", 3), ("inner_layers", None), ("outer_layers", None), ("pooling_layers", 3)]
+)
 def test_layers_that_are_neither_a_list_nor_a_rule_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{value}.*expected"):
         ScadaAdapterConfig(**{name: value})
@@ -358,14 +374,23 @@ def test_rules_follow_the_depth_of_the_model(make_model):
     [(384, 12, 2e6), (768, 12, 6e6), (1408, 40, 15e6)],
     ids=["VideoMAE-S", "VideoMAE-B", "VideoMAE-g"],
 )
-def test_the_default_placement_trains_a_few_million_weights(width, num_layers, limit):
+def test_number_of_trained_weights(width, num_layers, limit):
+    """The numbers in docs/adapter.md: a few million with the paper's branches, and those of a pooling branch."""
     video_config = {"model_type": "videomae", "hidden_size": width, "num_hidden_layers": num_layers}
     video_config |= {"num_attention_heads": 2, "intermediate_size": 2 * width}  # the adapter does not see these
     with torch.device("meta"):
-        model = ScadaForTemporalGrounding(ScadaConfig(video_config=video_config))
-        model = get_peft_model(model, ScadaAdapterConfig())
-    num_trainable = sum(weight.numel() for weight in layers_of(model).parameters() if weight.requires_grad)
-    assert limit / 2 < num_trainable < limit
+        base = ScadaForTemporalGrounding(ScadaConfig(video_config=video_config))
+        both = get_peft_model(copy.deepcopy(base), ScadaAdapterConfig(inner_layers="last 3", outer_layers="even 4"))
+        pooling = get_peft_model(base, ScadaAdapterConfig())
+    num_both, num_pooling = (
+        sum(weight.numel() for weight in layers_of(model).parameters() if weight.requires_grad)
+        for model in (both, pooling)
+    )
+    assert limit / 2 < num_both < limit
+    dim, text_dim = width // 8, 768
+    block = 2 * dim + text_dim * dim + (3 * dim + dim) + (dim + 1) * dim + (dim + 1) * 2 * dim + (2 * dim + 1) * dim
+    ends = 2 * width + (width + 1) * dim + 2 * dim + (text_dim + 1) * dim + (dim + 1) * dim + (3 * dim + 1) * width
+    assert num_pooling == 2 * block + ends
 
 
 # A fresh adapter

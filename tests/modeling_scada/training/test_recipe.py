@@ -127,13 +127,14 @@ def test_frozen_and_partial_tuning_train_what_they_say(recipe, tuning, expected)
         ({"tuning": "lora"}, {"layer.0 lora_A", "layer.0 lora_B", "layer.1 lora_A", "layer.1 lora_B"}),
         ({"tuning": "tia", "inner_layers": "last 1"}, {"layer.1 scada_inner"}),
         (
-            {"tuning": "scada", "inner_layers": "last 1"},
+            {"tuning": "scada", "scada_branches": "both", "inner_layers": "last 1"},
             {"layer.1 scada_inner", "layer.0 scada_outer", "layer.1 scada_outer"},
         ),
+        ({"tuning": "scada"}, {"layer.1 scada_pooling"}),
         ({"tuning": "scada", "scada_branches": "inner"}, {"layer.0 scada_inner", "layer.1 scada_inner"}),
         ({"tuning": "scada", "scada_branches": "outer", "outer_layers": "even 1"}, {"layer.1 scada_outer"}),
     ],
-    ids=["lora", "tia", "scada both", "scada inner", "scada outer"],
+    ids=["lora", "tia", "scada both", "scada", "scada inner", "scada outer"],
 )
 def test_an_adapter_trains_with_the_head_and_loads_with_its_model_from_one_folder(recipe, tuning, trained):
     changed, adapter = changed_weights(recipe | tuning | {"reduction": 4, "adapter_learning_rate": 1e-2})
