@@ -20,7 +20,7 @@ from pathlib import Path
 # No package that reads environment variables or files of a test at its import.
 PRELOADED = (
     "torch torch._dynamo torch.distributed.checkpoint torch.distributed.tensor torch._inductor.config numpy pandas"
-    " pyarrow pyarrow.dataset pyarrow.parquet av PIL.Image sympy httpx aiohttp"
+    " pyarrow pyarrow.dataset pyarrow.parquet av sympy httpx aiohttp"
 ).split()
 
 

@@ -13,12 +13,12 @@ from modeling_scada.backbone_scada import spatial_mean_pool
 from modeling_scada.head_scada import (
     LocalizationHead,
     ProposalFeatures,
-    add_outer_features,
     all_proposals,
     decode_offsets,
     resample_to_grid,
     sample_proposals,
 )
+from modeling_scada.modeling_scada import add_outer_features
 
 
 TEXT_DIM = 12

@@ -10,7 +10,7 @@ from conftest import write_clip
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from modeling_scada.experiments import clip_study as study_clips
-from modeling_scada.experiments import study
+from modeling_scada.experiments import study, study_results
 
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -70,7 +70,7 @@ def test_differences_are_of_one_fold_and_seed():
     rows = [row("frozen", 0, 0, 10), row("frozen", 1, 0, 30), row("frozen", 2, 0, 20)]
     rows += [row("both", 1, 0, 34), row("both", 0, 0, 12), row("both", 2, 1, 99), {"mode": "constant", "fold": 0}]
     # Of +4 and +2: mean 3, deviation 1.41, t = 3 / (1.41 / sqrt(2)).
-    assert study_clips.compare_to_frozen(rows) == ["both - frozen: +3.0 ± 1.4 over 2 pairs, t = 3.00"]
+    assert study_results.compare_to_frozen(rows) == ["both - frozen: +3.0 ± 1.4 over 2 pairs, t = 3.00"]
 
 
 @pytest.fixture

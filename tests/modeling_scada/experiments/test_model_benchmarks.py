@@ -276,7 +276,9 @@ def test_each_mode_has_its_figures(record):
     assert [(row["size"], row["mode"]) for row in rows] == [("tiny", mode) for mode in script.MODES]
     for row in rows:
         assert set(row["bytes_kept"]) == {"1", "4", "8"} and row["step_seconds"]["1"] > 0
-        assert ("bytes_kept_checkpointed" in row) == (row["mode"] in ("full", "scada", "scada_outer"))
+        assert ("bytes_kept_checkpointed" in row) == (
+            row["mode"] in ("full", "scada_both", "scada_outer", "scada_pooling")
+        )
         assert ("inference_seconds" in row) == (row["mode"] not in ("full", "partial", "lora", "tia"))
         assert all(seconds > 0 for seconds in row.get("inference_seconds", {"1": 1.0}).values())
 
@@ -286,7 +288,7 @@ def test_the_counts_are_as_the_placement_of_the_weights_demands(record):
     kept = {mode: {int(n): value for n, value in row["bytes_kept"].items()} for mode, row in rows.items()}
     trainable = {mode: row["trainable_parameters"]["backbone"] for mode, row in rows.items()}
     assert trainable["frozen"] == 0
-    assert trainable["scada"] == trainable["scada_inner"] + trainable["scada_outer"]
+    assert trainable["scada_both"] == trainable["scada_inner"] + trainable["scada_outer"]
     assert trainable["tia"] < trainable["scada_inner"] < trainable["partial"] < trainable["full"]
     assert len({row["trainable_parameters"]["head"] for row in rows.values()}) == 1
     for n in (1, 4, 8):
@@ -299,7 +301,7 @@ def test_the_counts_are_as_the_placement_of_the_weights_demands(record):
     assert backbone["full"][8] < 1.01 * backbone["full"][1]
     assert backbone["scada_outer"][8] < 1.5 * backbone["scada_outer"][1]
     assert backbone["scada_inner"][8] > 6 * backbone["scada_inner"][1]
-    for mode in ("full", "scada"):
+    for mode in ("full", "scada_both"):
         assert all(value < kept[mode][int(n)] for n, value in rows[mode]["bytes_kept_checkpointed"].items())
 
 
@@ -328,7 +330,7 @@ def test_the_input_pipeline_has_its_figures(record):
     pipeline = record["results"]["input_pipeline"]
     (row,) = pipeline.pop("rows")
     assert set(pipeline) == {"encoder", "megabits_per_second", *input_benchmarks.SMALL_VIDEOS}
-    assert (row["size"], row["mode"]) == ("tiny", "scada")
+    assert (row["size"], row["mode"]) == ("tiny", "scada_pooling")
     assert set(row["videos_per_second"]) == set(row["pipeline_over_step"]) == {"uint8", "float32"}
     for pixels, rates in row["videos_per_second"].items():
         assert set(rates) == set(row["pipeline_over_step"][pixels]) == {"0", "1", "2"}

@@ -17,7 +17,7 @@ from fresh_process import run_python
 from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor
-from modeling_scada.inference import grounding
+from modeling_scada.inference import grounding, loading
 from processing.commands.main import main
 from processing.post_processing import temporal_iou
 from processing.results import folder as result_folder
@@ -155,7 +155,7 @@ def test_as_a_command(model, clip, tmp_path):
 
 def test_results_that_cannot_be_written(model, clip, ground, tmp_path, monkeypatch):
     """One line of error, before the model is loaded; other results that were asked for are not there either."""
-    monkeypatch.delattr(grounding, "pipeline")
+    monkeypatch.delattr(loading, "pipeline")
     (tmp_path / "afile").write_text("")
     (tmp_path / "afolder").mkdir()
 
@@ -289,8 +289,8 @@ def test_nms_is_the_pipelines(model, clip, ground):
 
 def test_device(model, clip, ground, monkeypatch):
     devices = []
-    load = grounding.load_pipeline
-    monkeypatch.setattr(grounding, "load_pipeline", lambda *args, **kw: devices.append(kw) or load(*args, **kw))
+    load = loading.load_pipeline
+    monkeypatch.setattr(loading, "load_pipeline", lambda *args, **kw: devices.append(kw) or load(*args, **kw))
     assert ground(clip, "it", "--model", model, "--device", "cpu")[0] == 0 and devices == [{"device": "cpu"}]
     if not torch.backends.mps.is_available():
         code, out, err = ground(clip, "it", "--model", model, "--device", "mps:7")
@@ -366,7 +366,7 @@ def test_a_picture_of_no_format_is_refused_before_the_work(name, model, clip, gr
 
 def test_plot_without_matplotlib(model, clip, ground, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delattr(grounding, "pipeline")  # nothing is computed
+    monkeypatch.delattr(loading, "pipeline")  # nothing is computed
     code, out, err = ground(clip, "a door", "--model", model, "--plot", tmp_path / "found.png")
     assert (code, out) == (1, "")
     assert err == "scada ground: --plot needs matplotlib, which is not installed; run `pip install matplotlib`.\n"

@@ -22,7 +22,7 @@ from transformers import pipeline
 
 from modeling_scada import ScadaForTemporalGrounding, ScadaProcessor, ScadaVideoProcessor
 from modeling_scada.head_scada import all_proposals, sparse_proposals
-from modeling_scada.inference import grounding
+from modeling_scada.inference import loading
 from modeling_scada.inference.grounding import find_segments
 from modeling_scada.library import index as library
 from modeling_scada.library import on_ray as library_on_ray
@@ -347,7 +347,7 @@ def test_interrupted(make_pipe, folder, tmp_path, scada, monkeypatch):
     """What was encoded is written, and said in one line."""
     pipe, index = make_pipe(), tmp_path / "index"
     encode = pipe.encode
-    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+    monkeypatch.setattr(loading, "load_pipeline", lambda model, **kwargs: pipe)
 
     def interrupt(video, **settings):
         if str(video).endswith("3.mp4"):
@@ -781,7 +781,7 @@ def test_missing_videos_are_said_and_the_rest_is_done(make_pipe, folder, tmp_pat
     pipe, index = make_pipe(), tmp_path / "index"
     index_videos(folder, pipe, index, model_name="m")
     loaded = []
-    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: loaded.append(model) or pipe)
+    monkeypatch.setattr(loading, "load_pipeline", lambda model, **kwargs: loaded.append(model) or pipe)
     shutil.copytree(folder, tmp_path / "copy")
     ask = ("search", index, "a cat", "--top_k", 12, "--json")
     code, out, err = scada(*ask)
@@ -829,7 +829,7 @@ def test_videos_that_changed_since_they_were_indexed_are_said(
     """Until the index is brought up to date; of a copy elsewhere, sizes alone are compared."""
     pipe, index, video = make_pipe(), tmp_path / "index", folder / "1.mp4"
     index_videos(folder, pipe, index, model_name="m")
-    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+    monkeypatch.setattr(loading, "load_pipeline", lambda model, **kwargs: pipe)
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     os.unlink(folder / "2.mp4")
     ask = ("search", index, "a cat", "--json")
@@ -856,7 +856,7 @@ def test_videos_that_changed_since_they_were_indexed_are_said(
 
 def test_on_the_command_line_what_is_passed_over(make_pipe, folder, tmp_path, scada, monkeypatch):
     pipe, index = make_pipe(), tmp_path / "index"
-    monkeypatch.setattr(grounding, "load_pipeline", lambda model, **kwargs: pipe)
+    monkeypatch.setattr(loading, "load_pipeline", lambda model, **kwargs: pipe)
     (folder / "notes.txt").write_text("a")
     (folder / "again").symlink_to(folder / "more")
     code, out, err = scada("index", folder, "--model", "m", "--output", index)

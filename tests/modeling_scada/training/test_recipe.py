@@ -197,7 +197,7 @@ def test_an_adapter_goes_on_from_its_weights(recipe, tmp_path, arguments, recwar
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inner_layers": "last 1"}, r"'inner_layers': .*tuning mode with .*'inner_layers': "),
+        ({"scada_branches": "inner"}, r"'inner_layers': .*tuning mode with .*'inner_layers': "),
         ({"tuning": "lora"}, "'SCADA'.*tuning mode with .*'LORA'"),
         ({"tuning": "full"}, "tuning mode with no adapter.*or a model without an adapter"),
     ],
