@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--modes",
         nargs="+",
-        default=["frozen", "scada_outer", "scada_pooling", "scada_both"],
+        default=["frozen", "scada_outer", "scada_pooling", "scada_inner", "scada_both"],
         help="Modes for `asking`.",
     )
     parser.add_argument("--num_frames", type=int, default=64, help="Frames per window, for `asking` and `long`.")

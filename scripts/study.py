@@ -20,7 +20,7 @@ of steps that fits into the mean training time of full fine-tuning of the same b
 Each run adds a line to `results.jsonl`, including the bytes saved per training step for the backward pass
 (`bytes_kept`, counted as in `benchmark.py`). Repeat the command to resume an interrupted study. The final results are
 `table.md` (mean and standard deviation over the seeds, and the difference to the frozen backbone), `study.png`, and
-the learning curves in `curves.png`. With `--prices`, `front.png` shows accuracy over the time of a further sentence.
+the learning curves in `curves.png`.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from modeling_scada.experiments.study_results import (
     as_table,
     draw_backbones,
     draw_curves,
-    draw_front,
     draw_modes,
     list_backbones,
     summarise,
@@ -61,9 +60,6 @@ def main() -> None:
     )
     parser.add_argument("--num_workers", type=int, default=2, help="Number of parallel runs, one core each.")
     parser.add_argument("--crowded", action="store_true", help="Use the crowded variant of MovingShapes.")
-    parser.add_argument(
-        "--prices", type=Path, help="Output of benchmark_library.py --parts asking, to also draw front.png."
-    )
     parser.add_argument("--num_train", type=int, default=1000, help="Number of training videos.")
     parser.add_argument("--num_test", type=int, default=200, help="Number of test videos.")
     args = parser.parse_args()
@@ -98,9 +94,6 @@ def main() -> None:
     else:
         draw_modes(rows, output_dir / "study.png")
         draw_curves(rows, output_dir / "curves.png")
-        if args.prices is not None:
-            prices = json.loads(args.prices.read_text(encoding="utf-8"))["results"]["asking"]
-            draw_front(rows, prices, output_dir / "front.png")
     print(table)
 
 
