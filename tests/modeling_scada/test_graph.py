@@ -25,7 +25,7 @@ each_mode = pytest.mark.parametrize(("tuning", "branches"), MODES)
 # To compile takes ten seconds.
 each_mode_most_slow = pytest.mark.parametrize(
     ("tuning", "branches"),
-    [mode if mode == ("scada", "both") else pytest.param(*mode, marks=pytest.mark.slow) for mode in MODES],
+    [mode if mode == ("scada", "pooling") else pytest.param(*mode, marks=pytest.mark.slow) for mode in MODES],
 )
 
 
@@ -110,7 +110,12 @@ def test_bytes_are_normalized_in_the_graph(make_model, tiny_batch, tuning):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "branches"), [pytest.param("frozen", "both", marks=pytest.mark.slow), ("scada", "both")]
+    ("tuning", "branches"),
+    [
+        pytest.param("frozen", "both", marks=pytest.mark.slow),
+        pytest.param("scada", "both", marks=pytest.mark.slow),
+        ("scada", "pooling"),
+    ],
 )
 def test_an_exported_model_runs_without_the_package(make_model, tiny_batch, tmp_path, tuning, branches):
     model = make_model(tuning, branches).eval()
